@@ -1,0 +1,300 @@
+"""Masked autoencoder for spectrograms: MAE's constructor and state-dict keys, any number of channels, any grid.
+
+"Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), applied to radio as in arXiv 2411.09996.
+"""
+
+import math
+from functools import partial
+
+import torch
+from einops import rearrange, repeat
+from timm.models.vision_transformer import Block, PatchEmbed
+from torch import nn
+
+from util.errors import UserError
+from util.pos_embed import sincos_2d
+
+MASK_KINDS = ("random", "time", "frequency", "time_frequency")
+
+# The epsilon that released MAE weights were trained with; timm and torch default to other values.
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class MaskedAutoencoderViT(nn.Module):
+    """Vision Transformer encoder on visible patches, light decoder on all of them.
+
+    Args:
+        img_size: (frequency, time) in cells, or one number for both; multiples of `patch_size`.
+        patch_size: side of a square patch in cells.
+        in_chans: channels of the images.
+        embed_dim, depth, num_heads: encoder width, blocks and attention heads.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: the same of the decoder.
+        mlp_ratio: width of a block's hidden layer over its own.
+        norm_layer: called with a width, makes a normalization layer.
+        norm_pix_loss: predict patches scaled to zero mean and unit variance each.
+        mask_kind: "random" removes patches; "time" whole columns of patches, "frequency" whole rows, "time_frequency"
+            both, so that what stays is the crossing of the kept columns with the kept rows.
+    """
+
+    def __init__(
+        self,
+        img_size=224,
+        patch_size=16,
+        in_chans=1,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        decoder_embed_dim=512,
+        decoder_depth=8,
+        decoder_num_heads=16,
+        mlp_ratio=4.0,
+        norm_layer=LayerNorm,
+        norm_pix_loss=False,
+        mask_kind="random",
+    ):
+        super().__init__()
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if any(side % patch_size or side < patch_size for side in self.img_size):
+            raise ValueError(f"expected multiples of {patch_size=}: {img_size=}")
+        if mask_kind not in MASK_KINDS:
+            raise ValueError(f"expected one of {MASK_KINDS}: {mask_kind=}")
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.norm_pix_loss = norm_pix_loss
+        self.mask_kind = mask_kind
+
+        self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
+        self.grid_size = self.patch_embed.grid_size  # (rows, columns)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
+        self.blocks = _blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer)
+        self.norm = norm_layer(embed_dim)
+
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
+        self.decoder_blocks = _blocks(decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
+        self.decoder_norm = norm_layer(decoder_embed_dim)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
+
+        self.apply(_init_weights)
+        # A patch embedding is a linear layer on flattened patches, and is initialised like one.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def num_patches(self):
+        return self.grid_size[0] * self.grid_size[1]
+
+    def patchify(self, imgs):
+        """[N, C, F, T] -> [N, L, patch * patch * C], patches row by row, channels innermost."""
+        return rearrange(imgs, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch_size, q=self.patch_size)
+
+    def unpatchify(self, patches):
+        """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, F, T]."""
+        h, w = self.grid_size
+        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=self.patch_size, q=self.patch_size)
+
+    def masking(self, noise, mask_ratio):
+        """Which patches stay, as a function of the noise.
+
+        Args:
+            noise: float [N, L]. The patches with the smallest values stay; of the structured kinds, the columns and rows
+                with the smallest means.
+            mask_ratio: share of patches to remove, in [0, 1). The number that stays is rounded down, never below one
+                patch, row or column.
+
+        Returns:
+            ids_keep: int64 [N, kept], the patches that stay; ids_restore: int64 [N, L], the place of every patch in the
+            order "kept, then removed"; mask: float32 [N, L], 0 keeps, 1 removes.
+        """
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"expected 0 <= mask_ratio < 1: {mask_ratio=}")
+        order, kept = self._removal_order(noise, 1 - mask_ratio)
+        ids_shuffle = torch.argsort(order, dim=1, stable=True)
+        ids_restore = torch.argsort(ids_shuffle, dim=1)
+        mask = (ids_restore >= kept).float()
+        return ids_shuffle[:, :kept], ids_restore, mask
+
+    def _removal_order(self, noise, keep_share):
+        """A value for each patch [N, L], and how many of the smallest stay."""
+        rows, columns = self.grid_size
+        if self.mask_kind == "random":
+            return noise, _floor(self.num_patches * keep_share)
+
+        rows_kept, columns_kept = rows, columns
+        if self.mask_kind == "time":
+            columns_kept = _floor(columns * keep_share)
+        elif self.mask_kind == "frequency":
+            rows_kept = _floor(rows * keep_share)
+        else:
+            # About the same share of rows as of columns, then the columns that bring the product nearest.
+            rows_kept = max(1, round(rows * math.sqrt(keep_share)))
+            columns_kept = min(columns, _floor(rows * columns * keep_share / rows_kept))
+        noise = noise.unflatten(1, self.grid_size)  # (N, rows, columns)
+        row_removed = _rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
+        column_removed = _rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
+        removed = row_removed[:, :, None] | column_removed[:, None, :]
+        return removed.flatten(1).to(torch.uint8), rows_kept * columns_kept
+
+    def forward_encoder(self, imgs, ids_keep=None):
+        """Images -> normalized tokens [N, 1 + kept, embed_dim]; class token first. Without `ids_keep` all are kept."""
+        # embed patches
+        tokens = self.patch_embed(imgs)  # (N, L, D)
+
+        # add position embedding, without the class token's
+        tokens = tokens + self.pos_embed[:, 1:]
+
+        # remove masked patches
+        if ids_keep is not None:
+            tokens = _gather(tokens, ids_keep)  # (N, kept, D)
+
+        # put the class token first
+        cls_token = self.cls_token + self.pos_embed[:, :1]
+        tokens = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+        # transformer
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def forward_decoder(self, tokens, ids_restore):
+        """Encoded tokens [N, 1 + kept, embed_dim] -> predicted patches [N, L, patch * patch * C]."""
+        # embed tokens
+        tokens = self.decoder_embed(tokens)
+
+        # append mask tokens, then put every patch in its place
+        missing = ids_restore.shape[1] + 1 - tokens.shape[1]
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(len(tokens), missing, -1)
+        patches = _gather(torch.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)  # (N, L, D)
+        tokens = torch.cat([tokens[:, :1], patches], dim=1)
+
+        # add position embedding
+        tokens = tokens + self.decoder_pos_embed
+
+        # transformer
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        tokens = self.decoder_norm(tokens)
+
+        # predict patches, without the class token
+        return self.decoder_pred(tokens)[:, 1:]
+
+    def target(self, imgs):
+        """What is to be predicted: patches [N, L, patch * patch * C] float32, scaled each with `norm_pix_loss`."""
+        patches = self.patchify(imgs.float())
+        if self.norm_pix_loss:
+            mean, var = patch_statistics(patches)
+            patches = (patches - mean) / (var + 1e-6).sqrt()
+        return patches
+
+    def forward_loss(self, imgs, pred, mask):
+        """Mean squared error over the removed patches, or over all where none is removed: a float32 scalar."""
+        return _masked_mean((pred.float() - self.target(imgs)).square().mean(dim=-1), mask)
+
+    def mean_loss(self, imgs, mask):
+        """The same loss for predicting, everywhere, the mean of each image's visible patches: what learning must beat."""
+        target = self.target(imgs)
+        visible = (1 - mask)[..., None]
+        mean = (target * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
+        mean = mean.mean(dim=-1, keepdim=True)  # (N, 1, 1)
+        return _masked_mean((target - mean).square().mean(dim=-1), mask)
+
+    def forward(self, imgs, mask_ratio=0.75, noise=None):
+        """Mask, encode, decode.
+
+        Args:
+            imgs: float [N, in_chans, frequency, time].
+            mask_ratio: share of patches to remove, in [0, 1); 0 removes none and takes the loss over all.
+            noise: float [N, L] that decides the mask (see `masking`); drawn from torch's generator where not given.
+
+        Returns:
+            loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 0 keeps, 1 removes.
+        """
+        if noise is None:
+            noise = torch.rand(len(imgs), self.num_patches, device=imgs.device)
+        ids_keep, ids_restore, mask = self.masking(noise, mask_ratio)
+        pred = self.forward_decoder(self.forward_encoder(imgs, ids_keep), ids_restore)
+        return self.forward_loss(imgs, pred, mask), pred, mask
+
+    def encode(self, imgs):
+        """Features without masking: [N, in_chans, frequency, time] -> [N, 1 + L, embed_dim], class token first."""
+        return self.forward_encoder(imgs)
+
+
+def patch_statistics(patches):
+    """Mean and unbiased variance of each patch, as `norm_pix_loss` uses them: [N, L, values] -> two of [N, L, 1]."""
+    return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+
+
+def _blocks(depth, width, num_heads, mlp_ratio, norm_layer):
+    return nn.ModuleList(
+        Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
+    )
+
+
+def _init_weights(module):
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _floor(count):
+    """`count` rounded down, at least 1. The margin is for products such as 100 * (1 - 0.9), which is 9.999..."""
+    return max(1, math.floor(count + 1e-6))
+
+
+def _rank(values):
+    """Place of each value in the ascending order of its row: [N, M] -> int64 [N, M]."""
+    return torch.argsort(torch.argsort(values, dim=1, stable=True), dim=1)
+
+
+def _gather(tokens, ids):
+    return torch.gather(tokens, 1, repeat(ids, "n l -> n l d", d=tokens.shape[-1]))
+
+
+def _masked_mean(per_patch, mask):
+    # Where no patch is removed, all count. Decided on the device: reading the mask on the host would stall it.
+    weight = torch.where(mask.any(), mask, torch.ones_like(mask))
+    return (per_patch * weight).sum() / weight.sum()
+
+
+_DECODER_512 = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
+_MEDIUM = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, **_DECODER_512}
+
+PRESETS = {
+    "mae_vit_tiny_patch16": {
+        "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3,
+        "decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4,
+    },
+    "mae_vit_small_patch16": {
+        "patch_size": 16, "embed_dim": 512, "depth": 12, "num_heads": 8,
+        "decoder_embed_dim": 256, "decoder_depth": 8, "decoder_num_heads": 16,
+    },
+    "mae_vit_medium_patch16": _MEDIUM,
+    "mae_vit_base_patch16": _MEDIUM,
+    "mae_vit_large_patch16": {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, **_DECODER_512},
+    "mae_vit_huge_patch14": {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16, **_DECODER_512},
+}  # fmt: skip
+
+
+def create_model(name, **kwargs):
+    """The preset `name`, with the constructor arguments of `MaskedAutoencoderViT` on top.
+
+    Raises:
+        UserError: no such preset, or an image size that its patches do not tile.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
+    try:
+        return MaskedAutoencoderViT(**PRESETS[name], **kwargs)
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from error
+
+
+def __getattr__(name):
+    """`models_mae.mae_vit_base_patch16(...)`, as in MAE."""
+    if name in PRESETS:
+        return partial(create_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
