@@ -1,0 +1,103 @@
+"""Spectrograms kept as image files: float TIFF of linear power, PNG pictures, NumPy arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from data.sampling import IMAGE, Source, split_by_group
+from radio.recordings import is_recording_file
+from radio.spectrogram import Spectrogram
+from util.errors import UserError
+
+# The recipe of the published TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about [0, 1]
+# over the range seen in its data, then the mean and standard deviation of its training set.
+TIFF_FLOOR = 1e-12
+TIFF_MIN_DB = -120.0
+TIFF_RANGE_DB = 119.5
+TIFF_MEAN = 0.451
+TIFF_STD = 0.043
+
+SUFFIXES = (".tif", ".tiff", ".png", ".npy")
+
+
+def is_image_file(path):
+    """By suffix; a `.npy` that holds IQ is a recording."""
+    return Path(path).suffix.lower() in SUFFIXES and not is_recording_file(path)
+
+
+class ImageFiles(Source):
+    """One image a file, resized to `image_size` (bicubic, antialiased).
+
+    - TIFF: linear power, float, [frequency, time] with the lowest frequency first; the published recipe above.
+    - PNG: a picture, high frequency at the top; taken to grey, turned so that row 0 is the lowest frequency, zero mean
+      and unit variance each.
+    - npy: float or int [frequency, time] or [channel, frequency, time] in dB, lowest frequency first; zero mean and unit
+      variance each.
+    """
+
+    def __init__(self, paths, image_size):
+        self.paths = [Path(path) for path in paths]
+        self.image_size = tuple(image_size)
+        self.in_chans = len(_read(self.paths[0]))
+
+    def __len__(self):
+        return len(self.paths)
+
+    def load(self, index, rng):
+        return IMAGE, load_image(self.paths[index], self.image_size, self.in_chans)
+
+    def describe(self, index, rng):
+        return {"name": self.paths[index].name, "path": str(self.paths[index])}
+
+    def split(self, fraction, seed):
+        """Hold out whole files."""
+        return split_by_group(self, [str(path) for path in self.paths], fraction, seed, "images")
+
+
+def load_image(path, image_size, in_chans=1):
+    """An image file as the model takes it: float32 [C, rows, columns].
+
+    Raises:
+        UserError: the file is unreadable, of another number of channels, or holds NaN or infinity.
+    """
+    values = _read(path)
+    if len(values) != in_chans:
+        raise UserError(f"{path}: expected {in_chans} channels like the first image; found {len(values)}")
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: expected finite values; found NaN or infinity")
+    is_tiff = Path(path).suffix.lower() in (".tif", ".tiff")
+    if is_tiff:
+        if values.min() < 0:
+            raise UserError(f"{path}: expected linear power of at least 0; found {values.min():g}")
+        values = (10 * np.log10(values + TIFF_FLOOR) - TIFF_MIN_DB) / TIFF_RANGE_DB
+    image = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
+    image = F.interpolate(image, size=tuple(image_size), mode="bicubic", antialias=True)
+    image = (image - TIFF_MEAN) / TIFF_STD if is_tiff else Spectrogram.normalized(image)
+    return image[0].numpy()
+
+
+def _read(path):
+    """The values of a file: [C, rows, columns], row 0 the lowest frequency."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as picture:
+                # Pictures in colour are colour maps of one quantity; brightness grows with it in those in use.
+                values = np.asarray(picture.convert("L") if suffix == ".png" else picture)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{path}: expected an image; found a damaged or unreadable file: {error}") from error
+    if suffix == ".png":
+        values = values[::-1]
+    elif suffix != ".npy" and not np.issubdtype(values.dtype, np.floating):
+        raise UserError(f"{path}: expected a TIFF of float power; found {values.dtype}")
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
+        raise UserError(f"{path}: expected numbers [rows, columns] or [C, rows, columns]; found {values.dtype} "
+                        f"{list(values.shape)}")
+    return values

@@ -1,0 +1,110 @@
+"""Windows of IQ from recordings: drawn at random in training, tiled in validation."""
+
+import numpy as np
+
+from data.sampling import IQ, Source, hold_out
+from util.errors import UserError, warn
+
+
+class RecordingWindows(Source):
+    """Windows of one duration from recordings of any sample rate.
+
+    An epoch has as many windows of a recording as fit into it side by side. In training each starts anywhere in its
+    recording; without a generator they are those side by side.
+
+    Args:
+        spans: list of (recording, first sample, last sample + 1), each at least a window long.
+        front_end: says how many samples a window has at a sample rate.
+    """
+
+    def __init__(self, spans, front_end):
+        self.spans = spans
+        self.front_end = front_end
+        self.image_size = front_end.image_size
+        self.window_samples = np.array([front_end.num_samples(span[0].sample_rate_hz) for span in spans])
+        lengths = np.array([stop - start for _, start, stop in spans])
+        self.counts = lengths // self.window_samples
+        self.ends = np.cumsum(self.counts)
+
+    @classmethod
+    def from_recordings(cls, recordings, front_end):
+        """All windows of the recordings; those too short for one are left out with a warning.
+
+        Raises:
+            UserError: no recording holds a window, or an FFT is longer than a window.
+        """
+        spans, short = [], []
+        for recording in recordings:
+            window = front_end.num_samples(recording.sample_rate_hz)
+            fits = front_end.n_fft <= window <= recording.num_samples
+            (spans if fits else short).append((recording, 0, recording.num_samples))
+        if short:
+            why = f"shorter than a window of {front_end.duration_s * 1e3:g} ms or a window shorter than an FFT"
+            names = ", ".join(recording.name for recording, _, _ in short[:4]) + (", ..." if len(short) > 4 else "")
+            if not spans:
+                longest = max(recording.duration_s for recording, _, _ in short)
+                raise UserError(
+                    f"--window_ms: expected recordings of at least {front_end.duration_s * 1e3:g} ms and windows of at "
+                    f"least {front_end.n_fft} samples; found none (longest {longest * 1e3:g} ms: {names})"
+                )
+            warn(f"{len(short)} of {len(recordings)} recordings skipped, {why}: {names}")
+        return cls(spans, front_end)
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def _window(self, index, rng):
+        """(recording, first sample, samples) of a window."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        recording, start, stop = self.spans[number]
+        count = int(self.window_samples[number])
+        if rng is None:
+            offset = (index - (int(self.ends[number - 1]) if number else 0)) * count
+        else:
+            offset = int(rng.integers(stop - start - count + 1))
+        return recording, start + offset, count
+
+    def load(self, index, rng):
+        recording, start, count = self._window(index, rng)
+        return IQ, recording.read(start, count)
+
+    def describe(self, index, rng):
+        recording, start, count = self._window(index, rng)
+        return {
+            "name": recording.name,
+            "path": str(recording.path),
+            "start_s": (recording.sample_start + start) / recording.sample_rate_hz,
+            "sample_start": recording.sample_start + start,
+            "num_samples": count,
+            "sample_rate_hz": recording.sample_rate_hz,
+            "center_freq_hz": recording.center_freq_hz,
+        }
+
+    def split(self, fraction, seed):
+        """Hold out whole recordings (files: their channels and stretches share the air), or of a single one the end."""
+        paths = [str(recording.path) for recording, _, _ in self.spans]
+        if len(set(paths)) > 1:
+            held_out = hold_out(paths, fraction, seed)
+            parts = ([], [])
+            for span, path in zip(self.spans, paths, strict=True):
+                parts[path in held_out].append(span)
+        else:
+            parts = self._split_in_time(fraction)
+        return RecordingWindows(parts[0], self.front_end), RecordingWindows(parts[1], self.front_end)
+
+    def _split_in_time(self, fraction):
+        training, held_out = [], []
+        for (recording, start, stop), window, count in zip(self.spans, self.window_samples, self.counts, strict=True):
+            border = stop - int(window) * max(1, round(fraction * int(count)))
+            if border - start >= window:
+                training.append((recording, start, border))
+                held_out.append((recording, border, stop))
+            else:
+                training.append((recording, start, stop))
+        if not held_out:
+            recording = self.spans[0][0]
+            raise UserError(
+                f"--val_fraction: expected room for a window to train on and one to hold out; found "
+                f"{recording.duration_s * 1e3:g} ms in {recording.name}"
+            )
+        return training, held_out

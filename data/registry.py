@@ -1,0 +1,139 @@
+"""The table of sources: what a path on the command line holds, and how it is opened."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.images import ImageFiles, is_image_file
+from data.recordings import RecordingWindows
+from data.sampling import Concatenated
+from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from radio.recordings import find_recordings, is_recording_file
+from radio.spectrogram import Spectrogram
+from util.errors import UserError, warn
+
+DEFAULT_N_FFT = 1024
+DEFAULT_WINDOW_MS = 16.0
+DEFAULT_IMAGE_SIZE = (224, 224)
+
+
+def add_data_arguments(parser):
+    """The flags that every command has to say what it reads; returns their group."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data_path", nargs="+", required=True, metavar="PATH",
+                       help="recordings, spectrogram sets or images: files and folders")
+    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
+    group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
+    group.add_argument("--window_ms", type=float, help="length of a window; 16, or as the set has it")
+    group.add_argument("--n_fft", type=int, help="samples per FFT; 1024, or as the set has it")
+    group.add_argument("--input_size", type=int, nargs="+", metavar="CELLS",
+                       help="image size: one number, or frequency rows and time columns; 224, or as the set has it")
+    return group
+
+
+@dataclass
+class Found:
+    """What paths hold: spectrogram sets (opened), files of recordings, image files."""
+
+    sets: list
+    recordings: list
+    images: list
+
+
+def find(paths):
+    """Look at files and folders. A folder is a spectrogram set, or holds sets, recordings or images: the first of these.
+
+    Raises:
+        UserError: a path is missing, unreadable, or holds none of them.
+    """
+    found = Found([], [], [])
+    for path in paths:
+        if not os.path.exists(path):
+            raise UserError(f"--data_path {path}: expected a file or folder; found none")
+        folders, files = _walk(path) if os.path.isdir(path) else ([], [Path(path)])
+        sets = [folder for folder in folders if is_spectrogram_set(folder)]
+        recordings = [file for file in files if is_recording_file(file)]
+        images = [file for file in files if is_image_file(file)]
+        if sets:
+            found.sets += [SpectrogramSet(folder) for folder in sets]
+        elif recordings:
+            found.recordings.append(path)
+            if images:
+                warn(f"{path}: {len(images)} image files beside the recordings are left out")
+        elif images:
+            found.images += images
+        else:
+            raise UserError(
+                f"--data_path {path}: expected recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images "
+                f"(.tif, .png, .npy); found none among {len(files)} files"
+            )
+    return found
+
+
+def _walk(path):
+    """(folders, files) below a folder, itself included, sorted; hidden names are passed over."""
+
+    def fail(error):
+        raise UserError(f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}") from error
+
+    folders, files = [], []
+    for folder, names, file_names in os.walk(path, onerror=fail):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        folders.append(Path(folder))
+        files += [Path(folder, name) for name in sorted(file_names) if not name.startswith(".")]
+    return folders, files
+
+
+def front_end_for(found, args):
+    """The front end of the sets that were found, or else one of the flags' or default parameters.
+
+    Args:
+        args: what the parser of `add_data_arguments` gave.
+
+    Raises:
+        UserError: a parameter is out of range, or does not agree with a set.
+    """
+    if args.window_ms is not None and not 0 < args.window_ms < float("inf"):
+        raise UserError(f"--window_ms: expected a positive number; found {args.window_ms}")
+    if args.input_size is not None and (len(args.input_size) > 2 or min(args.input_size) < 1):
+        raise UserError(f"--input_size: expected one or two positive numbers; found {args.input_size}")
+    given = {
+        "n_fft": args.n_fft,
+        "duration_s": args.window_ms and args.window_ms / 1e3,
+        "image_size": args.input_size and (args.input_size * 2)[:2],
+    }
+    flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
+    settings = {key: value for key, value in given.items() if value is not None}
+    for spectrogram_set in found.sets:
+        for key, value in spectrogram_set.front_end_settings.items():
+            if settings.setdefault(key, value) != value:
+                raise UserError(
+                    f"{spectrogram_set.path}: expected a spectrogram set made with {flags[key]} "
+                    f"{_shown(key, settings[key])}; found {_shown(key, value)}"
+                )
+    defaults = {"n_fft": DEFAULT_N_FFT, "duration_s": DEFAULT_WINDOW_MS / 1e3, "image_size": list(DEFAULT_IMAGE_SIZE)}
+    try:
+        return Spectrogram(**{**defaults, **settings})
+    except ValueError as error:
+        raise UserError(f"--n_fft, --window_ms, --input_size: {error}") from error
+
+
+def _shown(key, value):
+    return f"{value * 1e3:g}" if key == "duration_s" else value
+
+
+def open_source(found, front_end, args):
+    """One source of all that was found, `args` as in `front_end_for`.
+
+    Raises:
+        UserError: the paths mix image files with what goes through the front end, or cannot be opened.
+    """
+    if found.images and (found.sets or found.recordings):
+        raise UserError("--data_path: expected images alone, or recordings and spectrogram sets; found both")
+    sources = list(found.sets)
+    if found.recordings:
+        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        sources.append(RecordingWindows.from_recordings(recordings, front_end))
+    if found.images:
+        sources.append(ImageFiles(found.images, front_end.image_size))
+    return sources[0] if len(sources) == 1 else Concatenated(sources)

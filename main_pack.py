@@ -1,0 +1,48 @@
+"""Pack recordings into a spectrogram set, so that later runs read spectrograms instead of computing them.
+
+    python main_pack.py --data_path recordings/ --output sets/recordings-16ms
+    python main_pretrain.py --data_path sets/recordings-16ms ...
+
+The windows lie side by side; the front end is saved with the set and is that of every run on it.
+"""
+
+import argparse
+
+import torch
+from tqdm import tqdm
+
+from data import registry
+from data.spectrogram_set import spectrogram_set_writer
+from util.device import pick_device
+from util.errors import UserError, reported
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(description="Pack recordings into a spectrogram set.", allow_abbrev=False)
+    registry.add_data_arguments(parser)
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="the set to write, a new folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser
+
+
+@torch.inference_mode()
+def main(args):
+    device = pick_device(args.device)
+    found = registry.find(args.data_path)
+    if found.sets or found.images:
+        raise UserError("--data_path: expected recordings to pack; found spectrogram sets or images")
+    front_end = registry.front_end_for(found, args)
+    source = registry.open_source(found, front_end, args)
+    front_end = front_end.to(device)
+
+    with spectrogram_set_writer(args.output, len(source), front_end) as add:
+        for index in tqdm(range(len(source)), desc="packing", unit=" windows"):
+            _, iq = source.load(index, None)
+            decibels = front_end.decibels(torch.from_numpy(iq).to(device)[None])
+            add(decibels[0].cpu().numpy(), source.describe(index, None))
+    print(f"wrote {len(source)} spectrograms of {front_end.settings()} to {args.output}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())

@@ -1,0 +1,278 @@
+"""Pretrain a masked autoencoder on IQ recordings, spectrogram sets or spectrogram images.
+
+    # a GPU
+    python main_pretrain.py --data_path recordings/ --model mae_vit_small_patch16 --norm_pix_loss
+
+    # a laptop CPU
+    python main_pretrain.py --data_path recordings/ --model mae_vit_tiny_patch16 --batch_size 32 --window_ms 2
+
+    # raw IQ, two folders
+    python main_pretrain.py --data_path day1/ day2/ --sample_rate 20e6 --datatype ci16
+
+    # go on with a run that was stopped: the same command, or from one of its checkpoints
+    python main_pretrain.py --data_path recordings/ ... --resume output_dir/checkpoint-40.pth
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.optim import param_groups_weight_decay
+
+import models_mae
+from data import registry
+from data.sampling import EpochBatches, MaskedSamples, make_loader, to_images
+from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
+from util import checkpoint
+from util.device import AMP_CHOICES, mixed_precision, pick_amp, pick_device
+from util.distributed import require_single_process
+from util.errors import UserError, reported, warn
+from util.logger import RunLog
+from util.plots import reconstruction_figure
+
+# Flags that may differ between a run and the one that it resumes: where things are, and how fast they come.
+FREE_FLAGS = {
+    "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "keep", "save_every_steps", "save_every_epochs",
+}  # fmt: skip
+PICTURES = 4
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        description="Pretrain a masked autoencoder on radio recordings.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    data = registry.add_data_arguments(parser)
+    data.add_argument("--val_fraction", type=float, default=0.1,
+                      help="share of the recordings held out; of a single one, its end; 0 holds out none")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="mae_vit_large_patch16", metavar="PRESET", help=", ".join(models_mae.PRESETS))
+    model.add_argument("--mask_ratio", type=float, default=0.75, help="share of the patches that is removed")
+    model.add_argument("--mask_kind", default="random", choices=models_mae.MASK_KINDS)
+    model.add_argument("--norm_pix_loss", action="store_true", help="predict patches of zero mean and unit variance")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch_size", type=int, default=64)
+    training.add_argument("--epochs", type=int, default=400)
+    training.add_argument("--accum_iter", type=int, default=1, help="batches to a step")
+    training.add_argument("--weight_decay", type=float, default=0.05)
+    training.add_argument("--lr", type=float, help="learning rate; blr * batch_size * accum_iter / 256 where not given")
+    training.add_argument("--blr", type=float, default=1e-3, help="base learning rate")
+    training.add_argument("--min_lr", type=float, default=0.0, help="rate at the end of the cosine")
+    training.add_argument("--warmup_epochs", type=int, default=40)
+    training.add_argument("--clip_grad", type=float, help="largest norm of the gradient")
+    training.add_argument("--start_epoch", type=int, default=0, help="first epoch of a run that resumes none")
+    training.add_argument("--seed", type=int, default=0)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log.txt, reconstruction.png")
+    run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
+    run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
+                     help="auto: go on with the run in the output folder, if there is one; none: start anew in an empty one")
+    run.add_argument("--save_every_epochs", type=int, default=1, help="epochs from a checkpoint and picture to the next")
+    run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
+    run.add_argument("--keep", type=int, default=3, help="newest checkpoint-<epoch>.pth to keep; 0 keeps all")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
+    run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
+    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
+                     help="page-locked buffers on the way to a GPU")
+    return parser
+
+
+def check_args(args):
+    """Refuse values that no run can have, before anything is opened."""
+    at_least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "weight_decay": 0, "blr": 0, "lr": 0, "min_lr": 0,
+                "warmup_epochs": 0, "start_epoch": 0, "seed": 0, "save_every_epochs": 1, "save_every_steps": 0, "keep": 0,
+                "num_workers": 0}  # fmt: skip
+    for name, least in at_least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name}: expected at least {least}; found {value}")
+    if args.clip_grad is not None and not args.clip_grad > 0:
+        raise UserError(f"--clip_grad: expected a positive number; found {args.clip_grad}")
+    for name in ("mask_ratio", "val_fraction"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name}: expected a share of at least 0 and below 1; found {getattr(args, name)}")
+    if args.start_epoch >= args.epochs:
+        raise UserError(f"--start_epoch: expected less than --epochs {args.epochs}; found {args.start_epoch}")
+
+
+@contextlib.contextmanager
+def output_folder(args):
+    """The output folder, created and seen to be writable; removed again if the run fails before anything is in it."""
+    folder = Path(args.output_dir)
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: expected a folder that can be written; {error.strerror}") from error
+    args.log_dir = args.log_dir or args.output_dir
+    try:
+        yield folder
+    except UserError:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def open_data(args):
+    """(training source, held-out source or None, front end, front-end settings for the checkpoint)."""
+    found = registry.find(args.data_path)
+    front_end = registry.front_end_for(found, args)
+    source = registry.open_source(found, front_end, args)
+    settings = {"kind": "images", "image_size": list(front_end.image_size)} if found.images else front_end.settings()
+    if not args.val_fraction:
+        return source, None, front_end, settings
+    return *source.split(args.val_fraction, args.seed), front_end, settings
+
+
+def resume(args, run_flags, model, optimizer, scaler, settings, num_samples):
+    """Load the checkpoint that the flags name, if any: (progress, whether anything was loaded)."""
+    if args.resume == "auto":
+        path = checkpoint.newest(args.output_dir)
+        if path is None:
+            return Progress(), False
+    elif args.resume in ("none", ""):
+        if checkpoint.newest(args.output_dir):
+            raise UserError(f"--resume none: expected an --output_dir without checkpoints; found some in {args.output_dir}")
+        return Progress(), False
+    else:
+        path = args.resume
+    state = checkpoint.load(path)
+
+    saved = state["args"]
+    if saved["model"] != args.model:
+        raise UserError(f"{path}: expected a checkpoint of {args.model}; found one of {saved['model']}")
+    checkpoint.load_model(model, state["model"], path)
+    if state["front_end"] != settings:
+        raise UserError(f"{path}: expected the front end {settings}; found one trained with {state['front_end']}")
+    changed = [f"--{name} {saved.get(name)} there, {value} here" for name, value in run_flags.items()
+               if saved.get(name) != value]
+    if changed and args.resume == "auto":
+        raise UserError(f"{path}: expected the flags of the run to resume; found {'; '.join(changed)} (give --resume "
+                        f"{path} to go on with the new ones, or another --output_dir)")
+    if changed:
+        warn(f"resuming {path} with other flags: {'; '.join(changed)}")
+    progress = Progress(**state["progress"])
+    if state["num_samples"] != num_samples:
+        raise UserError(f"{path}: expected a run on {num_samples} training samples; found one on {state['num_samples']}")
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    checkpoint.set_random_state(state["rng"])
+    print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
+    return progress, True
+
+
+def picture(model, front_end, source, dataset, args, device, epoch):
+    """Reconstructions of a few samples, spread over the source, with axes where they are known."""
+    count = min(PICTURES, len(dataset))
+    chosen = [number * len(dataset) // count for number in range(count)]
+    rows = []
+    for index in chosen:
+        kind, values, noise, _ = dataset[0, index]
+        images = to_images([(kind, torch.from_numpy(values)[None], torch.tensor([0]))], front_end, device)
+        rebuilt, removed = reconstruct(model, images, torch.from_numpy(noise)[None].to(device), args.mask_ratio)
+        about = source.describe(index, None)
+        rate = about.get("sample_rate_hz")
+        extent = rate and front_end.extent(rate, about["center_freq_hz"], about["num_samples"])
+        at = f", {about['start_s'] * 1e3:.1f} ms in" if rate else ""
+        rows.append({"title": about["name"] + at, "extent": extent, "original": images[0, 0].cpu().numpy(),
+                     "reconstruction": rebuilt[0, 0].cpu().numpy(), "removed": removed[0, 0].cpu().numpy()})
+    caption = f"{args.model}, epoch {epoch}, {args.mask_ratio:.0%} removed ({args.mask_kind}); visible patches as they are"
+    if args.norm_pix_loss:
+        caption += "; predicted patches are put back with the mean and variance of the original patches"
+    return reconstruction_figure(rows, caption)
+
+
+def main(args):
+    require_single_process()
+    check_args(args)
+    device = pick_device(args.device)
+    args.amp = pick_amp(args.amp, device)
+    autocast, scaler = mixed_precision(args.amp, device)
+    torch.manual_seed(args.seed)
+
+    source, held_out, front_end, settings = open_data(args)
+    model = models_mae.create_model(
+        args.model, img_size=front_end.image_size, in_chans=source.in_chans, norm_pix_loss=args.norm_pix_loss,
+        mask_kind=args.mask_kind,
+    ).to(device)  # fmt: skip
+    front_end = front_end.to(device)
+
+    if args.lr is None:
+        args.lr = args.blr * args.batch_size * args.accum_iter / 256
+    groups = param_groups_weight_decay(model, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+
+    dataset = MaskedSamples(source, model.num_patches, args.seed, training=True)
+    batches = EpochBatches(len(dataset), args.batch_size, args.seed, shuffle=True)
+    pin = args.pin_mem and device.type == "cuda"
+    loader = make_loader(dataset, batches, args.num_workers, pin)
+    if held_out is not None:
+        held_out = MaskedSamples(held_out, model.num_patches, args.seed, training=False)
+        held_out_batches = EpochBatches(len(held_out), args.batch_size, args.seed, shuffle=False)
+        held_out_loader = make_loader(held_out, held_out_batches, args.num_workers, pin)
+
+    steps_per_epoch = -(-len(batches) // args.accum_iter)
+    run_flags = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+    progress, resumed = resume(args, run_flags, model, optimizer, scaler, settings, len(dataset))
+    if not resumed:
+        progress.step = args.start_epoch * steps_per_epoch
+    first_epoch, first_step = divmod(progress.step, steps_per_epoch)
+
+    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {device}, amp {args.amp}")
+    print(f"front end: {settings}")
+    print(f"{len(dataset)} training samples, {len(held_out or ())} held out; batch {args.batch_size} x {args.accum_iter}, "
+          f"lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")
+
+    def save(epoch, completed=False, numbered=False):
+        state = {
+            "format": checkpoint.FORMAT, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(), "epoch": epoch if completed else epoch - 1, "step": progress.step,
+            "progress": vars(progress).copy(), "num_samples": len(dataset), "rng": checkpoint.random_state(),
+            "args": vars(args).copy(), "front_end": settings, "classes": [],
+        }  # fmt: skip
+        checkpoint.save(state, args.output_dir, epoch if numbered else None, args.keep)
+
+    with output_folder(args) as folder:
+        log = RunLog(folder, args.log_dir, first_epoch, progress.step)
+        started = time.perf_counter()
+        for epoch in range(first_epoch, args.epochs):
+            if first_step == 0:
+                progress.start_epoch()
+            batches.epoch, batches.first_batch = epoch, first_step * args.accum_iter
+            first_step = 0
+            stats = train_one_epoch(
+                model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast,
+                partial(save, epoch),
+            )  # fmt: skip
+            if held_out is not None:
+                stats |= evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast)
+                print(f"epoch {epoch}/{args.epochs} held out: loss {stats['val_loss']:.4f}, predicting the mean "
+                      f"{stats['val_mean_loss']:.4f}  ({stats['val_samples']} samples)", flush=True)
+                log.scalars(progress.step, {"val/loss": stats["val_loss"], "val/mean_loss": stats["val_mean_loss"]})
+            log.epoch({"epoch": epoch, "step": progress.step, **stats})
+            if (epoch + 1) % args.save_every_epochs == 0 or epoch + 1 == args.epochs:
+                shown = (held_out.source, held_out) if held_out is not None else (source, dataset)
+                log.figure(progress.step, picture(model, front_end, *shown, args, device, epoch))
+                save(epoch, completed=True, numbered=True)
+            elif args.save_every_steps:
+                save(epoch, completed=True)
+        log.close()
+        print(f"trained to epoch {args.epochs} in {time.perf_counter() - started:.0f} s; see {folder}/reconstruction.png, "
+              f"{folder}/log.txt, {folder}/{checkpoint.LAST}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())

@@ -1,0 +1,53 @@
+"""Where a run computes, and in which precision."""
+
+import contextlib
+from functools import partial
+
+import torch
+
+from util.errors import UserError
+
+AMP_CHOICES = ("auto", "bf16", "fp16", "off")
+
+
+def pick_device(name):
+    """The device of `--device`: "auto" takes the GPU where there is one.
+
+    Raises:
+        UserError: unknown, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: expected auto, cpu or a GPU of this machine; found {name!r}: {reason}") from error
+    return device
+
+
+def pick_amp(name, device):
+    """The precision of `--amp` by name: "bf16", "fp16" or "off".
+
+    "auto" is bf16 where the machine computes in it, fp16 on older GPUs, and off elsewhere.
+
+    Raises:
+        UserError: fp16 asked for on a CPU, where no scaler works.
+    """
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("--amp fp16: expected a GPU; found a CPU, which takes bf16 or off")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    # torch offers no public test for it.
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "off"
+
+
+def mixed_precision(amp, device):
+    """(maker of the autocast context, gradient scaler) for a precision of `pick_amp`."""
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    if amp == "off":
+        return contextlib.nullcontext, scaler
+    return partial(torch.autocast, device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp]), scaler
