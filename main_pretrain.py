@@ -25,7 +25,7 @@ from timm.optim import param_groups_weight_decay
 
 import models_mae
 from data import registry
-from data.sampling import EpochBatches, MaskedSamples, make_loader, to_images
+from data.sampling import EpochBatches, MaskedSamples, collate, make_loader, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
 from util import checkpoint
 from util.device import AMP_CHOICES, mixed_precision, pick_amp, pick_device
@@ -114,6 +114,7 @@ def output_folder(args):
         probe = folder / f".{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
+        checkpoint.remove_torn(folder)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: expected a folder that can be written; {error.strerror}") from error
     args.log_dir = args.log_dir or args.output_dir
@@ -151,8 +152,8 @@ def resume(args, run_flags, model, optimizer, scaler, settings, num_samples):
     state = checkpoint.load(path)
 
     saved = state["args"]
-    if saved["model"] != args.model:
-        raise UserError(f"{path}: expected a checkpoint of {args.model}; found one of {saved['model']}")
+    if saved.get("model") != args.model:
+        raise UserError(f"{path}: expected a checkpoint of {args.model}; found one of {saved.get('model')}")
     checkpoint.load_model(model, state["model"], path)
     if state["front_end"] != settings:
         raise UserError(f"{path}: expected the front end {settings}; found one trained with {state['front_end']}")
@@ -179,9 +180,9 @@ def picture(model, front_end, source, dataset, args, device, epoch):
     chosen = [number * len(dataset) // count for number in range(count)]
     rows = []
     for index in chosen:
-        kind, values, noise, _ = dataset[0, index]
-        images = to_images([(kind, torch.from_numpy(values)[None], torch.tensor([0]))], front_end, device)
-        rebuilt, removed = reconstruct(model, images, torch.from_numpy(noise)[None].to(device), args.mask_ratio)
+        batch = collate([dataset[0, index]])
+        images = to_images(batch["parts"], front_end, device)
+        rebuilt, removed = reconstruct(model, images, batch["noise"].to(device), args.mask_ratio)
         about = source.describe(index, None)
         rate = about.get("sample_rate_hz")
         extent = rate and front_end.extent(rate, about["center_freq_hz"], about["num_samples"])

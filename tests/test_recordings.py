@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sigmf
+from support import CAPTURES, ROOT, needs_captures, write_sigmf
 
 from radio.recordings import DATATYPES, find_recordings, is_recording_file, open_recording
 from util.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-CAPTURES = ROOT.parent / "shared" / "data" / "recordings"
 STRUCT_CODES = {"f64": "d", "f32": "f", "i32": "i", "i16": "h", "i8": "b", "u32": "I", "u16": "H", "u8": "B"}
 ALL_DATATYPES = [base + order for base in DATATYPES for order in ([""] if base.endswith("8") else ["_le", "_be"])]
 
@@ -57,17 +56,6 @@ def expected_iq(base: str, values: list, channels: int) -> np.ndarray:
     """complex64 [frames, channels]"""
     parts = scaled(base, values).reshape(-1, channels, 2 if base[0] == "c" else 1)
     return (parts[..., 0] + 1j * (parts[..., 1] if base[0] == "c" else 0)).astype(np.complex64)
-
-
-def write_sigmf(folder: Path, data: bytes, datatype="cu8", name="a", captures=({"core:sample_start": 0},), annotations=(),
-                data_name=None, **info) -> Path:
-    """`info` without "core:"; a value of None leaves the key out. Returns the .sigmf-meta."""
-    info = {"datatype": datatype, "version": "1.2.0", "sample_rate": 1e6, **info}
-    info = {f"core:{key}": value for key, value in info.items() if value is not None}
-    (folder / (data_name or f"{name}.sigmf-data")).write_bytes(data)
-    meta = folder / f"{name}.sigmf-meta"
-    meta.write_text(json.dumps({"global": info, "captures": list(captures), "annotations": list(annotations)}))
-    return meta
 
 
 def ramp(count: int, first=0) -> bytes:
@@ -687,7 +675,7 @@ def test_a_4_gb_file_is_read_at_its_end_without_memory_or_open_files(tmp_path):
     assert result.stderr == ""
 
 
-@pytest.mark.skipif(not CAPTURES.is_dir(), reason=f"the real captures are not here: {CAPTURES}")
+@needs_captures
 def test_real_captures_are_what_their_readme_says():
     rows = [line.strip("|").split("|") for line in (CAPTURES / "README.md").read_text().splitlines() if line[:1] == "|"]
     table = {row[0].strip(): (float(row[2]), float(row[3])) for row in rows[2:]}

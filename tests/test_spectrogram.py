@@ -44,7 +44,7 @@ def test_shape_statistics_and_axes_for_any_size(n_fft, samples, image_size):
     assert (frequencies.diff() > 0).all()
     assert (times.diff() >= 0).all()
     first_s, last_s, low_hz, high_hz = front_end.extent(1e6, 2.4e9)
-    assert 0 <= times[0]
+    assert times[0] >= 0
     assert times[-1] <= samples / 1e6
     assert first_s < last_s
     assert high_hz - low_hz == pytest.approx(1e6)

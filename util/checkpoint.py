@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,7 +13,10 @@ from util.errors import UserError
 
 FORMAT = 1
 LAST = "checkpoint-last.pth"
-KEYS = ("model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format")
+KEYS = (
+    "model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress",
+    "num_samples",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -69,6 +73,12 @@ def save(state, folder, completed_epoch=None, keep=0):
         old.unlink()
 
 
+def remove_torn(folder):
+    """Remove what a process that was killed while it wrote left behind."""
+    for path in sorted(Path(folder).glob(".checkpoint-*.tmp")):
+        path.unlink()
+
+
 def epoch_checkpoints(folder):
     """`checkpoint-<epoch>.pth` of a folder, oldest epoch first."""
     found = [(re.fullmatch(r"checkpoint-(\d+)\.pth", path.name), path) for path in sorted(Path(folder).glob("*.pth"))]
@@ -90,7 +100,10 @@ def load(path):
         UserError: the file is missing, damaged, holds pickled objects, or is not a checkpoint of this project.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # What torch has to say of a foreign pickle, our error says.
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a checkpoint; found no such file") from error
     except pickle.UnpicklingError as error:
@@ -101,7 +114,10 @@ def load(path):
         raise UserError(f"{path}: expected a checkpoint; found a damaged or unreadable file") from error
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else KEYS
     if missing:
-        raise UserError(f"{path}: expected a checkpoint to resume from; found none of its parts {', '.join(missing)}")
+        raise UserError(f"{path}: expected a checkpoint to resume from; found a file without {', '.join(missing)}")
+    odd = [key for key in ("model", "optimizer", "args", "front_end", "progress") if not isinstance(state[key], dict)]
+    if odd:
+        raise UserError(f"{path}: expected dicts in a checkpoint; {odd[0]} is a {type(state[odd[0]]).__name__}")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: expected checkpoint format {FORMAT}; found {state['format']}")
     return state

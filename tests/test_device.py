@@ -1,0 +1,55 @@
+"""Where and in which precision a run computes."""
+
+import pytest
+import torch
+
+from util.device import mixed_precision, pick_amp, pick_device
+from util.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_devices():
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "meta:x"])
+def test_devices_that_are_not_here(name):
+    with pytest.raises(UserError, match="--device") as error:
+        pick_device(name)
+    assert "\n" not in str(error.value)
+
+
+def test_precision_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert pick_amp("auto", CPU) == "off"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert pick_amp("auto", CPU) == "bf16"
+    assert pick_amp("off", CPU) == "off"
+    with pytest.raises(UserError, match="--amp fp16"):
+        pick_amp("fp16", CPU)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_precision_of_a_gpu(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert pick_amp("auto", torch.device("cuda")) == expected
+    assert pick_amp("fp16", torch.device("cuda")) == "fp16"
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_mixed_precision(amp, dtype):
+    autocast, scaler = mixed_precision(amp, CPU)
+    assert not scaler.is_enabled()
+    with autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fp16_has_a_scaler():
+    autocast, scaler = mixed_precision("fp16", torch.device("cuda"))
+    assert scaler.is_enabled()
+    with autocast():
+        assert (torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")).dtype == torch.float16

@@ -1,0 +1,343 @@
+"""What training reads: windows of recordings, spectrogram sets, images, and how a path is recognised."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import write_ci16
+
+from data import registry
+from data.images import ImageFiles, load_image
+from data.recordings import RecordingWindows
+from data.sampling import DECIBELS, IQ, generator
+from data.spectrogram_set import SpectrogramSet, spectrogram_set_writer
+from radio.recordings import find_recordings
+from radio.spectrogram import Spectrogram
+from util.errors import UserError
+
+
+def front_end(**kwargs):
+    return Spectrogram(**{"n_fft": 64, "duration_s": 0.01, "image_size": (16, 24)} | kwargs)
+
+
+def flags(*line):
+    parser = argparse.ArgumentParser()
+    registry.add_data_arguments(parser)
+    return parser.parse_args(["--data_path", *map(str, line)])
+
+
+def opened(*line):
+    args = flags(*line)
+    found = registry.find(args.data_path)
+    made = registry.front_end_for(found, args)
+    return registry.open_source(found, made, args), made
+
+
+# Recordings
+
+
+def test_windows_are_tiled_without_a_generator_and_anywhere_with_one(tmp_path):
+    path = write_ci16(tmp_path, duration_s=0.0355, sample_rate_hz=100e3)
+    windows = RecordingWindows.from_recordings(find_recordings(path), front_end())
+    recording = find_recordings(path)[0]
+    assert len(windows) == 3  # 35.5 ms hold three windows of 10 ms
+    for index in range(3):
+        kind, iq = windows.load(index, None)
+        assert kind == IQ
+        assert np.array_equal(iq, recording.read(index * 1000, 1000))
+    starts = [windows.describe(0, generator(0, 0, 0, i))["sample_start"] for i in range(400)]
+    assert min(starts) >= 0
+    assert max(starts) <= 2550
+    assert min(starts) < 100
+    assert max(starts) > 2450
+    start = windows.describe(1, generator(0, 0, 0, 9))
+    assert np.array_equal(windows.load(1, generator(0, 0, 0, 9))[1], recording.read(start["sample_start"], 1000))
+    assert start["start_s"] == pytest.approx(start["sample_start"] / 100e3)
+    assert start["center_freq_hz"] == 2.4e9
+    assert start["num_samples"] == 1000
+
+
+def test_windows_have_one_duration_at_every_sample_rate(tmp_path):
+    for name, rate in (("a", 100e3), ("b", 44.1e3), ("c", 250e3)):
+        write_ci16(tmp_path, name, 0.02, rate)
+    windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
+    assert [len(windows.load(index, None)[1]) for index in range(6)] == [1000, 1000, 441, 441, 2500, 2500]
+
+
+def test_short_recordings_are_skipped_and_counted(tmp_path, capsys):
+    write_ci16(tmp_path, "long", 0.02)
+    write_ci16(tmp_path, "short", 0.009)
+    write_ci16(tmp_path, "slow", 0.02, sample_rate_hz=5e3)  # 50 samples in 10 ms: less than an FFT
+    windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
+    assert len(windows) == 2
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: 2 of 3 recordings skipped")
+    assert "short.sigmf-meta, slow.sigmf-meta" in warning
+    with pytest.raises(UserError, match=r"--window_ms.*50 ms.*found none.*longest 20 ms"):
+        RecordingWindows.from_recordings(find_recordings(tmp_path), front_end(duration_s=0.05))
+
+
+def test_whole_recordings_are_held_out(tmp_path):
+    for number in range(5):
+        write_ci16(tmp_path, f"r{number}", 0.03, seed=number)
+    windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
+    training, held_out = windows.split(0.4, seed=3)
+    names = [{part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)]
+    assert [len(part) for part in names] == [3, 2]
+    assert not names[0] & names[1]
+    assert len(training) + len(held_out) == 15
+
+
+def test_channels_of_a_file_stay_on_one_side(tmp_path):
+    for number in range(2):
+        write_ci16(tmp_path, f"r{number}", 0.06, num_channels=2)
+    windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
+    assert len(windows.spans) == 4
+    training, held_out = windows.split(0.3, seed=0)
+    assert len({span[0].path for span in training.spans} | {span[0].path for span in held_out.spans}) == 2
+    assert len(training.spans) == len(held_out.spans) == 2
+
+
+def test_the_end_of_a_single_recording_is_held_out(tmp_path):
+    write_ci16(tmp_path, "only", 0.105)
+    windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
+    training, held_out = windows.split(0.3, seed=0)
+    assert (len(training), len(held_out)) == (7, 3)
+    last_trained = max(training.describe(0, generator(0, 0, 0, i))["start_s"] for i in range(200)) + 0.01
+    assert last_trained <= held_out.describe(0, None)["start_s"] + 1e-9
+    write_ci16(tmp_path, "only", 0.015)
+    with pytest.raises(UserError, match=r"--val_fraction.*15 ms in only"):
+        RecordingWindows.from_recordings(find_recordings(tmp_path), front_end()).split(0.3, seed=0)
+
+
+# Spectrogram sets
+
+
+def write_set(path, count=6, made=None, recordings=3):
+    made = made or front_end()
+    rng = np.random.default_rng(0)
+    decibels = (rng.standard_normal((count, 1, *made.image_size)) * 5 - 60).astype(np.float32)
+    with spectrogram_set_writer(path, count, made) as add:
+        for number, values in enumerate(decibels):
+            name = f"r{number * recordings // count}"
+            add(values, {"name": name, "path": name, "start_s": 0.0, "num_samples": 9, "sample_rate_hz": 1e6})
+    return decibels
+
+
+def test_a_set_comes_back(tmp_path):
+    decibels = write_set(tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    read = SpectrogramSet(tmp_path / "set")
+    assert len(read) == 6
+    assert read.front_end_settings == front_end().settings()
+    for index in range(6):
+        kind, values = read.load(index, None)
+        assert kind == DECIBELS
+        assert values.dtype == np.float16
+        level = read.describe(index, None)["level_db"]
+        np.testing.assert_allclose(values + np.float32(level), decibels[index], atol=0.02)
+    training, held_out = read.split(0.4, seed=0)
+    names = [{part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)]
+    assert [len(part) for part in names] == [2, 1]
+    assert not names[0] & names[1]
+
+
+def test_a_set_of_one_recording_is_split_in_time(tmp_path):
+    write_set(tmp_path / "set", recordings=1)
+    training, held_out = SpectrogramSet(tmp_path / "set").split(0.3, seed=0)
+    assert (list(training.indices), list(held_out.indices)) == ([0, 1, 2, 3], [4, 5])
+
+
+def test_a_set_that_fails_half_way_is_not_there(tmp_path):
+    def write(fail):
+        with spectrogram_set_writer(tmp_path / "set", 3, front_end()) as add:
+            add(np.zeros((1, 16, 24), np.float32), {})
+            if fail:
+                raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        write(fail=True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="expected 3"):
+        write(fail=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_is_not_overwritten(tmp_path):
+    write_set(tmp_path / "set")
+    with pytest.raises(UserError, match=r"set: expected a new folder"):
+        write_set(tmp_path / "set")
+
+
+def edit_description(path, **changes):
+    description = json.loads((path / "set.json").read_text()) | changes
+    (path / "set.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda p: (p / "set.json").write_text("{"), "set.json"),
+        (lambda p: (p / "set.json").write_text("[]"), "set.json"),
+        (lambda p: edit_description(p, format=9), "expected format 1; found 9"),
+        (lambda p: edit_description(p, front_end={"n_fft": -1}), "set.json"),
+        (lambda p: edit_description(p, shape=[7, 1, 16, 24]), r"expected float16 \[7, 1, 16, 24\]"),
+        (lambda p: (p / "spectrograms.npy").unlink(), "spectrograms.npy"),
+        (lambda p: (p / "spectrograms.npy").write_bytes((p / "spectrograms.npy").read_bytes()[:-9]), "spectrograms.npy"),
+        (lambda p: np.save(p / "spectrograms.npy", np.array([{}], dtype=object)), "spectrograms.npy"),
+        (lambda p: np.save(p / "spectrograms.npy", np.zeros((6, 1, 16, 24))), "found float64"),
+    ],
+)
+def test_damaged_sets(tmp_path, damage, expected):
+    write_set(tmp_path / "set")
+    damage(tmp_path / "set")
+    with pytest.raises(UserError, match=expected):
+        SpectrogramSet(tmp_path / "set")
+
+
+def test_metadata_of_another_length(tmp_path):
+    write_set(tmp_path / "set")
+    (tmp_path / "set" / "metadata.jsonl").write_text('{"path": "a"}\n')
+    with pytest.raises(UserError, match="expected 6 lines; found 1"):
+        SpectrogramSet(tmp_path / "set").split(0.5, 0)
+
+
+# Images
+
+
+def test_tiff_follows_the_published_recipe(tmp_path):
+    power = np.random.default_rng(0).exponential(1e-6, (300, 500)).astype(np.float32)
+    power[0] = 0
+    Image.fromarray(power).save(tmp_path / "a.tif")
+    image = load_image(tmp_path / "a.tif", (224, 224))
+    decibels = torch.from_numpy((10 * np.log10(power.astype(np.float64) + 1e-12) + 120) / 119.5)[None, None]
+    expected = torch.nn.functional.interpolate(decibels, (224, 224), mode="bicubic", antialias=True)
+    np.testing.assert_allclose(image, ((expected - 0.451) / 0.043)[0], atol=2e-3)
+    assert image.dtype == np.float32
+
+
+def test_png_is_turned_so_that_low_frequencies_come_first(tmp_path):
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:20] = (255, 200, 0)  # the upper half, high frequencies
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    image = load_image(tmp_path / "a.png", (32, 48))
+    assert image.shape == (1, 32, 48)
+    assert image[0, -10:].min() > 0.9
+    assert image[0, :10].max() < -0.9
+    assert abs(image.mean()) < 1e-5
+    assert image.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (3, 30, 50)])
+def test_npy_images(tmp_path, shape):
+    values = np.random.default_rng(0).standard_normal(shape) * 7 - 80
+    np.save(tmp_path / "a.npy", values)
+    source, made = opened(tmp_path, "--input_size", "16", "24")
+    image = source.load(0, None)[1]
+    channels = shape[0] if len(shape) == 3 else 1
+    assert source.in_chans == channels
+    assert image.shape == (channels, 16, 24)
+    assert made.image_size == (16, 24)
+    np.testing.assert_allclose(image.mean(axis=(1, 2)), 0, atol=1e-5)
+
+
+def test_images_that_are_none(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object))
+    np.save(tmp_path / "line.npy", np.zeros(5))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.tif")
+    Image.fromarray(np.full((4, 4), -1, np.float32)).save(tmp_path / "negative.tif")
+    np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
+    expected = {"text.png": "damaged", "objects.npy": "damaged", "line.npy": r"found float64 \[5\]",
+                "grey.tif": "float power; found uint8", "negative.tif": "found -1", "nan.npy": "NaN"}  # fmt: skip
+    for name, words in expected.items():
+        with pytest.raises(UserError, match=words) as error:
+            load_image(tmp_path / name, (8, 8))
+        assert name in str(error.value)
+    np.save(tmp_path / "colour.npy", np.zeros((3, 8, 8)))
+    np.save(tmp_path / "plain.npy", np.zeros((8, 8)))
+    both = ImageFiles([tmp_path / "colour.npy", tmp_path / "plain.npy"], (8, 8))
+    with pytest.raises(UserError, match=r"plain.npy: expected 3 channels.*found 1"):
+        both.load(1, None)
+
+
+# Paths
+
+
+def test_a_path_is_what_it_holds(tmp_path):
+    write_ci16(tmp_path / "air" / "day", "a", 0.05)
+    Image.fromarray(np.ones((40, 60), np.float32)).save(tmp_path / "plain.tif")
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "air" / "preview.png")
+    write_set(tmp_path / "sets" / "one")
+    write_set(tmp_path / "sets" / "two")
+    assert isinstance(opened(tmp_path / "air")[0], RecordingWindows)
+    assert isinstance(opened(tmp_path / "air" / "day" / "a.sigmf-meta")[0], RecordingWindows)
+    assert isinstance(opened(tmp_path / "plain.tif")[0], ImageFiles)
+    assert isinstance(opened(tmp_path / "sets" / "one")[0], SpectrogramSet)
+    assert len(opened(tmp_path / "sets")[0]) == 12
+    source, made = opened(tmp_path / "sets" / "one", tmp_path / "air")
+    assert made.settings() == front_end().settings()
+    assert len(source) == 6 + 5
+
+
+def test_images_beside_recordings_are_left_out_aloud(tmp_path, capsys):
+    write_ci16(tmp_path, "a", 0.05)
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "a.png")
+    assert len(registry.find([str(tmp_path)]).recordings) == 1
+    assert "1 image files beside the recordings are left out" in capsys.readouterr().err
+
+
+def test_paths_that_hold_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    for path, words in (("none", "found none"), ("empty", "among 0 files"), ("other", "among 1 files")):
+        with pytest.raises(UserError, match=words) as error:
+            registry.find([str(tmp_path / path)])
+        assert f"--data_path {tmp_path / path}" in str(error.value)
+
+
+def test_images_do_not_mix_with_what_has_a_front_end(tmp_path):
+    write_ci16(tmp_path / "air", "a", 0.05)
+    Image.fromarray(np.ones((40, 60), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="--data_path: expected images alone"):
+        opened(tmp_path / "air", tmp_path / "a.tif")
+
+
+def test_defaults_of_the_front_end(tmp_path):
+    write_ci16(tmp_path, "a", 0.05)
+    assert opened(tmp_path)[1].settings() == Spectrogram().settings()
+    made = opened(tmp_path, "--window_ms", "4", "--n_fft", "100", "--input_size", "32")[1]
+    assert made.settings() == Spectrogram(100, 0.004, (32, 32)).settings()
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [(["--window_ms", "5"], "--window_ms 5; found 10"), (["--n_fft", "128"], "--n_fft 128; found 64"),
+     (["--input_size", "32"], r"--input_size \[32, 32\]; found \[16, 24\]")],
+)  # fmt: skip
+def test_flags_must_agree_with_a_set(tmp_path, flag, words):
+    write_set(tmp_path / "set")
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path / "set", *flag)
+
+
+def test_sets_must_agree_with_each_other(tmp_path):
+    write_set(tmp_path / "one")
+    write_set(tmp_path / "two", made=front_end(n_fft=32))
+    with pytest.raises(UserError, match=r"two: expected a spectrogram set made with --n_fft 64; found 32"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [(["--window_ms", "0"], "--window_ms"), (["--window_ms", "nan"], "--window_ms"), (["--n_fft", "1"], "n_fft=1"),
+     (["--input_size", "0"], "--input_size"), (["--input_size", "1", "2", "3"], "--input_size")],
+)  # fmt: skip
+def test_front_end_flags_out_of_range(tmp_path, flag, words):
+    write_ci16(tmp_path, "a", 0.05)
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path, *flag)
