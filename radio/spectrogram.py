@@ -97,12 +97,13 @@ class Spectrogram(nn.Module):
 
     def _decibels(self, iq, starts, budget):
         # Scale by a power of two, so that powers neither overflow nor vanish whatever the receiver's gain was.
-        peak = torch.view_as_real(iq).abs().amax(dim=(1, 2))  # (B,)
+        low, high = torch.aminmax(torch.view_as_real(iq).flatten(1), dim=1)
+        peak = torch.maximum(high, -low)  # (B,)
         exponent = torch.frexp(peak).exponent.clamp(-120, 120)
-        iq = iq * torch.ldexp(torch.ones_like(peak), -exponent)[:, None]
+        window = torch.ldexp(torch.ones_like(peak), -exponent)[:, None, None] * self.window  # (B, 1, n_fft)
 
         columns = max(1, budget // (len(iq) * starts.shape[1] * self.n_fft))
-        power = torch.cat([self._column_power(iq, block) for block in starts.split(columns)], dim=1)
+        power = torch.cat([self._column_power(iq, window, block) for block in starts.split(columns)], dim=1)
         power = (power @ self.row_weights).transpose(1, 2)  # (B, rows, columns)
 
         floor = power.amax(dim=(1, 2), keepdim=True) * 10 ** (-DYNAMIC_RANGE_DB / 10)
@@ -110,20 +111,23 @@ class Spectrogram(nn.Module):
         decibels = 10 * torch.log10(power) + (20 * math.log10(2)) * exponent[:, None, None]
         return decibels[:, None]
 
-    def _column_power(self, iq, starts):
-        """Mean power in every FFT bin over the frames of each column: [B, S], [columns, q] -> [B, columns, n_fft]."""
-        frames = iq.unfold(1, self.n_fft, 1)[:, starts.flatten()] * self.window  # (B, columns * q, n_fft)
-        spectrum = torch.fft.fft(frames)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return power.unflatten(1, starts.shape).mean(dim=2)
+    def _column_power(self, iq, window, starts):
+        """Mean power in every FFT bin over the frames of each column.
+
+        iq [B, S], window [B, 1, n_fft], starts [columns, q] -> [B, columns, n_fft].
+        """
+        frames = iq.unfold(1, self.n_fft, 1)[:, starts.flatten()] * window  # (B, columns * q, n_fft)
+        # Squares of real and imaginary parts, side by side until the mean has left few of them to add.
+        squares = torch.view_as_real(torch.fft.fft(frames)).flatten(2).square()  # (B, columns * q, 2 * n_fft)
+        squares = squares.unflatten(1, starts.shape).mean(dim=2)
+        return squares[..., ::2] + squares[..., 1::2]
 
     @staticmethod
     def normalized(decibels):
         """Zero mean and unit variance for each spectrogram: [B, C, F, T] -> float32; a constant one gives zeros."""
-        decibels = decibels.float()
-        centred = decibels - decibels.mean(dim=(2, 3), keepdim=True)
-        std = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
-        return torch.where(std > CONSTANT_DB, centred / std.clamp_min(CONSTANT_DB), torch.zeros_like(centred))
+        # One pass over memory instead of six; the epsilon keeps a constant one finite until it is set to zero.
+        normalized, _, inverse_std = torch.native_layer_norm(decibels.float(), decibels.shape[2:], None, None, eps=1e-12)
+        return normalized * (inverse_std < 1 / CONSTANT_DB)
 
     def frame_starts(self, num_samples):
         """First sample of every STFT frame: int64 [columns * q], evenly spread over a window of `num_samples`."""
