@@ -182,7 +182,7 @@ def _clock(seconds):
 
 @torch.no_grad()
 def evaluate(model, front_end, loader, device, mask_ratio, autocast):
-    """Loss over all held-out samples under their fixed masks, and that of predicting each image's visible mean.
+    """Loss over all held-out samples under their fixed masks, and that of predicting each image's mean.
 
     Returns:
         dict of `val_loss`, `val_mean_loss`, `val_samples`, `val_seconds`.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from data import registry
 from data.spectrogram_set import spectrogram_set_writer
-from util.device import pick_device
+from util.device import keep_freed_memory, pick_device
 from util.errors import UserError, reported
 
 
@@ -27,6 +27,7 @@ def get_args_parser():
 
 @torch.inference_mode()
 def main(args):
+    keep_freed_memory()
     device = pick_device(args.device)
     found = registry.find(args.data_path)
     if found.sets or found.images:

@@ -28,7 +28,7 @@ from data import registry
 from data.sampling import EpochBatches, MaskedSamples, collate, make_loader, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
 from util import checkpoint
-from util.device import AMP_CHOICES, mixed_precision, pick_amp, pick_device
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.distributed import require_single_process
 from util.errors import UserError, reported, warn
 from util.logger import RunLog
@@ -198,6 +198,7 @@ def picture(model, front_end, source, dataset, args, device, epoch):
 def main(args):
     require_single_process()
     check_args(args)
+    keep_freed_memory()
     device = pick_device(args.device)
     args.amp = pick_amp(args.amp, device)
     autocast, scaler = mixed_precision(args.amp, device)

@@ -194,12 +194,9 @@ class MaskedAutoencoderViT(nn.Module):
         return _masked_mean((pred.float() - self.target(imgs)).square().mean(dim=-1), mask)
 
     def mean_loss(self, imgs, mask):
-        """The same loss for predicting, everywhere, the mean of each image's visible patches: what learning must beat."""
+        """The same loss for predicting each image's mean everywhere, hidden patches counted in: what learning must beat."""
         target = self.target(imgs)
-        visible = (1 - mask)[..., None]
-        mean = (target * visible).sum(dim=1, keepdim=True) / visible.sum(dim=1, keepdim=True)
-        mean = mean.mean(dim=-1, keepdim=True)  # (N, 1, 1)
-        return _masked_mean((target - mean).square().mean(dim=-1), mask)
+        return _masked_mean((target - target.mean(dim=(1, 2), keepdim=True)).square().mean(dim=-1), mask)
 
     def forward(self, imgs, mask_ratio=0.75, noise=None):
         """Mask, encode, decode.

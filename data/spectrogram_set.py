@@ -107,6 +107,9 @@ def spectrogram_set_writer(path, count, front_end, in_chans=1, class_names=()):
         try:
             temporary.mkdir(parents=True)
             spectrograms = np.lib.format.open_memmap(temporary / SPECTROGRAMS, "w+", np.float16, shape)
+            with open(temporary / SPECTROGRAMS, "r+b") as file:
+                # The map is a sparse file: on a full disk, writing to it would kill the process.
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
         except OSError as error:
             raise UserError(f"{path}: expected a folder that can be written; {error}") from error
         with open(temporary / METADATA, "w") as metadata_file:

@@ -1,7 +1,11 @@
 """Where and in which precision a run computes."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from support import ROOT
 
 from util.device import mixed_precision, pick_amp, pick_device
 from util.errors import UserError
@@ -45,6 +49,21 @@ def test_mixed_precision(amp, dtype):
     assert not scaler.is_enabled()
     with autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is another one")
+def test_freed_memory_is_kept():
+    """Buffers of 8 MB that come and go cost no page faults after the first; in a process of its own, which it changes."""
+    script = """
+import resource, numpy, util.device
+util.device.keep_freed_memory()
+numpy.ones(2**20); numpy.ones(2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): numpy.ones(2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2048  # one buffer's pages; twenty would be 40,960
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

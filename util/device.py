@@ -1,6 +1,7 @@
 """Where a run computes, and in which precision."""
 
 import contextlib
+import ctypes
 from functools import partial
 
 import torch
@@ -51,3 +52,18 @@ def mixed_precision(amp, device):
     if amp == "off":
         return contextlib.nullcontext, scaler
     return partial(torch.autocast, device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp]), scaler
+
+
+def keep_freed_memory():
+    """Have the C library keep the memory that this process frees, for the buffers that come next; elsewhere than on glibc,
+    nothing.
+
+    Left to itself, glibc gives buffers of some MB back to the system and takes them anew, page by page, or it does not:
+    that depends on what happens to lie behind them in the heap, and makes the rates of two equal processes differ up to
+    five times.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
+    with contextlib.suppress(AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_trim_threshold, 2**30)
+        mallopt(m_mmap_threshold, 2**25)  # the most that glibc takes

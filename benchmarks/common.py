@@ -1,0 +1,84 @@
+"""What the benchmarks share: the project on the import path, statistics of repeats, the table and the record of a run."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+# Python looks for modules beside the script; the project lies above it and is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from util.checkpoint import atomic_path
+from util.errors import UserError
+
+
+def add_arguments(parser, repeats):
+    """The flags of every benchmark."""
+    parser.add_argument("--repeats", type=int, default=repeats, help="turns of each candidate")
+    parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the JSON file goes")
+
+
+def check_args(args, *positive):
+    """Refuse numbers below 1 and an output folder that cannot be made, before anything is measured."""
+    for name in ("repeats", *positive):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: expected at least 1; found {getattr(args, name)}")
+    try:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
+
+
+def device_name(device):
+    """The GPU by torch's name, the CPU by the system's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        return re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def spread(values):
+    """Median, least and greatest of the repeats, to four digits."""
+    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
+
+
+def print_table(header, rows):
+    """Columns as wide as they need, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
+
+
+def columns(rates):
+    """The cells of a `spread`: median, and least to greatest."""
+    median, least, greatest = (f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in rates.values())
+    return median, f"{least} .. {greatest}"
+
+
+def write_results(name, parser, args, device, packages, results):
+    """`<name>-<device>.json` in the output folder: what ran, on what, and what came out. Names no path of the machine."""
+    given = [f"--{flag} {value}" for flag, value in vars(args).items()
+             if flag != "output" and value != parser.get_default(flag)]
+    record = {
+        "command": " ".join([f"python benchmarks/{name}.py", *given]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in ("torch", "numpy", *packages)},
+        **results,
+    }
+    path = Path(args.output) / f"{name}-{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {path}")
