@@ -11,8 +11,8 @@ DEMO := demo_output
 
 demo: $(VENV)/.installed
 	$(RUN) demo/make_recording.py $(DEMO)/recording
-	$(RUN) main_pretrain.py --data_path $(DEMO)/recording --model mae_vit_tiny_patch16 --batch_size 32 \
-		--epochs 24 --warmup_epochs 2 --blr 8e-3 --val_fraction 0.2 --save_every_epochs 4 --output_dir $(DEMO)/pretrain
+	$(RUN) main_pretrain.py --data_path $(DEMO)/recording --model mae_vit_tiny_patch16 --window_ms 8 --batch_size 16 \
+		--epochs 36 --warmup_epochs 3 --blr 1.6e-2 --val_fraction 0.2 --save_every_epochs 12 --output_dir $(DEMO)/pretrain
 	@echo
 	@echo "Look at $(DEMO)/pretrain/reconstruction.png (original, masked, reconstructed), $(DEMO)/pretrain/log.txt (losses),"
 	@echo "and $(DEMO)/recording/ (the SigMF recording); curves: $(VENV)/bin/tensorboard --logdir $(DEMO)/pretrain"

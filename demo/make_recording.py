@@ -2,7 +2,7 @@
 
     python demo/make_recording.py FOLDER
 
-In it: an OFDM carrier (15 kHz spacing, 14 symbols a millisecond, blocks of 12 subcarriers that come and go, pilots on
+In it: an OFDM carrier (15 kHz spacing, 14 symbols a millisecond, groups of 48 subcarriers that come and go, pilots on
 every fourth symbol), a frequency hopper, chirps, and the receiver's noise. It is there to be looked at and trained on for a
 minute; it claims no standard.
 """
@@ -20,22 +20,22 @@ N_FFT = 512  # subcarriers 15 kHz apart
 SLOT_SAMPLES = 7680  # 1 ms: 14 symbols with a cyclic prefix of 36, the first one's 8 longer
 
 
-def ofdm_carrier(rng, first_subcarrier, num_blocks=20):
-    """An OFDM carrier whose blocks are busy for about 6 ms and idle for about as long: complex64 [samples]."""
-    changes = rng.random((DURATION_MS, num_blocks)) < 1 / 6
-    busy = (rng.integers(0, 2, num_blocks) + np.cumsum(changes, axis=0)) % 2  # (slots, blocks)
-    amplitude = np.repeat(np.repeat(busy[:, None, :], 14, axis=1), 12, axis=2).astype(np.float32)
+def ofdm_carrier(rng, first_subcarrier, num_groups=5):
+    """An OFDM carrier whose groups are busy for about 20 ms and idle for about as long: complex64 [samples]."""
+    changes = rng.random((DURATION_MS, num_groups)) < 1 / 20
+    busy = (rng.integers(0, 2, num_groups) + np.cumsum(changes, axis=0)) % 2  # (slots, groups)
+    amplitude = np.repeat(np.repeat(busy[:, None, :], 14, axis=1), 48, axis=2).astype(np.float32)
     amplitude[:, ::4, ::3] = 1.4  # pilots
 
     grid = np.zeros((DURATION_MS, 14, N_FFT), np.complex64)
     points = rng.integers(0, 4, amplitude.shape)
-    grid[:, :, : num_blocks * 12] = amplitude * np.exp(1j * np.pi * (points / 2 + 0.25)).astype(np.complex64)
+    grid[:, :, : num_groups * 48] = amplitude * np.exp(1j * np.pi * (points / 2 + 0.25)).astype(np.complex64)
     symbols = np.fft.ifft(np.roll(grid, first_subcarrier, axis=2), norm="ortho").astype(np.complex64)
     symbols = np.concatenate([symbols[:, :, -36:], symbols], axis=2).reshape(DURATION_MS, -1)
     return np.concatenate([symbols[:, N_FFT - 8 : N_FFT], symbols], axis=1).reshape(-1)
 
 
-def hopper(rng, low_hz, channel_hz, channels=8, dwell_ms=2):
+def hopper(rng, low_hz, channel_hz, channels=8, dwell_ms=5):
     """Frequency-modulated bits on a channel that changes every `dwell_ms`: complex64 [samples]."""
     hops = low_hz + channel_hz * rng.integers(0, channels, DURATION_MS // dwell_ms)
     bits = np.repeat(rng.choice([-1, 1], DURATION_MS * 50), SLOT_SAMPLES // 50 + 1)[: DURATION_MS * SLOT_SAMPLES]
