@@ -181,6 +181,17 @@ def test_images_train(tmp_path):
     assert loaded(tmp_path / "out")["front_end"] == {"kind": "images", "image_size": [32, 32]}
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", ["auto", "fp16", "off"])
+def test_a_gpu_trains_and_resumes(air, tmp_path, amp):
+    flags = ("--device", "cuda", "--amp", amp, "--num_workers", 2, "--val_fraction", 0.5)
+    assert train(air, tmp_path / "out", *flags) == 0
+    assert moved(loaded(tmp_path / "out"))
+    resumed = ("--epochs", 3, "--resume", tmp_path / "out" / checkpoint.LAST)
+    assert train(air, tmp_path / "out", *flags, *resumed) == 0
+    assert loaded(tmp_path / "out")["epoch"] == 2
+
+
 # Resuming
 
 

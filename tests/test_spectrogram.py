@@ -203,3 +203,11 @@ def test_parameters_out_of_range_are_refused_with_their_values(settings):
 def test_a_window_shorter_than_an_fft_is_refused():
     with pytest.raises(ValueError, match=r"256.*\[1, 255\]"):
         Spectrogram(256)(noise(255))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_image_of_the_cpu():
+    front_end = Spectrogram(1024, image_size=(224, 224))
+    iq = noise(300_000, seed=8, batch=3)
+    on_gpu = Spectrogram(**front_end.settings()).cuda()(iq.cuda()).cpu()
+    torch.testing.assert_close(on_gpu, front_end(iq), atol=1e-3, rtol=0)
