@@ -96,7 +96,7 @@ def spectrogram_set_writer(path, count, front_end, in_chans=1, class_names=()):
     The folder appears under its name when it is complete and on disk; if the block fails, nothing is left behind.
 
     Raises:
-        UserError: the path exists or cannot be written, or a spectrogram is not finite.
+        UserError: the path exists, or cannot be written.
     """
     path = Path(path)
     if path.exists():

@@ -84,7 +84,8 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_torn_files_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".checkpoint-last.pth.123.tmp").write_bytes(b"half")
+    for name in (checkpoint.LAST, "reconstruction.png", "log.txt"):
+        (tmp_path / f".{name}.123.tmp").write_bytes(b"half")
     (tmp_path / "mine.tmp").write_bytes(b"not ours")
     checkpoint.remove_torn(tmp_path)
     assert names(tmp_path) == ["mine.tmp"]

@@ -74,8 +74,8 @@ def save(state, folder, completed_epoch=None, keep=0):
 
 
 def remove_torn(folder):
-    """Remove what a process that was killed while it wrote left behind."""
-    for path in sorted(Path(folder).glob(".checkpoint-*.tmp")):
+    """Remove what a process that was killed while it wrote through `atomic_path` left in a run's folder."""
+    for path in sorted(Path(folder).glob(".*.tmp")):
         path.unlink()
 
 
