@@ -1,6 +1,7 @@
 """What a run says of itself: console lines, TensorBoard, and `log.txt` with a JSON line an epoch."""
 
 import json
+import re
 import resource
 import time
 from pathlib import Path
@@ -97,4 +98,8 @@ def peak_memory_bytes(device):
     """Most memory used so far: the accelerator's by torch, or this process's resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    try:
+        # Linux's ru_maxrss starts at that of the process which started this one, be it a large one; this mark does not.
+        return int(re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) * 1024
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
