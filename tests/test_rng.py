@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from radio.rng import Stream, philox_words
+
+# Random123's known answer for philox4x64 with 10 rounds, counter and key zero (its file kat_vectors).
+KNOWN = (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)
+
+STREAMS = [Stream(0), Stream(5, 2, 7, 3), Stream(2**63 + 11, 1, 2**40, 999), Stream(1).child(2).child(3)]
+
+
+def test_philox_in_torch_gives_the_published_answer():
+    words = philox_words((0, 0), (0, 0), -1, 4, "cpu").numpy().view(np.uint64)
+    assert tuple(map(int, words)) == KNOWN
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_numbers_of_torch_are_those_of_numpy(stream):
+    """What an accelerator computes, here on the CPU, against numpy's own generator."""
+    for start in (0, 4, 400):
+        key, upper = (stream.seed, stream.kind), (stream.purpose, stream.index)
+        assert torch.equal(stream.words(1003, start=start), philox_words(key, upper, start // 4, 1003, "cpu"))
+
+
+def test_parts_of_a_stream_are_the_stream():
+    whole = Stream(3, 1, 4).complex_normal(5000)
+    parts = [Stream(3, 1, 4).complex_normal(count, start=start) for start, count in ((0, 1000), (1000, 3996), (4996, 4))]
+    assert torch.equal(whole, torch.cat(parts))
+    with pytest.raises(ValueError, match="start=2"):
+        Stream(0).words(4, start=2)
+
+
+def test_streams_that_differ_in_anything_share_nothing():
+    streams = [Stream(seed, kind, index).child(purpose) for seed in (0, 1) for kind in (0, 1) for index in (0, 1)
+               for purpose in (0, 1)]  # fmt: skip
+    streams += [stream.child(0) for stream in streams]
+    words = torch.stack([stream.words(64) for stream in streams]).flatten()
+    assert len(words.unique()) == len(words)
+
+
+def test_complex_normal_is_circular_gaussian_of_unit_power():
+    samples = Stream(7).complex_normal(400_000).numpy()
+    assert abs(np.mean(np.abs(samples) ** 2) - 1) < 0.01
+    for part in (samples.real, samples.imag, (samples * np.exp(0.7j)).real):
+        assert stats.kstest(part * np.sqrt(2), "norm").pvalue > 1e-3
+    assert abs(np.mean(samples**2)) < 0.01
+    assert np.abs(np.mean(samples[1:] * samples[:-1].conj())) < 0.01
+    assert np.isfinite(samples).all()
+
+
+def test_octets_are_uniform():
+    counts = torch.bincount(Stream(9).octets(100_003).long(), minlength=256)
+    assert counts.sum() == 100_003
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_same():
+    stream = Stream(3, 1, 4).child(5)
+    assert torch.equal(stream.words(10_001), stream.words(10_001, "cuda").cpu())
+    torch.testing.assert_close(stream.complex_normal(10_001), stream.complex_normal(10_001, "cuda").cpu())
