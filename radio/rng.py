@@ -57,10 +57,10 @@ class Stream:
 
     def complex_normal(self, count, device="cpu", start=0):
         """Circular complex Gaussian samples of unit mean power: complex64 [count]; `start` is a multiple of 4."""
-        halves = self.words(count, device, start).view(torch.int32).view(-1, 2).float()  # (count, 2), ±2^31
-        uniform = (halves[:, 0] * 2.0**-32 + (0.5 + 2.0**-33)).clamp_max_(1.0)  # (0, 1]
+        halves = self.words(count, device, start).view(torch.int32).view(-1, 2)
+        uniform = (halves[:, 0] & (2**31 - 1)).float().add_(0.5).mul_(2.0**-31)  # (0, 1], finer towards 0
         magnitude = uniform.log_().neg_().sqrt_()
-        return torch.polar(magnitude, halves[:, 1] * (math.pi * 2.0**-31))
+        return torch.polar(magnitude, halves[:, 1].float().mul_(math.pi * 2.0**-31))
 
 
 def philox_words(key, upper, block, count, device):

@@ -50,6 +50,12 @@ def test_complex_normal_is_circular_gaussian_of_unit_power():
     assert np.isfinite(samples).all()
 
 
+def test_no_word_makes_a_sample_that_is_not_finite(monkeypatch):
+    extremes = torch.tensor([0, -1, 2**63 - 1, -(2**63), -(2**31), 2**31, 2**31 - 1, -(2**32)])
+    monkeypatch.setattr(Stream, "words", lambda self, count, device="cpu", start=0: extremes)
+    assert Stream(0).complex_normal(8).isfinite().all()
+
+
 def test_octets_are_uniform():
     counts = torch.bincount(Stream(9).octets(100_003).long(), minlength=256)
     assert counts.sum() == 100_003
