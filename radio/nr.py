@@ -6,13 +6,13 @@ random. Common resource block 0 is the carrier's first. Where they meet, SSB dis
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from radio.ofdm import TC_PER_S, Grid, random_symbols, symbol_times
+from radio.nr_ssb import SSB_CASES, SSB_PERIODS_MS, SsbRows, downlink_beams, ssb_band_edges_hz, ssb_grid, ssb_rows
+from radio.ofdm import Grid, random_symbols, symbol_times
 from radio.rng import Stream
 from radio.sequences import gold, qpsk
 
@@ -23,16 +23,6 @@ RESOURCE_BLOCKS = {
     60: {10: 11, 15: 18, 20: 24, 25: 31, 30: 38, 40: 51, 50: 65, 60: 79, 70: 93, 80: 107, 90: 121, 100: 135},
 }
 MAX_RESOURCE_BLOCKS = 275  # 4.4.2
-_TC_PER_MS = TC_PER_S // 1000
-
-# SSB, TS 38.213 4.1: {case: (spacing in kHz, first symbols, symbols until they come again)}.
-_SSB_CASES = {"A": (15, (2, 8), 14), "B": (30, (4, 8, 16, 20), 28), "C": (30, (2, 8), 14)}
-_SSB_PERIODS_MS = (5, 10, 20, 40, 80, 160)
-_SSB_SYMBOLS, _SSB_SUBCARRIERS = 4, 240
-_SILENT, _SYNC, _PBCH = range(3)
-_SSB_LAYOUT = np.full((_SSB_SYMBOLS, _SSB_SUBCARRIERS), _PBCH)  # table 7.4.3.1-1
-_SSB_LAYOUT[0] = _SSB_LAYOUT[2, 48:192] = _SILENT
-_SSB_LAYOUT[::2, 56:183] = _SYNC
 
 # PDSCH's additional DM-RS symbols for dmrs_additional 1, 2 and 3, by duration l_d: table 7.4.1.1.2-3, mapping type A.
 _DMRS_ADDITIONAL = {
@@ -163,7 +153,7 @@ class NrCarrier:
         pattern = self.tdd_pattern
         _expect(set(pattern) <= set("DSU") and not (pattern and 20 * self.spacing_khz // 15 % len(pattern)),
                 f"a pattern of D, S and U that divides 20 ms: {self.tdd_pattern=} {self.spacing_khz=}")
-        _expect(self.ssb_period_ms in _SSB_PERIODS_MS, f"ssb_period_ms one of {_SSB_PERIODS_MS}: {self.ssb_period_ms=}")
+        _expect(self.ssb_period_ms in SSB_PERIODS_MS, f"ssb_period_ms one of {SSB_PERIODS_MS}: {self.ssb_period_ms=}")
         _expect(self.ssb_half_frame in (0, 1), f"ssb_half_frame 0 or 1: {self.ssb_half_frame=}")
         beams = downlink_beams(
             self.spacing_khz, pattern, self.ssb_case, self.num_ssb, self.ssb_period_ms, self.ssb_half_frame
@@ -184,7 +174,7 @@ class NrCarrier:
 
     @property
     def ssb_spacing_khz(self):
-        return _SSB_CASES[self.ssb_case][0]
+        return SSB_CASES[self.ssb_case][0]
 
     @property
     def band_hz(self):
@@ -195,26 +185,6 @@ class NrCarrier:
     def ssb_band_hz(self):
         """Lower and upper edge of the SSBs, from the carrier's centre."""
         return tuple(self.ssb_offset_hz + edge * 1e3 * self.ssb_spacing_khz for edge in (-120.5, 119.5))
-
-
-def ssb_symbols(case, num_ssb):
-    """First symbol of each SSB index in its half-frame, TS 38.213 4.1: `num_ssb` (4 or 8) numbers. Case A, B or C."""
-    _expect(case in _SSB_CASES and num_ssb in (4, 8), f"ssb_case A, B or C and num_ssb 4 or 8: {case=} {num_ssb=}")
-    _, firsts, period = _SSB_CASES[case]
-    return tuple(first + period * n for n in range(num_ssb // len(firsts)) for first in firsts)
-
-
-def downlink_beams(spacing_khz, tdd_pattern, ssb_case, num_ssb=8, ssb_period_ms=20, ssb_half_frame=0):
-    """The SSB indices that never meet a U slot of the pattern (TS 38.213 11.1): what `ssb_beams` is chosen from."""
-    firsts = ssb_symbols(ssb_case, num_ssb)
-    slot = 14 * _SSB_CASES[ssb_case][0]  # in units of which an SSB symbol is as long as spacing_khz
-
-    def is_downlink(first):
-        touched = range(first * spacing_khz // slot, ((first + _SSB_SYMBOLS) * spacing_khz - 1) // slot + 1)
-        starts = (start_ms * spacing_khz // 15 for start_ms in range(5 * ssb_half_frame, 20, ssb_period_ms))
-        return all(tdd_pattern[(start + number) % len(tdd_pattern)] != "U" for start in starts for number in touched)
-
-    return tuple(beam for beam, first in enumerate(firsts) if not tdd_pattern or is_downlink(first))
 
 
 def dmrs_symbols(position, additional, end):
@@ -228,47 +198,6 @@ def dmrs_symbols(position, additional, end):
     return (position, *(_DMRS_ADDITIONAL[end][additional - 1] if additional and end in _DMRS_ADDITIONAL else ()))
 
 
-@lru_cache(maxsize=4)
-def _m_sequence(tap, start):
-    """1 - 2 x(i) with x(i + 7) = x(i + tap) + x(i) modulo 2, from x(0) ... x(6) = `start`: float32 [127]."""
-    x = list(start)
-    for i in range(120):
-        x.append(x[i + tap] ^ x[i])
-    return 1 - 2 * np.array(x, np.float32)
-
-
-def pss(n_id_2):
-    """Primary synchronization signal, 7.4.2.2.1: float32 [127] of ±1. n_id_2: the cell identity modulo 3."""
-    _expect(n_id_2 in (0, 1, 2), f"n_id_2 0 to 2: {n_id_2=}")
-    return np.roll(_m_sequence(4, (0, 1, 1, 0, 1, 1, 1)), -43 * n_id_2)
-
-
-def sss(cell_id):
-    """Secondary synchronization signal, 7.4.2.3.1: float32 [127] of ±1."""
-    _expect(0 <= cell_id <= 1007, f"cell_id 0 to 1007: {cell_id=}")
-    n_id_1, n_id_2 = divmod(cell_id, 3)
-    m_0, m_1 = 15 * (n_id_1 // 112) + 5 * n_id_2, n_id_1 % 112
-    start = (1, 0, 0, 0, 0, 0, 0)
-    return np.roll(_m_sequence(4, start), -m_0) * np.roll(_m_sequence(1, start), -m_1)
-
-
-def pbch_dmrs(cell_id, ssb_index, half_frame, num_ssb):
-    """DM-RS of PBCH, 7.4.1.4.1: complex64 [144], as they are mapped. half_frame: 0 or 1, has a part where num_ssb is 4."""
-    number = 1 + ssb_index + (4 * half_frame if num_ssb == 4 else 0)
-    c_init = 2**11 * number * (cell_id // 4 + 1) + 2**6 * number + cell_id % 4
-    return qpsk(gold(c_init, 288))
-
-
-def ssb(cell_id, ssb_index, half_frame, num_ssb, stream, device="cpu"):
-    """A synchronization signal block, table 7.4.3.1-1, with random PBCH: complex64 [4, 240] of unit power or silent."""
-    block = np.zeros(_SSB_LAYOUT.shape, np.complex64)
-    block[_SSB_LAYOUT == _SYNC] = np.concatenate((pss(cell_id % 3), sss(cell_id)))
-    comb = np.arange(_SSB_SUBCARRIERS) % 4 == cell_id % 4
-    block[(_SSB_LAYOUT == _PBCH) & comb] = pbch_dmrs(cell_id, ssb_index, half_frame, num_ssb)
-    payload = np.where((_SSB_LAYOUT == _PBCH) & ~comb, 2, 0).astype(np.uint8)
-    return torch.from_numpy(block).to(device) + random_symbols(torch.from_numpy(payload).to(device), stream)
-
-
 class _Plan(NamedTuple):
     """What is sent where, on the host. Rows are the symbols of a grid."""
 
@@ -277,9 +206,7 @@ class _Plan(NamedTuple):
     dmrs: np.ndarray  # bool [slots, 14]: PDSCH's
     csi_rs: list  # of bool [slots, resource blocks], one for each resource
     starts: np.ndarray  # int64 [rows + 1], T_c: the carrier's symbols
-    ssb_starts: np.ndarray  # int64 [SSB rows + 1], T_c
-    ssb_first_symbol: int  # number of the SSB grid's first row
-    blocks: list  # (row, index, half-frame) of every SSB; the first and last may reach beyond the rows
+    ssb: SsbRows
 
 
 def _plan(carrier, first_slot, schedule):
@@ -300,7 +227,8 @@ def _plan(carrier, first_slot, schedule):
     order[pdcch] = 2
 
     # keep the resource blocks and symbols free that SSBs touch
-    starts, ssb_starts, ssb_first_symbol, blocks, touched = _ssb_blocks(carrier, first_slot, len(schedule))
+    starts = symbol_times(1e3 * carrier.spacing_khz, 14 * first_slot, 14 * len(schedule))[0].numpy()
+    ssb, touched = ssb_rows(carrier, starts)
     rbs = [(edge_hz - carrier.band_hz[0]) / (12e3 * carrier.spacing_khz) for edge_hz in carrier.ssb_band_hz]
     free = np.ones((order.shape[0] * 14, carrier.num_rb), bool)
     for first, end in touched:
@@ -315,7 +243,7 @@ def _plan(carrier, first_slot, schedule):
         block = (block >= 0) & (block < resource.num_rb) & (block % (1 + resource.half_density) == 0)
         slot = downlink[:, resource.symbol] & (slots % resource.period_slots == resource.offset_slots)
         csi_rs.append(free[:, resource.symbol] & slot[:, None] & block)
-    return _Plan(order, pdcch, dmrs, csi_rs, starts, ssb_starts, ssb_first_symbol, blocks)
+    return _Plan(order, pdcch, dmrs, csi_rs, starts, ssb)
 
 
 def _slot_symbols(carrier, slots):
@@ -342,30 +270,6 @@ def _pdcch_blocks(coreset, stream, slots):
     sent = (words[:, :cces] >> 11) + 2**52 < coreset.load * 2**53
     sent &= (slots % coreset.period_slots == coreset.offset_slots)[:, None]
     return np.repeat(sent, blocks_a_cce, axis=1)
-
-
-def _ssb_blocks(carrier, first_slot, num_slots):
-    """Clocks, first symbol and blocks of `_Plan`, and the carrier's rows (first, end) that each of the SSBs touches."""
-    starts = symbol_times(1e3 * carrier.spacing_khz, 14 * first_slot, 14 * num_slots)[0].numpy()
-    symbols_a_ms = 14 * carrier.ssb_spacing_khz // 15
-    first_ms, end_ms = int(starts[0] // _TC_PER_MS) - 5, int(-(-starts[-1] // _TC_PER_MS)) + 5
-    clock = (first_ms * symbols_a_ms, (end_ms - first_ms) * symbols_a_ms)
-    clock = symbol_times(1e3 * carrier.ssb_spacing_khz, *clock)[0].numpy()
-    first = int(np.searchsorted(clock, starts[0], "right")) - 1
-    end = int(np.searchsorted(clock, starts[-1]))
-
-    blocks, touched = [], []
-    firsts = ssb_symbols(carrier.ssb_case, carrier.num_ssb)
-    for half_frame_ms in range(first_ms, end_ms - 4):
-        if (half_frame_ms - 5 * carrier.ssb_half_frame) % carrier.ssb_period_ms:
-            continue
-        for index in sorted(set(carrier.ssb_beams)):
-            at = (half_frame_ms - first_ms) * symbols_a_ms + firsts[index]
-            if first - _SSB_SYMBOLS < at < end:
-                blocks.append((at - first, index, half_frame_ms // 5 % 2))
-                rows = np.searchsorted(starts, clock[at], "right") - 1, np.searchsorted(starts, clock[at + _SSB_SYMBOLS])
-                touched.append((max(0, rows[0]), rows[1]))
-    return starts, clock[first : end + 1], first_ms * symbols_a_ms + first, blocks, touched
 
 
 def _reference(c_init, count):
@@ -465,21 +369,7 @@ def resource_grids(carrier, first_slot, schedule, stream, device="cpu", power_db
     spacing_hz = 1e3 * carrier.spacing_khz
     lowest_hz = -6 * carrier.num_rb * spacing_hz
     grid = Grid(values.flatten(0, 1)[None], occupied.flatten(0, 1), spacing_hz, lowest_hz, 14 * first_slot)
-    return [grid, _ssb_grid(carrier, plan, stream.child(_BROADCAST), device)]
-
-
-def _ssb_grid(carrier, plan, stream, device):
-    shape = (len(plan.ssb_starts) - 1, _SSB_SUBCARRIERS)
-    values = torch.zeros(shape, dtype=torch.complex64, device=device)
-    occupied = torch.zeros(shape, dtype=torch.bool, device=device)
-    sent = torch.from_numpy(_SSB_LAYOUT != _SILENT).to(device)
-    for number, (row, index, half_frame) in enumerate(plan.blocks):
-        block = ssb(carrier.cell_id, index, half_frame, carrier.num_ssb, stream.child(number), device)
-        rows, inside = slice(max(0, row), row + _SSB_SYMBOLS), slice(max(0, -row), shape[0] - row)
-        values[rows] = block[inside] * 10 ** (carrier.ssb_power_db / 20)
-        occupied[rows] = sent[inside]
-    spacing_hz = 1e3 * carrier.ssb_spacing_khz
-    return Grid(values[None], occupied, spacing_hz, carrier.ssb_offset_hz - 120 * spacing_hz, plan.ssb_first_symbol)
+    return [grid, ssb_grid(carrier, plan.ssb, stream.child(_BROADCAST), device)]
 
 
 def used_band_hz(carrier, first_slot, schedule, first_symbol=None, num_symbols=None):
@@ -510,10 +400,5 @@ def used_band_hz(carrier, first_slot, schedule, first_symbol=None, num_symbols=N
         for subcarrier in (12 * blocks[0] + low, 12 * blocks[-1] + high) if len(blocks) else ():
             edges_hz.append(carrier.band_hz[0] + subcarrier * 1e3 * carrier.spacing_khz)
 
-    overlap = (plan.ssb_starts[1:] > plan.starts[first]) & (plan.ssb_starts[:-1] < plan.starts[end])
-    for row, _, _ in plan.blocks:
-        used = [number for number in range(_SSB_SYMBOLS) if 0 <= row + number < len(overlap) and overlap[row + number]]
-        used = np.flatnonzero((_SSB_LAYOUT[used] != _SILENT).any(0))
-        for subcarrier in (used[0], used[-1] + 1) if len(used) else ():
-            edges_hz.append(carrier.ssb_band_hz[0] + subcarrier * 1e3 * carrier.ssb_spacing_khz)
+    edges_hz += ssb_band_edges_hz(carrier, plan.ssb, plan.starts[first], plan.starts[end])
     return (float(min(edges_hz)), float(max(edges_hz))) if edges_hz else None
