@@ -1,0 +1,170 @@
+"""Waveforms of OFDM systems other than NR and LTE: Wi-Fi, DVB-T, DAB and NB-IoT.
+
+Each is a function as those of `radio.waveforms` are.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from radio.baseband import Baseband, bursts, flat_response, oscillate
+from radio.ofdm import phasor, random_symbols
+
+# IEEE 802.11-2020 17.3.3: the long training symbol on subcarriers -26 to 26; the short one's signs on -24, -20, ... 24.
+_LONG = "++--++-+-++++++--++-+-++++0+--++-+-+-----++--+-+-++++"
+_SHORT = "+-+--+0--++++"
+_WIFI_SPACING_HZ = 312.5e3
+_WIFI_GUARD_S, _SIFS_S, _SLOT_S = 0.8e-6, 16e-6, 9e-6  # table 17-21; DIFS is SIFS and two slots
+_WIFI_PREAMBLE_S, _WIFI_SYMBOL_S = 20e-6, 4e-6  # training fields and SIGNAL; a symbol of the preamble
+
+
+def ofdm(stretch, rng, stream, *, system, **settings):
+    """OFDM of another numerology than that of LTE and NR: `system` "wifi", "dvbt" or "dab"."""
+    return {"wifi": _wifi, "dvbt": _dvbt, "dab": _dab}[system](stretch, rng, stream, **settings)
+
+
+def _wifi(stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, frame_s, idle_s, acks):
+    """Frames with the legacy preamble, after SIFS an ACK, after DIFS and a back-off the next.
+
+    width_hz: 20, 40 or 80 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax). highest: subcarrier that is used;
+    nulls: how many around DC are not. frame_s: the longest frame. idle_s: mean silence beyond the back-off.
+    """
+    clock = stretch.clock(width_hz)
+    size, guard = round(width_hz / spacing_hz), round(width_hz * _WIFI_GUARD_S)
+    symbol_s = (size + guard) / width_hz
+    frames = []  # (start s, symbols, amplitude, whether it is an ACK)
+    level_db, ack_db = 0.0, rng.uniform(-10, 6)
+    start = rng.uniform(-0.5 * frame_s, min(idle_s + 50e-6, max(stretch.duration_s - 0.5 * frame_s, 0)))
+    while start < stretch.duration_s:
+        symbols = max(1, round((rng.uniform(0.3, 1) * frame_s - _WIFI_PREAMBLE_S) / symbol_s))
+        frames.append((start, symbols, level_db, False))
+        start += _WIFI_PREAMBLE_S + symbols * symbol_s
+        if acks:
+            frames.append((start + _SIFS_S, 2, ack_db, True))
+            start += _SIFS_S + _WIFI_PREAMBLE_S + 2 * _WIFI_SYMBOL_S
+        start += _SIFS_S + (2 + rng.integers(16)) * _SLOT_S + (rng.exponential(idle_s) if idle_s else 0.0)
+
+    preamble = _wifi_preamble(width_hz, clock.device)
+    carriers = np.concatenate([np.arange(-highest, 0), np.arange(1, highest + 1)])
+    data = _ofdm_symbols(stream.child(0), sum(f[1] for f in frames if not f[3]), size, guard,
+                         carriers[2 * abs(carriers) > nulls], bits_a_symbol, clock.device)
+    legacy = np.arange(-26, 27)[:, None] + _channels(width_hz)
+    answers = _ofdm_symbols(stream.child(1), 2 * len(frames) + 1, round(width_hz / _WIFI_SPACING_HZ), guard,
+                            np.sort(legacy[np.arange(53) != 26].ravel()), 1, clock.device)
+    low, used, answered = clock.zeros(), 0, 1
+    for start_s, symbols, db, is_ack in frames:
+        body = answers[answered : answered + 2] if is_ack else data[used : used + symbols]
+        answered, used = answered + 2 * is_ack, used + symbols * (not is_ack)
+        level = complex(10 ** (db / 20) * np.exp(2j * np.pi * rng.random()))
+        clock.write(low, clock.index(start_s), torch.cat([preamble, answers[0], body.flatten()]) * level)
+    return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.46, 0.5))
+
+
+def _channels(width_hz):
+    """Centres of the 20 MHz channels in subcarriers of 312.5 kHz."""
+    count = round(width_hz / 20e6)
+    return 64 * np.arange(count) - 32 * (count - 1)
+
+
+def _wifi_preamble(width_hz, device):
+    """Ten short and two long training symbols, 16 µs, on every 20 MHz channel: complex64, unit mean power."""
+    size, guard = round(width_hz / _WIFI_SPACING_HZ), round(width_hz * _WIFI_GUARD_S)
+    spectra = np.zeros((2, size), np.complex64)
+    for centre in _channels(width_hz):
+        for field, (signs, step) in enumerate(((_SHORT, 4), (_LONG, 1))):
+            values = np.array([{"+": 1, "-": -1, "0": 0}[sign] for sign in signs])
+            spectra[field, (np.arange(len(signs)) - len(signs) // 2) * step + centre] = values
+    time = np.fft.ifft(spectra)
+    time /= np.sqrt((abs(time) ** 2).mean(axis=1, keepdims=True))
+    fields = [np.tile(time[0], 3)[: 2 * (size + guard)], time[1, size - 2 * guard :], time[1], time[1]]
+    return torch.from_numpy(np.concatenate(fields).astype(np.complex64)).to(device)
+
+
+def _ofdm_symbols(stream, count, size, guard, carriers, bits_a_symbol, device):
+    """Random symbols of unit mean power on `carriers` (signed), 1 bit a symbol for BPSK: complex64 [count, guard + size]."""
+    order = torch.full((count, len(carriers)), max(2, bits_a_symbol), dtype=torch.uint8, device=device)
+    points = random_symbols(order, stream)
+    if bits_a_symbol == 1:
+        points = (points.real * math.sqrt(2)).to(torch.complex64)
+    values = torch.zeros(count, size, dtype=torch.complex64, device=device)
+    values[:, torch.from_numpy(carriers % size).to(device)] = points * math.sqrt(size / len(carriers))
+    return _cyclic(values, guard)
+
+
+def _cyclic(values, prefix):
+    """OFDM symbols with their prefix: complex64 [..., n] in the order of the FFT -> [..., prefix + n] of unit mean power."""
+    time = torch.fft.ifft(values, norm="ortho")
+    return torch.cat([time[..., values.shape[-1] - prefix :], time], dim=-1)
+
+
+def _dvbt(stretch, rng, stream, *, channel_hz, size, guard_share, bits_a_symbol):
+    """Terrestrial television, ETSI EN 300 744: symbols without a pause, scattered pilots at 16/9 of the power (4.5.3)."""
+    clock = stretch.clock(channel_hz * 8 / 7)
+    guard = round(size * guard_share)
+    highest = {2048: 852, 8192: 3408}[size]
+    count = clock.count // (size + guard) + 2
+    carriers = np.arange(-highest, highest + 1)
+    order = torch.full((count, len(carriers)), bits_a_symbol, dtype=torch.uint8, device=clock.device)
+    points = random_symbols(order, stream)
+    signs = torch.from_numpy(rng.choice([-4 / 3, 4 / 3], len(carriers)).astype(np.complex64)).to(clock.device)
+    for phase in range(4):
+        points[phase::4, 3 * phase :: 12] = signs[3 * phase :: 12]
+    values = torch.zeros(count, size, dtype=torch.complex64, device=clock.device)
+    values[:, torch.from_numpy(carriers % size).to(clock.device)] = points
+    start = rng.integers(size + guard)
+    low = _cyclic(values, guard).flatten()[start : start + clock.count]
+    return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.43, 0.5))
+
+
+def _dab(stretch, rng, stream):
+    """Digital audio, ETSI EN 300 401 mode I (14.2): frames of 96 ms, a null symbol and 76 of 1536 subcarriers."""
+    null, size, guard, symbols = 2656, 2048, 504, 76
+    clock = stretch.clock(2.048e6)
+    frame = null + symbols * (size + guard)
+    start = rng.integers(frame)
+    carriers = np.concatenate([np.arange(-768, 0), np.arange(1, 769)])
+    low = clock.zeros()
+    for number in range((start + clock.count) // frame + 1):
+        time = _ofdm_symbols(stream.child(number), symbols, size, guard, carriers, 2, clock.device)
+        clock.write(low, number * frame + null - start, time.flatten())
+    return Baseband(clock.rate_hz, [(0, 0.0, low)])
+
+
+def nbiot(stretch, rng, stream, *, form, tones, spacing_hz, burst_s, gap_s):
+    """NB-IoT uplink, TS 36.211 10.1: `form` "npusch" (single- and multi-tone) or "nprach" (a tone that hops)."""
+    clock = stretch.clock(1.92e6)
+    times = bursts(rng, stretch.duration_s, burst_s, gap_s, jitter=0.3)
+    if form == "nprach":
+        low = _nprach(clock, rng, tones, spacing_hz)
+    else:
+        size = round(1.92e6 / spacing_hz)
+        # 10.1.2.3: at 15 kHz as in LTE (the longer prefix of each slot is the guard here), at 3.75 kHz 8.3 µs and a guard
+        slot, guard = (960, 9) if spacing_hz == 15e3 else (3840, 16)
+        count = 7 * (clock.count // slot + 1)
+        order = torch.full((count, tones), 2, dtype=torch.uint8, device=clock.device)
+        points = random_symbols(order, stream)
+        points *= torch.tensor([1, complex(math.sqrt(0.5), math.sqrt(0.5))], device=clock.device).repeat(count)[:count, None]
+        values = torch.zeros(count, size, dtype=torch.complex64, device=clock.device)
+        values[:, :tones] = torch.fft.fft(points, norm="ortho")
+        rows = torch.nn.functional.pad(_cyclic(values, guard).view(-1, 7 * (size + guard)), (0, slot - 7 * (size + guard)))
+        low = rows.flatten()[: clock.count]
+        low = low * phasor(-(tones - 1) / 2 * spacing_hz / clock.rate_hz, len(low), clock.device)
+    low = low * clock.gate(times, 5e-6)
+    return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.05, 0.075), 0.075)
+
+
+def _nprach(clock, rng, tones, spacing_hz):
+    """Symbol groups of format 1 (TS 36.211 10.1.6: 1.6 ms), hops of 1, 6, 1 tones, then a random one."""
+    group = round(1.6e-3 * clock.rate_hz)
+    tone_number, numbers = rng.integers(tones), []
+    for position in range(clock.count // group + 2):
+        numbers.append(tone_number)
+        if position % 4 == 3:
+            tone_number = rng.integers(tones)
+        elif position % 4 == 1:
+            tone_number = (tone_number + tones // 2) % tones
+        else:
+            tone_number = tone_number ^ 1
+    steps = (torch.tensor(numbers, dtype=torch.float64) - (tones - 1) / 2) * (spacing_hz / clock.rate_hz)
+    return oscillate(steps.repeat_interleave(group)[: clock.count].to(clock.device).cumsum(0))
