@@ -126,13 +126,14 @@ def _turned(turns):
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def propagate(values, frequencies_hz, gains, delays_s):
+def propagate(values, frequencies_hz, gains, delays_s, out=None):
     """What arrives of a grid: the sum over ports of values × H, H = sum over paths of gain × exp(-j 2π f delay).
 
     Args:
         values: complex64 [ports, symbols, subcarriers] on any device.
         frequencies_hz: float64 [subcarriers], from the carrier's centre.
         gains, delays_s: complex64 [ports, paths, symbols] and float64 [paths]; see `taps`.
+        out: where the result goes; may be `values[0]`.
 
     Returns:
         complex64 [symbols, subcarriers] on the device of `values`.
@@ -147,7 +148,7 @@ def propagate(values, frequencies_hz, gains, delays_s):
     if not flat:
         steering = _turned(-delays_s.cpu()[:, None] * frequencies_hz.cpu()).to(device)  # (paths, subcarriers)
 
-    arrived = torch.empty(symbols, subcarriers, dtype=values.dtype, device=device)
+    arrived = torch.empty(symbols, subcarriers, dtype=values.dtype, device=device) if out is None else out
     budget = _CHUNK_VALUES_CPU if device.type == "cpu" else _CHUNK_VALUES_ACCELERATOR
     rows = max(1, budget // (ports * subcarriers))
     for first in range(0, symbols, rows):
@@ -161,7 +162,7 @@ def propagate(values, frequencies_hz, gains, delays_s):
     return arrived
 
 
-def amplify(values, backoff_db, smoothness=2.0, am_pm_deg=0.0):
+def amplify(values, backoff_db, smoothness=2.0, am_pm_deg=0.0, keep=slice(None)):
     """A power amplifier near saturation: each symbol's time signal is compressed, distorted in the band and beside it.
 
     Amplitudes are compressed by Rapp's model, |y| = |x| / (1 + |x|^2p)^(1/2p) with saturation at 1 (C. Rapp, "Effects of
@@ -173,15 +174,16 @@ def amplify(values, backoff_db, smoothness=2.0, am_pm_deg=0.0):
         backoff_db: of the mean input power of the symbols that are not silent, of all ports, to saturation.
         smoothness: p of Rapp's model; large for an amplifier that is linear up to saturation.
         am_pm_deg: the turn far beyond saturation; half of it at saturation.
+        keep: which subcarriers of the output are wanted, a slice.
 
     Returns:
         complex64 [ports, symbols, 3 × subcarriers], of the same centre and small-signal gain 1: the input's subcarriers
-        come to lie in the middle third. Silent symbols stay silent.
+        come to lie in the middle third; of them those to keep. Silent symbols stay silent.
     """
     if not smoothness > 0:
         raise ValueError(f"expected smoothness > 0: {smoothness=}")
     ports, symbols, subcarriers = values.shape
-    amplified = values.new_zeros(ports * symbols, 3 * subcarriers)
+    amplified = values.new_zeros(ports * symbols, len(range(3 * subcarriers)[keep]))
     values = values.flatten(0, 1)
     sent = torch.nonzero(torch.view_as_real(values).abs().amax(dim=(1, 2))).flatten()
     if not len(sent):
@@ -200,5 +202,5 @@ def amplify(values, backoff_db, smoothness=2.0, am_pm_deg=0.0):
         if am_pm_deg:
             gain = torch.polar(gain, math.radians(am_pm_deg) * power / (1 + power))
         spectrum = torch.fft.fft(signal.mul_(gain), norm="forward")
-        amplified[rows] = torch.cat([spectrum[:, points - subcarriers :], spectrum[:, : 2 * subcarriers]], dim=1)
+        amplified[rows] = torch.cat([spectrum[:, points - subcarriers :], spectrum[:, : 2 * subcarriers]], dim=1)[:, keep]
     return amplified.unflatten(0, (ports, symbols))

@@ -63,9 +63,16 @@ def random_symbols(order, stream):
     Returns:
         complex64, the shape and device of `order`.
     """
-    octets = stream.octets(order.numel(), order.device).view(order.shape)
+    octets = stream.octets(order.numel(), order.device)
     table = _qam_table().to(order.device)
-    return table[(order.int() << 7) + octets]  # row order / 2 of 256 values
+    symbols = torch.empty(order.numel(), dtype=torch.complex64, device=order.device)
+    budget = CHUNK_VALUES_CPU if order.device.type == "cpu" else CHUNK_VALUES_ACCELERATOR
+    flat = order.flatten()
+    for first in range(0, len(flat), budget):
+        part = slice(first, first + budget)
+        place = (flat[part].int() << 7) + octets[part]  # row order / 2 of 256 values
+        torch.index_select(table, 0, place, out=symbols[part])
+    return symbols.view(order.shape)
 
 
 @lru_cache(maxsize=1)

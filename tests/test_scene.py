@@ -1,0 +1,298 @@
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from radio import lte, nr, ofdm
+from radio.carriers import CLASS_NAMES, paint
+from radio.channel import Fading
+from radio.receiver import Receiver
+from radio.rng import Stream
+from radio.scene import FIRST_TRANSMISSION, TRAINING, VALIDATION, Scene, Transmission, render
+from radio.scene_config import CLASSIC, PRESETS, WILD, SceneConfig, with_settings
+from radio.scene_draw import draw
+from radio.spectrogram import Spectrogram
+from radio.traffic import Traffic
+from util.errors import UserError
+
+FULL = Traffic(users=1, busy=1.0, filled=1.0, dwell_slots=50.0)
+SILENT = Receiver(noise=False)
+
+
+def one_carrier(cell, sample_rate_hz, offset_hz=0.0, duration_s=0.01, snr_db=20.0, traffic=FULL, fading=None,
+                receiver=SILENT, first_sample_s=0.02, edge_s=1e-6):  # fmt: skip
+    slot_s = 1e-3 if isinstance(cell, lte.LteCell) else 15e-3 / cell.spacing_khz
+    transmission = Transmission(cell, traffic, offset_hz, first_sample_s, int(first_sample_s / slot_s),
+                                round(duration_s / slot_s) + 2, snr_db, fading or Fading("none"), None, edge_s)  # fmt: skip
+    num_samples = round(duration_s * sample_rate_hz)
+    return Scene(Stream(0), sample_rate_hz, num_samples, 2e9, 0.0, (transmission,), (), receiver)
+
+
+def scenes(config, count, first=0):
+    return [draw(config, Stream(0, TRAINING, index)) for index in range(first, first + count)]
+
+
+# Labels against the energy
+
+
+def spectrum(iq, sample_rate_hz):
+    """(frequency ascending, power) of a stretch, windowed so that sidelobes of the FFT are none."""
+    power = np.abs(np.fft.fftshift(np.fft.fft(iq.numpy() * np.hanning(len(iq))))) ** 2
+    return np.fft.fftshift(np.fft.fftfreq(len(iq), 1 / sample_rate_hz)), power
+
+
+RATES = {1.4: 1.92e6, 3: 10e6, 5: 7.68e6, 10: 20e6, 15: 19.2e6, 20: 40e6, 25: 46.08e6, 30: 61.44e6, 40: 61.44e6}
+
+
+def cells():
+    for width, num_rb in lte.RESOURCE_BLOCKS.items():
+        yield pytest.param(lte.LteCell(num_rb, cell_id=7, control_symbols=2), width, id=f"LTE-{width}")
+    for spacing, widths in nr.RESOURCE_BLOCKS.items():
+        for width, num_rb in widths.items():
+            case = "A" if spacing == 15 or num_rb * spacing < 20 * 30 else "C"
+            yield pytest.param(nr.NrCarrier(spacing, num_rb, cell_id=7, ssb_case=case), width, id=f"NR-{spacing}-{width}")
+
+
+@pytest.mark.parametrize(("cell", "width"), list(cells()))
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_carrier_lies_in_its_label(cell, width, side):
+    """At the top and at the bottom of the band: 99 % of the energy, and edges that are right to a bin of 4 subcarriers."""
+    rate = RATES.get(width, 122.88e6)
+    offset_hz = side * (0.49 * rate - width * 0.5e6) + 1234.5
+    scene = one_carrier(cell, rate, offset_hz, duration_s=0.004)
+    [carrier] = scene.carriers()
+    frequency, power = spectrum(render(scene), rate)
+    inside = (frequency > carrier.freq_lower_hz) & (frequency < carrier.freq_upper_hz)
+    assert power[inside].sum() > 0.99 * power.sum()
+
+    bin_hz = 60e3
+    bins = np.round(frequency / bin_hz).astype(int)
+    level = np.bincount(bins - bins[0], power) / np.bincount(bins - bins[0])
+    strong = np.flatnonzero(level > 0.3 * np.median(level[level > 0.1 * level.max()])) + bins[0]
+    assert abs(strong[0] * bin_hz - carrier.freq_lower_hz) <= 1.5 * bin_hz
+    assert abs(strong[-1] * bin_hz - carrier.freq_upper_hz) <= 1.5 * bin_hz
+
+
+@pytest.mark.parametrize("cell", [lte.LteCell(100), nr.NrCarrier(30, 51)])
+@pytest.mark.parametrize("offset_hz", [-8e6, 0.0, 9e6])
+def test_the_image_is_bright_where_the_mask_is(cell, offset_hz):
+    """Nothing mirrored, in rows of the front end, for carriers cut by the band too."""
+    scene = one_carrier(cell, 23.04e6, offset_hz, receiver=Receiver())
+    front_end = Spectrogram(256, 0.01, (64, 64), "none")
+    image = front_end(render(scene)[None])[0, 0].numpy()
+    mask = paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
+    label = CLASS_NAMES.index(scene.transmissions[0].label)
+    assert set(np.unique(mask)) == {0, label}
+    bright = image.mean(axis=1) > (image.mean(axis=1).max() + image.mean(axis=1).min()) / 2
+    assert (bright != (mask[:, 32] == label)).sum() <= 2
+
+
+def test_a_carrier_that_is_switched_is_labelled_while_it_is_on():
+    cell = lte.LteCell(25)
+    scene = one_carrier(cell, 7.68e6, traffic=FULL)
+    switched = dataclasses.replace(scene.transmissions[0], first_slot=23, num_slots=4)
+    scene = dataclasses.replace(scene, transmissions=(switched,))
+    [carrier] = scene.carriers()
+    assert carrier.start_s == pytest.approx(0.003)
+    assert carrier.duration_s == pytest.approx(0.004)
+    power = np.abs(render(scene).numpy()) ** 2
+    time = np.arange(scene.num_samples) / scene.sample_rate_hz
+    inside = (time >= carrier.start_s - 1e-6) & (time < carrier.start_s + carrier.duration_s + 1e-6)
+    assert power[~inside].max() == 0
+    assert power[inside].mean() > 1
+
+
+def test_an_idle_nr_carrier_is_as_wide_as_its_ssb():
+    cell = nr.NrCarrier(30, 106, ssb_offset_hz=9e6, ssb_beams=(0, 3))
+    scene = one_carrier(cell, 61.44e6, traffic=Traffic(users=0), duration_s=0.01)
+    [carrier] = scene.carriers()
+    assert carrier.freq_upper_hz - carrier.freq_lower_hz == pytest.approx(7.2e6)
+    assert (carrier.freq_upper_hz + carrier.freq_lower_hz) / 2 == pytest.approx(9e6, abs=15e3)
+    assert one_carrier(dataclasses.replace(cell, ssb_beams=()), 61.44e6, traffic=Traffic(users=0)).carriers() == []
+
+
+# Signal-to-noise ratio
+
+
+def elements(iq, sample_rate_hz, grid, first_sample_s):
+    """Demodulate: complex [symbols, subcarriers] by an FFT in the middle of each cyclic prefix, an independent receiver."""
+    size = round(sample_rate_hz / grid.spacing_hz)
+    mu = round(np.log2(grid.spacing_hz / 15e3))
+    rows, begin = [], 0.0
+    places = np.arange(grid.occupied.shape[1]) + round(grid.lowest_hz / grid.spacing_hz)
+    for number in range(grid.first_symbol + grid.occupied.shape[0]):
+        prefix = 144 / 30.72e6 / 2**mu + (16 / 30.72e6 if number % (7 * 2**mu) == 0 else 0)
+        if number >= grid.first_symbol:
+            start = round((begin + prefix / 2 - first_sample_s) * sample_rate_hz)
+            inside = start >= 0 and start + size <= len(iq)
+            symbol = np.fft.fft(iq[start : start + size].numpy()) / size if inside else np.full(size, np.nan)
+            rows.append(symbol[places])
+        begin += prefix + 1 / grid.spacing_hz
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("snr_db", [-5, 10, 40])
+@pytest.mark.parametrize("fading", [Fading("none"), Fading("flat", 0, 100, 1), Fading("TDL-C", 300e-9, 30, 5)])
+@pytest.mark.parametrize("cell", [
+    lte.LteCell(50, duplex="TDD", num_ports=2), lte.LteCell(25, num_ports=4, control_load=0.2),
+    nr.NrCarrier(30, 51, tdd_pattern="DDDSU"), nr.NrCarrier(15, 52, ssb_case="A"),
+])  # fmt: skip
+def test_the_snr_is_that_of_the_occupied_resource_elements(cell, fading, snr_db):
+    rate = 30.72e6
+    light = Traffic(users=2, busy=0.4, filled=0.3)
+    scene = one_carrier(cell, rate, snr_db=snr_db, traffic=light, fading=fading, receiver=Receiver(), first_sample_s=0.02,
+                        edge_s=0.0)  # fmt: skip
+    transmission = scene.transmissions[0]
+    bits, _ = scene.schedule(0)
+    arguments = (cell, transmission.first_slot, bits, scene.stream.child(FIRST_TRANSMISSION).child(1))
+    grids = [lte.resource_grid(*arguments)] if isinstance(cell, lte.LteCell) else nr.resource_grids(*arguments)
+    noise, power = grids[0].spacing_hz / rate, []
+    iq = render(scene)
+    for grid in grids:
+        noisy = elements(iq, rate, grid, 0.02)
+        seen = np.isfinite(noisy)
+        power.append(np.abs(noisy[grid.occupied.numpy() & seen]) ** 2)
+    free = ~grids[0].occupied.numpy().any(axis=1, keepdims=True) & seen
+    if len(grids) == 1 and free.any():
+        assert np.mean(np.abs(noisy[free]) ** 2) == pytest.approx(noise, rel=0.05)
+    signal = np.mean(np.concatenate(power)) - noise
+    assert 10 * np.log10(signal / noise) == pytest.approx(snr_db, abs=0.5)
+
+
+# What scenes are drawn from
+
+
+def test_a_scene_depends_on_seed_kind_and_number_alone():
+    scene, again = draw(WILD, Stream(5, TRAINING, 12)), draw(WILD, Stream(5, TRAINING, 12))
+    assert scene == again
+    assert torch.equal(render(scene), render(again))
+    for other in (Stream(6, TRAINING, 12), Stream(5, VALIDATION, 12), Stream(5, TRAINING, 13)):
+        assert draw(WILD, other).parameters() != scene.parameters()
+
+
+def test_global_random_state_is_left_alone():
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for scene in scenes(WILD, 6):
+        render(scene)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_wild_scenes_keep_their_promises():
+    drawn = scenes(WILD, 400)
+    for scene in drawn:
+        half_hz = scene.sample_rate_hz / 2
+        assert scene.sample_rate_hz in WILD.sample_rates_hz
+        assert 0.99e-3 < scene.duration_s < 80.01e-3
+        carriers = scene.carriers()
+        for carrier in carriers:
+            assert -half_hz <= carrier.freq_lower_hz < carrier.freq_upper_hz <= half_hz
+            assert carrier.start_s >= 0
+            assert carrier.start_s + carrier.duration_s <= scene.duration_s * (1 + 1e-9)
+        edges = sorted((carrier.freq_lower_hz, carrier.freq_upper_hz) for carrier in carriers)
+        assert all(low >= high for (_, high), (low, _) in itertools.pairwise(edges))
+        for distractor in scene.distractors:
+            low, high = (distractor.center_hz + side * distractor.bandwidth_hz / 2 for side in (-1, 1))
+            assert all(high <= carrier.freq_lower_hz + 1e3 or low >= carrier.freq_upper_hz - 1e3 for carrier in carriers)
+        levels = [transmission.snr_db for transmission in scene.transmissions]
+        assert not levels or (min(levels) >= -5 and max(levels) <= 40)
+        assert json.loads(json.dumps(scene.parameters()))["sample_rate_hz"] == scene.sample_rate_hz
+
+    everything = [transmission for scene in drawn for transmission in scene.transmissions]
+    cells = [transmission.cell for transmission in everything]
+    lte_cells = [cell for cell in cells if isinstance(cell, lte.LteCell)]
+    nr_cells = [cell for cell in cells if isinstance(cell, nr.NrCarrier)]
+    assert {scene.sample_rate_hz for scene in drawn} == set(WILD.sample_rates_hz)
+    assert 0.05 < np.mean([not scene.transmissions for scene in drawn]) < 0.3
+    assert {cell.num_rb for cell in lte_cells} == set(lte.RESOURCE_BLOCKS.values())
+    assert {(cell.duplex, cell.num_ports) for cell in lte_cells} == {(d, p) for d in ("FDD", "TDD") for p in (1, 2, 4)}
+    assert {cell.uldl_config for cell in lte_cells} == set(range(7))
+    assert {cell.spacing_khz for cell in nr_cells} == {15, 30, 60}
+    assert {bool(cell.tdd_pattern) for cell in nr_cells} == {True, False}
+    assert {cell.ssb_case for cell in nr_cells} == {"A", "B", "C"}
+    assert {kind for scene in drawn for kind in (d.kind for d in scene.distractors)} == set(WILD.distractor_kinds)
+    assert {transmission.fading.model for transmission in everything} == set(WILD.fading_models)
+    assert {scene.receiver.bits for scene in drawn} == {8, 12, 16}
+    inside = [scene for scene in drawn for carrier in scene.carriers()
+              if carrier.freq_upper_hz - carrier.freq_lower_hz >= scene.sample_rate_hz * 0.999]
+    assert len(inside) > 10
+
+
+def test_classic_scenes_are_the_published_recipe():
+    drawn = scenes(CLASSIC, 600)
+    kinds = [tuple(sorted({t.label for t in scene.transmissions})) for scene in drawn]
+    for kind in (("LTE",), ("NR",), ("LTE", "NR")):
+        assert abs(kinds.count(kind) / len(drawn) - 1 / 3) < 0.08
+    for scene in drawn:
+        assert (scene.sample_rate_hz, scene.num_samples) == (61.44e6, 2457600)
+        assert scene.receiver == Receiver()
+        assert not scene.distractors
+        for transmission in scene.transmissions:
+            cell, width = transmission.cell, dict.fromkeys((0,))
+            widths = lte.RESOURCE_BLOCKS if transmission.label == "LTE" else nr.RESOURCE_BLOCKS[cell.spacing_khz]
+            [width] = [mhz for mhz, num_rb in widths.items() if num_rb == cell.num_rb]
+            assert width in ((5, 10, 15, 20) if transmission.label == "LTE" else (10, 15, 20, 25, 30, 40, 50))
+            assert abs(transmission.offset_hz) <= (61.44e6 - width * 1e6) / 2 - 61.44e6 / 256 + 5e5
+            assert transmission.fading.doppler_hz in (0, 10, 500)
+    assert {t.snr_db for scene in drawn for t in scene.transmissions} == {7.0, 17.0, 67.0}
+
+
+# Settings
+
+
+def test_settings_change_fields():
+    config = with_settings(WILD, ["snr_db=0,20", "lte_ports=2", "duration_ms=10", "technologies=LTE", "inside=0.5"])
+    assert (config.snr_db, config.lte_ports, config.duration_ms) == ((0, 20), (2,), (10,))
+    assert (config.technologies, config.inside) == (("LTE",), 0.5)
+    drawn = scenes(config, 30)
+    assert {t.label for scene in drawn for t in scene.transmissions} == {"LTE"}
+    assert {round(scene.duration_s, 5) for scene in drawn} == {0.01}
+    assert with_settings(WILD, []) == WILD == SceneConfig() == PRESETS["wild"]
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("snr=3", "snr_db"),
+    ("snr_db", "expected name=value"),
+    ("snr_db=20,0", "--set snr_db: expected a range, the lower number first; found 20,0"),
+    ("snr_db=", "--set snr_db: expected a range"),
+    ("snr_db=high", "--set snr_db: expected numbers; found high"),
+    ("snr_db=nan,3", "--set snr_db: expected numbers"),
+    ("lte_ports=", "--set lte_ports: expected one value or more; found none"),
+    ("lte_bandwidths_mhz=7", "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7"),
+    ("nr_bandwidths_mhz=45", "--set nr_bandwidths_mhz: expected some of"),
+    ("inside=2", "--set inside: expected numbers from 0 to 1; found 2"),
+    ("technologies=WiFi", "--set technologies: expected some of LTE,NR; found WiFi"),
+    ("sample_rates_hz=0", "--set sample_rates_hz: expected numbers from 10000"),
+    ("lte_ports=3", "--set lte_ports: expected some of 1,2,4; found 3"),
+    ("bits=1.5", "--set bits"),
+    ("fading_models=TDL-X", "--set fading_models"),
+    ("doppler_hz=0,5000", "--set doppler_hz"),
+])  # fmt: skip
+def test_wrong_settings_are_named(setting, said):
+    with pytest.raises(UserError) as error:
+        with_settings(WILD, [setting])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_carrier_wider_than_the_band_is_an_error():
+    with pytest.raises(UserError, match="nr_bandwidths_mhz: expected a carrier that fits a band of 20 MHz; found 40"):
+        with_settings(CLASSIC, ["sample_rates_hz=20e6", "nr_bandwidths_mhz=40", "nr_spacings_khz=30"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_renders_the_same_scene():
+    for scene in scenes(dataclasses.replace(WILD, bits=(0,)), 12):
+        expected = render(scene)
+        assert (render(scene, "cuda").cpu() - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_the_grid_clock_has_no_drift_over_the_frames():
+    """The last system frame begins when 1023 frames have passed, to a part of a sample."""
+    starts, _ = ofdm.symbol_times(30e3, 1023 * 280, 1)
+    assert float(starts[0]) / ofdm.TC_PER_S == pytest.approx(10.23, abs=1e-12)
