@@ -20,17 +20,92 @@ MASK_KINDS = ("random", "time", "frequency", "time_frequency")
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-class MaskedAutoencoderViT(nn.Module):
-    """Vision Transformer encoder on visible patches, light decoder on all of them.
+class ViTEncoder(nn.Module):
+    """The Vision Transformer that pretraining and fine-tuning share: from images to tokens, class token first.
+
+    A subclass adds its modules, then calls `initialize`.
 
     Args:
         img_size: (frequency, time) in cells, or one number for both; multiples of `patch_size`.
         patch_size: side of a square patch in cells.
         in_chans: channels of the images.
-        embed_dim, depth, num_heads: encoder width, blocks and attention heads.
-        decoder_embed_dim, decoder_depth, decoder_num_heads: the same of the decoder.
+        embed_dim, depth, num_heads: width, blocks and attention heads.
         mlp_ratio: width of a block's hidden layer over its own.
         norm_layer: called with a width, makes a normalization layer.
+        drop_path: probability in [0, 1) that a sample skips a branch of the last block; grows linearly from 0 at the first.
+    """
+
+    def __init__(
+        self, img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio=4.0, norm_layer=LayerNorm, drop_path=0.0
+    ):
+        super().__init__()
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if any(side % patch_size or side < patch_size for side in self.img_size):
+            raise ValueError(f"expected multiples of {patch_size=}: {img_size=}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"expected 0 <= drop_path < 1: {drop_path=}")
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+
+        self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
+        self.grid_size = self.patch_embed.grid_size  # (rows, columns)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
+        self.blocks = transformer_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer, drop_path)
+        self.norm = norm_layer(embed_dim)
+
+    def initialize(self):
+        """MAE's initialization of every linear layer, the patch embedding and the class token."""
+        self.apply(_init_weights)
+        # A patch embedding is a linear layer on flattened patches, and is initialised like one.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    @property
+    def num_patches(self):
+        return self.grid_size[0] * self.grid_size[1]
+
+    def patchify(self, imgs):
+        """[N, C, F, T] -> [N, L, patch * patch * C], patches row by row, channels innermost."""
+        return rearrange(imgs, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch_size, q=self.patch_size)
+
+    def unpatchify(self, patches):
+        """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, F, T]."""
+        h, w = self.grid_size
+        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=self.patch_size, q=self.patch_size)
+
+    def forward_encoder(self, imgs, ids_keep=None):
+        """Images -> normalized tokens [N, 1 + kept, embed_dim]; class token first. Without `ids_keep` all are kept."""
+        # embed patches
+        tokens = self.patch_embed(imgs)  # (N, L, D)
+
+        # add position embedding, without the class token's
+        tokens = tokens + self.pos_embed[:, 1:]
+
+        # remove masked patches
+        if ids_keep is not None:
+            tokens = _gather(tokens, ids_keep)  # (N, kept, D)
+
+        # put the class token first
+        cls_token = self.cls_token + self.pos_embed[:, :1]
+        tokens = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+
+        # transformer
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def encode(self, imgs):
+        """Features without masking: [N, in_chans, frequency, time] -> [N, 1 + L, embed_dim], class token first."""
+        return self.forward_encoder(imgs)
+
+
+class MaskedAutoencoderViT(ViTEncoder):
+    """Vision Transformer encoder on visible patches, light decoder on all of them.
+
+    Args:
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer: see `ViTEncoder`.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: width, blocks and attention heads of the decoder.
         norm_pix_loss: predict patches scaled to zero mean and unit variance each.
         mask_kind: "random" removes patches; "time" whole columns of patches, "frequency" whole rows, "time_frequency"
             both, so that what stays is the crossing of the kept columns with the kept rows.
@@ -52,49 +127,21 @@ class MaskedAutoencoderViT(nn.Module):
         norm_pix_loss=False,
         mask_kind="random",
     ):
-        super().__init__()
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if any(side % patch_size or side < patch_size for side in self.img_size):
-            raise ValueError(f"expected multiples of {patch_size=}: {img_size=}")
+        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer)
         if mask_kind not in MASK_KINDS:
             raise ValueError(f"expected one of {MASK_KINDS}: {mask_kind=}")
-        self.patch_size = patch_size
-        self.in_chans = in_chans
         self.norm_pix_loss = norm_pix_loss
         self.mask_kind = mask_kind
-
-        self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
-        self.grid_size = self.patch_embed.grid_size  # (rows, columns)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
-        self.blocks = _blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer)
-        self.norm = norm_layer(embed_dim)
 
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
-        self.decoder_blocks = _blocks(decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
+        self.decoder_blocks = transformer_blocks(decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
         self.decoder_norm = norm_layer(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
 
-        self.apply(_init_weights)
-        # A patch embedding is a linear layer on flattened patches, and is initialised like one.
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
-        nn.init.normal_(self.cls_token, std=0.02)
+        self.initialize()
         nn.init.normal_(self.mask_token, std=0.02)
-
-    @property
-    def num_patches(self):
-        return self.grid_size[0] * self.grid_size[1]
-
-    def patchify(self, imgs):
-        """[N, C, F, T] -> [N, L, patch * patch * C], patches row by row, channels innermost."""
-        return rearrange(imgs, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch_size, q=self.patch_size)
-
-    def unpatchify(self, patches):
-        """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, F, T]."""
-        h, w = self.grid_size
-        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=self.patch_size, q=self.patch_size)
 
     def masking(self, noise, mask_ratio):
         """Which patches stay, as a function of the noise.
@@ -137,27 +184,6 @@ class MaskedAutoencoderViT(nn.Module):
         column_removed = _rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
         removed = row_removed[:, :, None] | column_removed[:, None, :]
         return removed.flatten(1).to(torch.uint8), rows_kept * columns_kept
-
-    def forward_encoder(self, imgs, ids_keep=None):
-        """Images -> normalized tokens [N, 1 + kept, embed_dim]; class token first. Without `ids_keep` all are kept."""
-        # embed patches
-        tokens = self.patch_embed(imgs)  # (N, L, D)
-
-        # add position embedding, without the class token's
-        tokens = tokens + self.pos_embed[:, 1:]
-
-        # remove masked patches
-        if ids_keep is not None:
-            tokens = _gather(tokens, ids_keep)  # (N, kept, D)
-
-        # put the class token first
-        cls_token = self.cls_token + self.pos_embed[:, :1]
-        tokens = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-
-        # transformer
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
 
     def forward_decoder(self, tokens, ids_restore):
         """Encoded tokens [N, 1 + kept, embed_dim] -> predicted patches [N, L, patch * patch * C]."""
@@ -215,19 +241,17 @@ class MaskedAutoencoderViT(nn.Module):
         pred = self.forward_decoder(self.forward_encoder(imgs, ids_keep), ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
-    def encode(self, imgs):
-        """Features without masking: [N, in_chans, frequency, time] -> [N, 1 + L, embed_dim], class token first."""
-        return self.forward_encoder(imgs)
-
 
 def patch_statistics(patches):
     """Mean and unbiased variance of each patch, as `norm_pix_loss` uses them: [N, L, values] -> two of [N, L, 1]."""
     return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
 
 
-def _blocks(depth, width, num_heads, mlp_ratio, norm_layer):
+def transformer_blocks(depth, width, num_heads, mlp_ratio, norm_layer, drop_path=0.0):
+    """`depth` blocks, their drop path growing linearly from 0 to `drop_path`."""
+    rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
     return nn.ModuleList(
-        Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
+        Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate) for rate in rates
     )
 
 

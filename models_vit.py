@@ -1,0 +1,239 @@
+"""The encoder of `models_mae` with a segmentation or a classification head; state-dict keys as in MAE."""
+
+import re
+from functools import partial
+
+from torch import nn
+
+import models_mae
+from models_mae import LayerNorm, ViTEncoder, transformer_blocks
+from util.errors import UserError
+from util.pos_embed import sincos_2d
+
+HEADS = ("decoder", "linear")
+# These are functions of the grid, not weights: no mode trains them.
+FIXED = ("pos_embed", "decoder_pos_embed")
+
+
+class SegmentationViT(ViTEncoder):
+    """Encoder, then a class for every cell.
+
+    The "decoder" head is the start of MAE's decoder, its keys and shapes included, so that it can begin where pretraining
+    ended; then a linear layer from tokens to patches of logits. The "linear" head is that layer alone. New linear layers
+    start as in MAE (Xavier).
+
+    Args:
+        num_classes: classes of a cell.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path: see `ViTEncoder`; the
+            head's blocks have no drop path.
+        head: "decoder" or "linear".
+        head_depth: transformer blocks of the "decoder" head.
+        decoder_embed_dim, decoder_num_heads: their width and attention heads.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        img_size=224,
+        patch_size=16,
+        in_chans=1,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        head="decoder",
+        head_depth=2,
+        decoder_embed_dim=512,
+        decoder_num_heads=16,
+        mlp_ratio=4.0,
+        norm_layer=LayerNorm,
+        drop_path=0.0,
+    ):
+        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path)
+        if head not in HEADS:
+            raise ValueError(f"expected one of {HEADS}: {head=}")
+        if head == "decoder" and head_depth < 1:
+            raise ValueError(f"expected 1 block or more: {head_depth=}")
+        self.has_decoder = head == "decoder"
+        if self.has_decoder:
+            self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+            self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
+            self.decoder_blocks = transformer_blocks(head_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
+            self.decoder_norm = norm_layer(decoder_embed_dim)
+        self.head = nn.Linear(decoder_embed_dim if self.has_decoder else embed_dim, patch_size**2 * num_classes)
+        self.initialize()
+
+    @property
+    def head_modules(self):
+        """What is trained anew or further for the task, whatever becomes of the encoder."""
+        if not self.has_decoder:
+            return [self.head]
+        return [self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.head]
+
+    def forward_decoder(self, tokens):
+        """Encoded tokens [N, 1 + L, embed_dim] -> [N, 1 + L, decoder_embed_dim]."""
+        # embed tokens, add position embedding
+        tokens = self.decoder_embed(tokens) + self.decoder_pos_embed
+
+        # transformer
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_norm(tokens)
+
+    def forward(self, imgs):
+        """Images [N, in_chans, frequency, time] -> logits [N, num_classes, frequency, time]."""
+        # encode
+        tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
+
+        # decode
+        if self.has_decoder:
+            tokens = self.forward_decoder(tokens)  # (N, 1 + L, decoder_embed_dim)
+
+        # predict patches, without the class token
+        patches = self.head(tokens[:, 1:])  # (N, L, patch * patch * num_classes)
+
+        # fold patches back to the image
+        return self.unpatchify(patches)
+
+
+class ClassificationViT(ViTEncoder):
+    """Encoder, then a class for the image, by one linear layer on the mean of the patches or on the class token.
+
+    The linear layer starts next to zero (truncated normal of 2e-5, as in MAE's fine-tuning), so that the pretrained
+    features see no large random gradients in the first steps.
+
+    Args:
+        num_classes: classes of an image.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path: see `ViTEncoder`.
+        global_pool: the mean of the patches, then `fc_norm`, and no `norm` (MAE's fine-tuning); else `norm`, then the class
+            token.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        img_size=224,
+        patch_size=16,
+        in_chans=1,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        global_pool=True,
+        mlp_ratio=4.0,
+        norm_layer=LayerNorm,
+        drop_path=0.0,
+    ):
+        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path)
+        self.global_pool = global_pool
+        if global_pool:
+            self.norm = nn.Identity()
+            self.fc_norm = norm_layer(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.initialize()
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+
+    @property
+    def head_modules(self):
+        """What is trained anew for the task, whatever becomes of the encoder."""
+        return [self.fc_norm, self.head] if self.global_pool else [self.head]
+
+    def forward(self, imgs):
+        """Images [N, in_chans, frequency, time] -> logits [N, num_classes]."""
+        # encode
+        tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
+
+        # pool
+        features = self.fc_norm(tokens[:, 1:].mean(dim=1)) if self.global_pool else tokens[:, 0]  # (N, embed_dim)
+
+        # predict classes
+        return self.head(features)
+
+
+def training_modules(model, mode):
+    """The modules that `mode` trains (see `trainable`), each with all that it contains."""
+    last = re.fullmatch(r"last:(\d+)", mode)
+    if mode == "full":
+        return [model]
+    if not isinstance(model, ViTEncoder):
+        raise UserError(f"--train: expected full for a {type(model).__name__}; found {mode!r}")
+    if mode == "head":
+        return model.head_modules
+    if mode == "probe":
+        return [model.head]
+    if last and 1 <= int(last[1]) <= len(model.blocks):
+        return [*model.blocks[-int(last[1]) :], model.norm, *model.head_modules]
+    raise UserError(f"--train: expected full, head, probe or last:N, N from 1 to {len(model.blocks)}; found {mode!r}")
+
+
+def trainable(model, mode):
+    """Set which parameters train.
+
+    Args:
+        model: a model of this module; of any other, "full" is all that is known.
+        mode: "full", everything; "head", the head with its decoder blocks or `fc_norm`; "probe", the linear layer `head`
+            alone; "last:N", the last N blocks of the encoder, its `norm` and the head. Position embeddings never train.
+
+    Returns:
+        The names of the parameters that train.
+
+    Raises:
+        UserError: another mode, or more blocks than there are.
+    """
+    modules = training_modules(model, mode)
+    model.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if name in FIXED:
+            parameter.requires_grad_(False)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def train_mode(model, mode):
+    """`model.train()` for what `mode` trains, and `model.eval()` for the rest: no drop path in an encoder that is frozen.
+
+    To be called before every epoch, since evaluation puts the whole model in eval mode.
+    """
+    modules = training_modules(model, mode)
+    model.eval()
+    for module in modules:
+        module.train()
+
+
+PRESETS = {name.removeprefix("mae_"): sizes for name, sizes in models_mae.PRESETS.items()}
+
+
+def create_model(
+    name, task, num_classes, img_size, in_chans=1, drop_path=0.1, head="decoder", head_depth=2, global_pool=True, **kwargs
+):
+    """The preset `name`, made for a task.
+
+    Args:
+        name: one of `PRESETS`.
+        task: "segmentation" or "classification".
+        head, head_depth: of segmentation only, see `SegmentationViT`.
+        global_pool: of classification only, see `ClassificationViT`.
+        kwargs: more arguments of the class, on top of the preset's.
+
+    Raises:
+        UserError: no such preset, an image size that its patches do not tile, or another value that the class refuses.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
+    sizes = {key: size for key, size in PRESETS[name].items() if not key.startswith("decoder_")}
+    sizes |= {"img_size": img_size, "in_chans": in_chans, "drop_path": drop_path}
+    try:
+        if task == "classification":
+            return ClassificationViT(num_classes, **sizes | {"global_pool": global_pool} | kwargs)
+        if task != "segmentation":
+            raise ValueError(f"expected segmentation or classification: {task=}")
+        decoder = {key: PRESETS[name][key] for key in ("decoder_embed_dim", "decoder_num_heads")}
+        return SegmentationViT(num_classes, **sizes | decoder | {"head": head, "head_depth": head_depth} | kwargs)
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from error
+
+
+def __getattr__(name):
+    """`models_vit.vit_base_patch16(...)`, as in MAE."""
+    if name in PRESETS:
+        return partial(create_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,297 @@
+"""Pretrained weights: MAE's and ours fit by name, what is adapted keeps its response, and nothing is dropped unsaid."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import models_mae
+from models_vit import ClassificationViT, SegmentationViT
+from util import checkpoint
+from util.errors import UserError
+from util.weights import load_pretrained, read_weights, resample_positions
+
+SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
+IMAGE = (48, 48)
+
+
+def mae_rgb(width=32, depth=2, channels=3, patches=36):
+    """An encoder as in facebookresearch/mae's mae_pretrain_vit_*.pth, its names and shapes written out here."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width),
+              "patch_embed.proj.weight": (width, channels, 8, 8), "patch_embed.proj.bias": (width,)}  # fmt: skip
+    for n in range(depth):
+        shapes |= {
+            f"blocks.{n}.norm1.weight": (width,), f"blocks.{n}.norm1.bias": (width,),
+            f"blocks.{n}.attn.qkv.weight": (3 * width, width), f"blocks.{n}.attn.qkv.bias": (3 * width,),
+            f"blocks.{n}.attn.proj.weight": (width, width), f"blocks.{n}.attn.proj.bias": (width,),
+            f"blocks.{n}.norm2.weight": (width,), f"blocks.{n}.norm2.bias": (width,),
+            f"blocks.{n}.mlp.fc1.weight": (4 * width, width), f"blocks.{n}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{n}.mlp.fc2.weight": (width, 4 * width), f"blocks.{n}.mlp.fc2.bias": (width,),
+        }  # fmt: skip
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    return {name: torch.randn(shape, generator=generator) / 5 for name, shape in shapes.items()}
+
+
+def mae(img_size=IMAGE, **kwargs):
+    torch.manual_seed(1)
+    return models_mae.MaskedAutoencoderViT(img_size, **{**SIZES, **DECODER, "decoder_depth": 3, **kwargs})
+
+
+def segmenter(img_size=IMAGE, num_classes=3, **kwargs):
+    torch.manual_seed(0)
+    return SegmentationViT(num_classes, img_size, **{**SIZES, **DECODER, **kwargs}).eval()
+
+
+def classifier(img_size=IMAGE, num_classes=3, **kwargs):
+    torch.manual_seed(0)
+    return ClassificationViT(num_classes, img_size, **{**SIZES, **kwargs}).eval()
+
+
+def test_an_rgb_encoder_of_mae_answers_one_channel_as_its_copy_in_three(tmp_path):
+    torch.save({"model": mae_rgb()}, tmp_path / "mae_pretrain_vit.pth")
+    state = read_weights(tmp_path / "mae_pretrain_vit.pth").state_dict
+    rgb, model = classifier(in_chans=3, global_pool=False), segmenter()
+    rgb.load_state_dict(state, strict=False)
+    report = load_pretrained(model, state, "a.pth")
+    images = torch.randn(2, 1, *IMAGE)
+    torch.testing.assert_close(model.encode(images), rgb.encode(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+    assert report.adapted == ["patch_embed.proj.weight 3 -> 1 channels"]
+    assert set(report.loaded) == set(state)
+    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state if name != "patch_embed.proj.weight")
+
+
+def test_one_channel_becomes_several_of_which_equal_ones_get_the_same_answer():
+    state = mae_rgb(channels=1)
+    one, four = classifier(global_pool=False), classifier(in_chans=4, global_pool=False)
+    load_pretrained(one, state, "a.pth")
+    assert load_pretrained(four, state, "a.pth").adapted == ["patch_embed.proj.weight 1 -> 4 channels"]
+    images = torch.randn(2, 1, *IMAGE)
+    torch.testing.assert_close(four.encode(images.expand(-1, 4, -1, -1)), one.encode(images), atol=1e-5, rtol=1e-5)
+    # No channel is preferred.
+    images = torch.randn(2, 4, *IMAGE)
+    torch.testing.assert_close(four.encode(images), four.encode(images.flip(1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("found", "own"), [(3, 2), (2, 3), (2, 4)])
+def test_other_numbers_of_channels_are_refused(found, own):
+    with pytest.raises(UserError, match=rf"a.pth: .*proj.weight of \[32, {own}, 8, 8\]; found \[32, {found}, 8, 8\]"):
+        load_pretrained(classifier(in_chans=own, global_pool=False), mae_rgb(channels=found), "a.pth")
+
+
+def keys_cubic(source, target):
+    """Cubic convolution (Keys 1981; a as in torch) from cell centre to cell centre, edges repeated: [target, source]."""
+    matrix, a = np.zeros((target, source)), -0.75
+    for row in range(target):
+        place = (row + 0.5) * source / target - 0.5
+        for neighbour in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            x = abs(place - neighbour)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            matrix[row, min(max(neighbour, 0), source - 1)] += near if x <= 1 else far if x < 2 else 0
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("grid", "new_grid"), [((6, 6), (3, 9)), ((3, 9), (6, 6)), ((4, 7), (7, 4)), ((6, 6), (4, 9)), ((1, 5), (2, 5))]
+)
+def test_positions_are_resampled_as_cubic_convolution_does(grid, new_grid):
+    embedding = torch.randn(1, 1 + grid[0] * grid[1], 4)
+    found = resample_positions(embedding, grid, new_grid)
+    patches = embedding[0, 1:].double().numpy().reshape(*grid, 4)
+    expected = np.einsum("ir,jc,rcd->ijd", keys_cubic(grid[0], new_grid[0]), keys_cubic(grid[1], new_grid[1]), patches)
+    np.testing.assert_allclose(found[0, 1:], expected.reshape(-1, 4), atol=1e-5)
+    assert torch.equal(found[:, :1], embedding[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("source", "front_end", "target"),
+    [
+        ((48, 48), None, (24, 72)), ((48, 48), {"image_size": [48, 48]}, (32, 72)),
+        ((24, 72), {"image_size": [24, 72]}, (72, 24)), ((24, 72), {"image_size": [24, 72]}, (48, 48)),
+    ],
+)  # fmt: skip
+def test_both_position_embeddings_move_to_the_grid_of_the_model(source, front_end, target):
+    """Also where another grid has as many patches: 6 × 6 is not 4 × 9, and 3 × 9 not 9 × 3."""
+    state = mae(source).state_dict()
+    model = segmenter(target)
+    report = load_pretrained(model, state, "a.pth", front_end)
+    grid, new_grid = [tuple(side // 8 for side in size) for size in (source, target)]
+    arrow = f"{grid[0]} x {grid[1]} -> {new_grid[0]} x {new_grid[1]}"
+    assert report.adapted == [f"pos_embed {arrow}", f"decoder_pos_embed {arrow}"]
+    for name in ("pos_embed", "decoder_pos_embed"):
+        assert torch.equal(model.state_dict()[name], resample_positions(state[name], grid, new_grid))
+
+
+def test_the_same_grid_is_loaded_as_it_is():
+    state = mae((24, 72)).state_dict()
+    state["pos_embed"] = torch.randn_like(state["pos_embed"])
+    model = segmenter((24, 72))
+    assert load_pretrained(model, state, "a.pth", {"image_size": [24, 72]}).adapted == []
+    assert torch.equal(model.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("front_end", "said"),
+    [
+        (None, "expected an image size with 27 patches, no square; found none"),
+        ({"n_fft": 64}, "expected an image size with 27 patches"),
+        ({"image_size": [48, 48]}, r"expected 36 patches of an image of \[48, 48\]; found 27"),
+        ({"image_size": [24]}, r"expected rows and columns as 'image_size'; found \[24\]"),
+        ({"image_size": None}, "no square"), ({"image_size": "224"}, "'image_size'"), ({"image_size": 216}, "'image_size'"),
+    ],
+)  # fmt: skip
+def test_a_grid_that_cannot_be_known_is_refused(front_end, said):
+    with pytest.raises(UserError, match=f"^a.pth: .*{said}"):
+        load_pretrained(segmenter((24, 72)), mae((24, 72)).state_dict(), "a.pth", front_end)
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (mae_rgb(width=48), r"cls_token of \[1, 1, 32\]; found \[1, 1, 48\]"),
+        (mae_rgb(depth=1), r"an encoder with blocks.1.norm1.weight of \[32\]; found none"),
+        (without(mae_rgb(), "norm.bias"), r"norm.bias of \[32\]; found none"),
+        (without(mae_rgb(), "pos_embed"), r"pos_embed of \[1, 37, 32\]; found none"),
+        (without(mae_rgb(), "patch_embed.proj.weight"), r"proj.weight of \[32, 1, 8, 8\]; found none"),
+        ({**mae_rgb(), "patch_embed.proj.weight": torch.zeros(32, 1, 16, 16)}, r"\[32, 1, 8, 8\]; found \[32, 1, 16, 16\]"),
+        ({**mae_rgb(), "pos_embed": torch.zeros(1, 37, 48)}, r"pos_embed of \[1, 37, 32\]; found \[1, 37, 48\]"),
+        ({**mae_rgb(), "pos_embed": torch.zeros(1, 1, 32)}, r"pos_embed of \[1, 37, 32\]; found \[1, 1, 32\]"),
+        ({**mae_rgb(), "decoder_embed.weight": torch.zeros(8, 32)}, r"decoder_embed.weight of \[16, 32\]; found \[8, 32\]"),
+        ({}, r"cls_token of \[1, 1, 32\]; found none"),
+    ],
+)  # fmt: skip
+def test_an_encoder_that_does_not_fit_is_refused_in_a_line_and_nothing_is_loaded(state, said):
+    model = segmenter()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=rf"^runs/a\.pth: expected .*{said}$") as error:
+        load_pretrained(model, state, "runs/a.pth")
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+MODELS = {
+    "decoder": segmenter, "deep decoder": lambda: segmenter(head_depth=5), "linear": lambda: segmenter(head="linear"),
+    "global_pool": classifier, "cls_token": lambda: classifier(global_pool=False), "mae": mae,
+}  # fmt: skip
+STATES = {
+    "mae": lambda: mae().state_dict(),
+    "encoder": mae_rgb,
+    "segmenter": lambda: segmenter().state_dict(),
+    "other classes": lambda: segmenter(num_classes=5).state_dict(),
+    "foreign": lambda: {**mae_rgb(), "ema": torch.zeros(3), "head.weight": torch.zeros(1000, 32)},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("source", STATES)
+def test_every_tensor_is_accounted_for(kind, source):
+    model, state = MODELS[kind](), STATES[source]()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_pretrained(model, state, "a.pth")
+    assert sorted(report.loaded + report.left) == sorted(state)
+    assert sorted(report.loaded + report.new) == sorted(before)
+    for name, value in model.state_dict().items():
+        if name in report.new:
+            assert torch.equal(value, before[name])
+        elif not any(text.startswith(name) for text in report.adapted):
+            assert torch.equal(value, state[name])
+
+
+def test_a_head_for_other_classes_is_left_whole():
+    """Also the part of it that would fit: a bias that belongs to other weights is no start."""
+    state = classifier().state_dict()
+    state["head.weight"] = torch.zeros(3, 99)
+    report = load_pretrained(classifier(), state, "a.pth")
+    assert report.left == report.new == ["head.weight", "head.bias"]
+    report = load_pretrained(classifier(), classifier().state_dict(), "a.pth")
+    assert report.left == report.new == []
+
+
+def test_the_summary_names_every_module_once():
+    report = load_pretrained(segmenter((48, 72)), mae(depth=2).state_dict(), "a.pth")
+    assert report.summary().splitlines() == [
+        "loaded 59: cls_token, pos_embed, decoder_pos_embed, patch_embed.proj.*, blocks.0..1.*, norm.*, decoder_embed.*, "
+        "decoder_blocks.0..1.*, decoder_norm.*",
+        "adapted 2: pos_embed 6 x 6 -> 6 x 9, decoder_pos_embed 6 x 6 -> 6 x 9",
+        "left 15: mask_token, decoder_blocks.2.*, decoder_pred.*",
+        "new 2: head.*",
+    ]
+    state = {**mae_rgb(channels=1), "head.weight": torch.zeros(2, 32), "fc_norm.bias": torch.zeros(32)}
+    report = load_pretrained(classifier(), state, "a.pth")
+    assert report.summary().splitlines()[1:] == [
+        "adapted 0", "left 3: norm.*, head.weight", "new 3: fc_norm.weight, head.weight, head.bias"
+    ]  # fmt: skip
+
+
+def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
+    state = {"model": mae().state_dict(), "optimizer": {}, "scaler": None, "epoch": 3, "step": 1, "rng": {}, "format": 1,
+             "progress": {}, "num_samples": 0, "args": {"model": "mae_vit_tiny_patch16"}, "classes": ["Noise", "NR"],
+             "front_end": {"image_size": [48, 48]}}  # fmt: skip
+    checkpoint.save(state, tmp_path)
+    found, front_end, classes, args = read_weights(tmp_path / checkpoint.LAST)
+    assert (front_end, classes, args) == (state["front_end"], state["classes"], state["args"])
+    assert all(torch.equal(value, found[name]) for name, value in state["model"].items())
+    assert set(found) == set(state["model"])
+
+
+@pytest.mark.parametrize("header", [None, {"front_end": {"image_size": [48, 48]}, "classes": ["a"], "args": {"seed": 0}}])
+def test_safetensors(tmp_path, header):
+    save_file(mae_rgb(), tmp_path / "a.safetensors", header and {key: json.dumps(value) for key, value in header.items()})
+    state, *about = read_weights(tmp_path / "a.safetensors")
+    assert about == (list(header.values()) if header else [None, [], {}])
+    assert all(torch.equal(value, state[name]) for name, value in mae_rgb().items())
+
+
+def test_a_bare_state_dict(tmp_path):
+    torch.save(mae_rgb(), tmp_path / "a.pth")
+    state, *about = read_weights(str(tmp_path / "a.pth"))
+    assert about == [None, [], {}]
+    assert set(state) == set(mae_rgb())
+
+
+def write_truncated(path):
+    if path.suffix == ".pth":
+        torch.save(mae_rgb(), path)
+    else:
+        save_file(mae_rgb(), path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def save(content):
+    return lambda path: torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("a.pth", lambda path: None, "found no such file"),
+        ("a.safetensors", lambda path: None, "found no such file"),
+        ("a.pth", write_truncated, "damaged"),
+        ("a.safetensors", write_truncated, "damaged"),
+        ("a.pth", lambda path: path.write_bytes(b""), "damaged"),
+        ("a.safetensors", lambda path: path.write_bytes(b""), "damaged"),
+        ("a.pth", lambda path: path.mkdir(), "unreadable"),
+        ("a.safetensors", lambda path: path.mkdir(), "unreadable"),
+        ("a.pth", save({"model": mae_rgb(), "args": argparse.Namespace(lr=1)}), "other pickled objects"),
+        ("a.pth", save([torch.zeros(1)]), "found a list"),
+        ("a.pth", save({}), "expected a state dict of tensors"),
+        ("a.pth", save({"model": {"norm.weight": 1.0}}), "expected a state dict of tensors"),
+        ("a.pth", save({"model": mae_rgb(), "front_end": [48, 48]}), "expected a dict as 'front_end'; found a list"),
+        ("a.pth", save({"model": mae_rgb(), "classes": {"NR": 1}}), "expected a list as 'classes'; found a dict"),
+        ("a.safetensors", lambda path: save_file(mae_rgb(), path, {"classes": "NR, LTE"}), "damaged"),
+    ],
+)
+def test_files_without_weights_are_said_in_a_line(tmp_path, name, write, said):
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=said) as error:
+        read_weights(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: expected")
+    assert "\n" not in str(error.value)

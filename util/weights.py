@@ -1,0 +1,234 @@
+"""Start from weights that another run, or another project, trained: what fits is taken, and nothing is dropped unsaid."""
+
+import json
+import math
+import pickle
+import re
+import warnings
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F
+
+from util.errors import UserError
+
+ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+POSITIONS = ("pos_embed", "decoder_pos_embed")
+PATCHES = "patch_embed.proj.weight"
+
+
+class Weights(NamedTuple):
+    """What a file of weights holds; `front_end` is None and the last two are empty where it does not say."""
+
+    state_dict: dict
+    front_end: dict | None
+    classes: list
+    args: dict
+
+
+def read_weights(path):
+    """Read weights onto the CPU, without unpickling anything but tensors and plain values.
+
+    A `.safetensors` file holds the tensors, and in its header, as JSON, "front_end", "classes" and "args", each or none. Any
+    other file is one of torch: a checkpoint of ours, one with "model" on its top level (MAE's), or a bare state dict.
+
+    Returns:
+        `Weights`, that is (state_dict, front_end, classes, args).
+
+    Raises:
+        UserError: the file is missing, damaged, holds pickled objects or no state dict.
+    """
+    content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a state dict; found a {type(content).__name__}")
+    about = content if "model" in content else {}
+    state_dict = content.get("model", content)
+    if not isinstance(state_dict, dict) or not state_dict or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state_dict.items()
+    ):
+        raise UserError(f"{path}: expected a state dict of tensors, bare or as 'model'; found none")
+    front_end, classes, args = about.get("front_end"), about.get("classes") or [], about.get("args") or {}
+    for name, value, kind in (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict)):
+        if not isinstance(value, kind):
+            raise UserError(f"{path}: expected a {kind.__name__} as {name!r}; found a {type(value).__name__}")
+    return Weights(state_dict, front_end or None, classes, args)
+
+
+def _read_torch(path):
+    try:
+        with warnings.catch_warnings():
+            # What torch has to say of a foreign pickle, our error says.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a file of weights; found no such file") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: expected tensors and plain values only; found other pickled objects or a damaged file"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: expected a file of weights; found a damaged or unreadable file") from error
+
+
+def _read_safetensors(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            about = {key: json.loads(header[key]) for key in ("front_end", "classes", "args") if key in header}
+            return {"model": {key: file.get_tensor(key) for key in file.keys()}, **about}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a file of weights; found no such file") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: expected a file of weights; found a damaged or unreadable file") from error
+
+
+@dataclass
+class LoadReport:
+    """What `load_pretrained` did, by name.
+
+    loaded: taken from the checkpoint; adapted: which of them were changed to fit, and how; left: in the checkpoint alone, or
+    a head of another shape; new: in the model alone, so as its constructor initialised it.
+    """
+
+    loaded: list
+    adapted: list
+    left: list
+    new: list
+
+    def summary(self):
+        """A line for each, whole modules as `name.*` and runs of blocks as `blocks.0..11.*`."""
+        lines = []
+        for title in ("loaded", "adapted", "left", "new"):
+            names = getattr(self, title)
+            others = [other for other in (self.loaded, self.left, self.new) if other is not names]
+            shown = names if title == "adapted" else _collapse(names, {_module(name) for other in others for name in other})
+            lines.append(f"{title} {len(names)}{': ' if names else ''}{', '.join(shown)}")
+        return "\n".join(lines)
+
+
+def load_pretrained(model, state_dict, path, front_end=None):
+    """Load into `model` what fits it by name, the whole encoder in any case.
+
+    Three things are made to fit:
+      - `pos_embed` and `decoder_pos_embed` of another grid are resampled in two dimensions (bicubic), all but the class
+        token's. The checkpoint's grid follows from `front_end["image_size"]`; without it, it is taken as square.
+      - Patch embeddings of one channel, for C: repeated and divided by C, so that C equal channels give the response of one.
+      - Patch embeddings of C channels, for one: summed, so that an image gives the response of its copy in C channels.
+    A `head` of another shape (other classes) is left, weight and bias.
+
+    Args:
+        model: a model of `models_vit`, changed in place.
+        state_dict: names to tensors; ours, or MAE's.
+        path: where it comes from, for messages.
+        front_end: of the checkpoint; None where it has none.
+
+    Returns:
+        A `LoadReport`.
+
+    Raises:
+        UserError: a tensor of the encoder is missing, a shape differs otherwise, or the checkpoint's grid is not known.
+    """
+    own = model.state_dict()
+    state = dict(state_dict)
+    adapted = []
+    if any(_has_other_shape(state, own, name) for name in own if name.startswith("head.")):
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+
+    for name, expected in own.items():
+        if name not in state:
+            if name.startswith(ENCODER):
+                raise UserError(f"{path}: expected an encoder with {name} of {list(expected.shape)}; found none")
+        elif not _fits(name, state[name].shape, expected.shape):
+            raise UserError(f"{path}: expected {name} of {list(expected.shape)}; found {list(state[name].shape)}")
+
+    if state[PATCHES].shape != own[PATCHES].shape:
+        adapted.append(f"{PATCHES} {state[PATCHES].shape[1]} -> {own[PATCHES].shape[1]} channels")
+        state[PATCHES] = _with_channels(state[PATCHES], own[PATCHES].shape[1])
+    for name in POSITIONS:
+        if name in own and name in state:
+            grid = _source_grid(state[name].shape[1] - 1, front_end, model.patch_size, path)
+            if grid != tuple(model.grid_size):
+                adapted.append(f"{name} {grid[0]} x {grid[1]} -> {model.grid_size[0]} x {model.grid_size[1]}")
+                state[name] = resample_positions(state[name], grid, model.grid_size)
+
+    loaded = {name: state[name] for name in own if name in state}
+    model.load_state_dict(loaded, strict=False)
+    return LoadReport(
+        loaded=list(loaded),
+        adapted=adapted,
+        left=[name for name in state_dict if name not in loaded],
+        new=[name for name in own if name not in loaded],
+    )
+
+
+def resample_positions(embedding, grid, new_grid):
+    """Position embeddings [1, 1 + rows * columns, D] of one grid, for another; the first, the class token's, stays."""
+    patches = embedding[:, 1:].float().unflatten(1, tuple(grid)).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    patches = F.interpolate(patches, size=tuple(new_grid), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], patches.flatten(2).mT.to(embedding.dtype)], dim=1)
+
+
+def _has_other_shape(state, own, name):
+    return name in state and state[name].shape != own[name].shape
+
+
+def _fits(name, found, expected):
+    """Whether a tensor can be used, as it is or resampled; of the first two dimensions, the second is the one to adapt."""
+    if found == expected:
+        return True
+    same_but_second = len(found) == len(expected) and found[:1] + found[2:] == expected[:1] + expected[2:]
+    if name in POSITIONS:
+        return same_but_second and found[1] > 1
+    return name == PATCHES and same_but_second and 1 in (found[1], expected[1])
+
+
+def _with_channels(weight, channels):
+    if weight.shape[1] == 1:
+        return weight.expand(-1, channels, -1, -1) / channels
+    return weight.sum(dim=1, keepdim=True)
+
+
+def _source_grid(num_patches, front_end, patch_size, path):
+    image_size = (front_end or {}).get("image_size")
+    if image_size is None:
+        side = math.isqrt(num_patches)
+        if side**2 != num_patches:
+            raise UserError(f"{path}: expected an image size with {num_patches} patches, no square; found none")
+        return side, side
+    try:
+        rows, columns = (int(side) // patch_size for side in image_size)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected rows and columns as 'image_size'; found {image_size!r}") from error
+    if rows * columns != num_patches:
+        raise UserError(f"{path}: expected {rows * columns} patches of an image of {image_size}; found {num_patches}")
+    return rows, columns
+
+
+def _module(name):
+    """`blocks.3` of `blocks.3.attn.qkv.weight`; without a number, all but the last part, or the name itself."""
+    block = re.match(r"\w+\.\d+(?=\.)", name)
+    return block[0] if block else name.rpartition(".")[0] or name
+
+
+def _collapse(names, elsewhere):
+    """Names without the modules in `elsewhere` as `module.*`, and consecutive numbers as `blocks.0..11.*`."""
+    modules = dict.fromkeys(name if _module(name) in elsewhere else _module(name) for name in names)
+    shown = []
+    # Consecutive numbers of one stem differ from their places by a constant.
+    for (stem, _), run in groupby(enumerate(modules), key=lambda item: _stem_and_offset(*item)):
+        run = [module for _, module in run]
+        if stem:
+            numbers = dict.fromkeys(module.rpartition(".")[2] for module in (run[0], run[-1]))
+            shown.append(f"{stem}.{'..'.join(numbers)}.*")
+        else:
+            shown.append(run[0] if run[0] in names else f"{run[0]}.*")
+    return shown
+
+
+def _stem_and_offset(place, module):
+    stem, _, number = module.rpartition(".")
+    return (stem, int(number) - place) if number.isdigit() else ("", place)
