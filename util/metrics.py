@@ -1,0 +1,179 @@
+"""Confusion matrices that sum over ranks, and what is read off them."""
+
+import torch
+from torchmetrics import Metric
+
+FIGURES = ("accuracy", "iou", "precision", "recall", "f1")
+ABSENT = "absent"
+
+
+class _Counts(Metric):
+    """int64 [groups, classes, classes]: how many samples of each class (rows) were called what (columns).
+
+    torchmetrics adds the matrices of all ranks in `compute`, so a sample that two ranks have both seen counts twice: give
+    ranks uneven parts rather than padded ones.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_groups, class_names, device):
+        super().__init__()
+        self.class_names = list(class_names)
+        size = len(self.class_names)
+        self.add_state("counts", torch.zeros(num_groups, size, size, dtype=torch.int64), dist_reduce_fx="sum")
+        self.to(device)
+
+    def _add(self, pred, target, group):
+        """`group`: int64 [B], the matrix that each sample belongs to; the others as in `Confusion.update`."""
+        size = len(self.class_names)
+        if pred.is_floating_point() and pred.dim() == target.dim() + 1 and pred.shape[1] == size:
+            pred = pred.argmax(dim=1)
+        if pred.shape != target.shape or pred.is_floating_point() or target.is_floating_point():
+            raise ValueError(f"expected logits [B, {size}, ...] or ids [B, ...], and ids [B, ...] to hold them against: "
+                             f"{pred.dtype} {list(pred.shape)}, {target.dtype} {list(target.shape)}")  # fmt: skip
+        if not target.numel():
+            return
+        device = self.counts.device
+        pred, target = pred.to(device, torch.int64), target.to(device, torch.int64)
+        # The one wait for the device: an id outside would be counted in another row.
+        low, high = torch.stack([*pred.aminmax(), *target.aminmax()]).aminmax()
+        if low < 0 or high >= size:
+            raise ValueError(f"expected class ids 0 to {size - 1}: from {int(low)} to {int(high)}")
+        group = group.to(device).view(-1, *[1] * (target.dim() - 1))
+        cells = (group * size + target) * size + pred
+        self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(self.counts)
+
+    def compute(self):
+        """The counts of all ranks; this is torchmetrics' name, and `results` what is meant to be called."""
+        return self.counts
+
+
+class Confusion(_Counts):
+    """One confusion matrix, of pixels or of whole samples.
+
+    Args:
+        class_names: in the order of the ids.
+        device: where the matrix is kept.
+    """
+
+    def __init__(self, class_names, device="cpu"):
+        super().__init__(1, class_names, device)
+
+    def update(self, pred, target):
+        """Count a batch.
+
+        Args:
+            pred: logits, float [B, classes, ...], or class ids, integer [B, ...].
+            target: class ids, integer [B, ...].
+
+        Raises:
+            ValueError: other shapes or types, or ids outside the classes.
+        """
+        self._add(pred, target, torch.zeros(len(target), dtype=torch.int64))
+
+    def results(self):
+        """See `figures`."""
+        return figures(self.compute()[0], self.class_names)
+
+
+class GroupedConfusion(_Counts):
+    """A confusion matrix for each group of samples: an SNR range, a technology.
+
+    Args:
+        class_names: in the order of the ids.
+        groups: names of all groups, known beforehand, so that ranks agree on them whatever each has seen.
+        device: where the matrices are kept.
+    """
+
+    def __init__(self, class_names, groups, device="cpu"):
+        super().__init__(len(groups), class_names, device)
+        self.groups = {name: number for number, name in enumerate(groups)}
+
+    def update(self, pred, target, groups):
+        """Count a batch: `groups` names the group of each of the B samples; the rest as `Confusion.update`."""
+        if len(groups) != len(target) or not self.groups.keys() >= set(groups):
+            raise ValueError(f"expected {len(target)} names out of {list(self.groups)}: {list(groups)}")
+        self._add(pred, target, torch.tensor([self.groups[name] for name in groups], dtype=torch.int64))
+
+    def results(self):
+        """{group: `figures`}, in the order of `groups`; a group without samples has None for all of them."""
+        counts = self.compute()
+        return {name: figures(counts[number], self.class_names) for name, number in self.groups.items()}
+
+
+def figures(counts, class_names):
+    """What a confusion matrix says, as plain values for JSON; fractions, not percent.
+
+    A class without a sample is absent: its figures are None and it is left out of the means (where it was wrongly called,
+    the class that was meant has lost the sample). A class that is there but was never called has no precision, None, and is
+    left out of the mean precision alone: its recall, F1 and IoU are 0. Where there is nothing to average, a mean is None.
+
+    Args:
+        counts: integers [classes, classes], rows are what is true, columns what was called.
+
+    Returns:
+        `samples`; `pixel_accuracy` (of samples, where these are no pixels); `mean_accuracy`, `mean_iou`,
+        `mean_precision`, `mean_recall`, `mean_f1`; `classes`: name -> `samples`, `accuracy` (the share of the class's own
+        samples that was found: the same as `recall`), `iou`, `precision`, `recall`, `f1`; `confusion`: the counts.
+    """
+    counts = counts.tolist()  # Python's integers: exact whatever their size
+    classes = {}
+    for k, name in enumerate(class_names):
+        hits, true, called = counts[k][k], sum(counts[k]), sum(row[k] for row in counts)
+        recall = hits / true if true else None
+        classes[name] = {
+            "samples": true,
+            "accuracy": recall,
+            "iou": hits / (true + called - hits) if true else None,
+            "precision": hits / called if true and called else None,
+            "recall": recall,
+            "f1": 2 * hits / (true + called) if true else None,
+        }
+    total = sum(map(sum, counts))
+    return {
+        "samples": total,
+        "pixel_accuracy": sum(counts[k][k] for k in range(len(counts))) / total if total else None,
+        **{f"mean_{figure}": _mean(row[figure] for row in classes.values()) for figure in FIGURES},
+        "classes": classes,
+        "confusion": counts,
+    }
+
+
+def _mean(values):
+    """Of those that are not None; None where all are."""
+    values = [value for value in values if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def table(results):
+    """The figures of one matrix as a table of percents for the console: a line a class, their mean, the pixel accuracy."""
+    figures_shown = ("accuracy", "precision", "f1", "iou")  # recall is the accuracy
+    rows = [["class", "samples", "accuracy", "precision", "F1", "IoU"]]
+    for name, row in results["classes"].items():
+        without = "never called" if row["samples"] else ABSENT
+        rows.append([name, str(row["samples"]), *(_percent(row[figure], without) for figure in figures_shown)])
+    rows.append(["mean", "", *(_percent(results[f"mean_{figure}"]) for figure in figures_shown)])
+    rows.append(["pixel accuracy", str(results["samples"]), _percent(results["pixel_accuracy"])])
+    return _aligned(rows)
+
+
+def table_by_group(results):
+    """The figures of `GroupedConfusion.results` as a table of percents for the console: a line a group."""
+    rows = [["group", "samples", "pixel accuracy", "mean accuracy", "mean F1", "mean IoU"]]
+    for name, row in results.items():
+        shown = (row[figure] for figure in ("pixel_accuracy", "mean_accuracy", "mean_f1", "mean_iou"))
+        rows.append([name, str(row["samples"]), *map(_percent, shown)])
+    return _aligned(rows)
+
+
+def _percent(fraction, without=ABSENT):
+    return without if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _aligned(rows):
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column else cell.ljust(width)
+                  for column, (cell, width) in enumerate(zip(row, widths, strict=False))).rstrip()
+        for row in rows
+    )  # fmt: skip
