@@ -1,0 +1,334 @@
+"""The frames of MathWorks' example "Spectrum Sensing with Deep Learning to Identify 5G and LTE Signals".
+
+Two layouts, recognised by file names, at any depth of a folder:
+
+- as published: `{NR|LTE|LTE_NR}_frame_{i}` with .png (the spectrogram, RGB through the colour map parula), .hdf (the labels,
+  an HDF4 raster image) and, in most editions, .mat (`params`);
+- re-saved: `LTE_NR_{spect|labels|metadata}_frame_{i}.mat` with the variables `rxSpectrogram` and `data`.
+
+Frequency runs to the right and time upwards: the example's code transposes MATLAB's centred spectrogram [frequency, time]
+and flips it upside down before the colour map. Column 0 is therefore the lowest frequency and the last row the earliest
+time. Its labels are painted in the same columns, over all rows. How the re-saved spectrograms are turned in time is not
+documented; they are taken to lie as the pictures do, and their labels do not depend on it.
+
+Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at other frequencies and through another
+channel and noise: what is split at random is split by number.
+"""
+
+import os
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.io import loadmat, whosmat
+from scipy.io.matlab import MatReadError
+from torch.nn import functional as F
+
+from data.hdf4 import read_raster
+from data.sampling import IMAGE, Source, Subset, hold_out
+from radio.spectrogram import Spectrogram
+from util.errors import UserError
+
+NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
+ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
+         "spect": "image", "labels": "labels", "metadata": "parameters"}  # fmt: skip
+COMBINED = "LTE_NR"
+TECHNOLOGIES = ("NR", "LTE", COMBINED)
+
+# Class k of n is painted as floor(255 k / (n - 1)): 0, 127, 255 or 0, 85, 170, 255.
+EDITIONS = (("Noise", "NR", "LTE"), ("Noise", "NR", "LTE", "Unknown"))
+
+# Luma of Recommendation ITU-R BT.601. It rises along parula but for one place, about 40 % of the way up, where it falls by
+# 3 levels of 255: there, a tenth of the colours share their luma with another.
+LUMA = np.float32([0.299, 0.587, 0.114])
+
+SINGLE_TO_COMBINED, COMBINED_ONLY, MIXED = PROTOCOLS = ("single_to_combined", "combined", "mixed")
+
+# What scipy raises on damaged files; NotImplementedError is for those of version 7.3.
+MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, MatReadError, zlib.error,
+              struct.error, OverflowError, MemoryError)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame's files; `parameters` is None in editions without."""
+
+    technology: str
+    number: int
+    image: Path
+    labels: Path
+    parameters: Path | None
+
+    @property
+    def name(self):
+        return f"{self.technology} frame {self.number}"
+
+
+class MathWorksFrames(Source):
+    """Labelled frames, sorted by number.
+
+    An image is the picture's luma, turned to [frequency, time] with the lowest frequency first, resized with a triangular
+    antialiasing filter, and brought to zero mean and unit variance. Labels are resized by nearest neighbour only.
+
+    Args:
+        path: folder of the frames.
+        protocol: "single_to_combined" trains on frames of one technology and tests on those of both (which hold the same
+            waveforms, see above); "combined" trains and tests on those of both; "mixed" has all kinds on both sides.
+            Frames that a protocol has no use for are left out.
+        image_size: (frequency rows, time columns); None: as the first frame is stored.
+        test_fraction: part of the frame numbers that is tested on, where the protocol leaves it open.
+        split_seed: draws those numbers.
+
+    Raises:
+        UserError: no such protocol, a file is missing or damaged, or the folder lacks frames for the protocol.
+    """
+
+    task = "segmentation"
+    in_chans = 1
+
+    def __init__(self, path, protocol=MIXED, image_size=None, test_fraction=0.2, split_seed=0):
+        if protocol not in PROTOCOLS:
+            raise UserError(f"--protocol: expected one of {', '.join(PROTOCOLS)}; found {protocol}")
+        frames = find_frames(path)
+        counts = {name: sum(frame.technology == name for frame in frames) for name in TECHNOLOGIES}
+        singles = len(frames) - counts[COMBINED]
+        if not counts[COMBINED] or (protocol != COMBINED_ONLY and not singles):
+            kinds = f"{COMBINED} frames" if protocol == COMBINED_ONLY else f"frames of one technology and {COMBINED} frames"
+            found = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise UserError(f"{path}: expected {kinds} for --protocol {protocol}; found {found}")
+        self.frames = [frame for frame in frames if protocol != COMBINED_ONLY or frame.technology == COMBINED]
+        self.protocol = protocol
+        self.test_fraction, self.split_seed = test_fraction, split_seed
+        self.class_names = list(_edition(self.frames))
+        self.image_size = tuple(image_size or _image_shape(self.frames[0])[::-1])
+        self._classes = np.full(256, 255, np.uint8)  # pixel value -> class id; 255: none
+        self._classes[_values(self.class_names)] = range(len(self.class_names))
+        self._parameters = {}  # index -> parameters: the files hold whole resource grids, and are slow to read
+
+    def __len__(self):
+        return len(self.frames)
+
+    def load(self, index, rng, epoch=0):
+        """(IMAGE, float32 [1, F, T])."""
+        image = torch.from_numpy(_turned(_read_image(self.frames[index])))[None, None]
+        if image.shape[2:] != self.image_size:
+            image = F.interpolate(image, size=self.image_size, mode="bilinear", antialias=True)
+        return IMAGE, Spectrogram.normalized(image)[0].numpy()
+
+    def target(self, index, epoch=0):
+        """Class ids: uint8 [F, T]."""
+        frame = self.frames[index]
+        values, size = _read_labels(frame), _image_shape(frame)
+        if values.shape != size:
+            raise UserError(f"{frame.labels}: expected labels of {list(size)}, as the image of {frame.name} has it; "
+                            f"found {list(values.shape)}")  # fmt: skip
+        classes = self._classes[values]
+        if classes.max() == 255:
+            raise UserError(f"{frame.labels}: expected the values {_values(self.class_names)} for {self.class_names}; "
+                            f"found {int(values[classes == 255][0])} in {frame.name}")  # fmt: skip
+        classes = torch.from_numpy(_turned(classes))[None, None]
+        if classes.shape[2:] != self.image_size:
+            # "nearest" would sample the cells' corners, and so lie half a cell off the image.
+            classes = F.interpolate(classes, size=self.image_size, mode="nearest-exact")
+        return classes[0, 0].numpy()
+
+    def describe(self, index, rng, epoch=0):
+        """`snr_db` is the file's, None where there is none: it holds against an assumed signal power of 0 dBW, so it is
+        not the ratio in the picture. `parameters` are the file's numbers and words under the file's names."""
+        frame = self.frames[index]
+        if index not in self._parameters:
+            self._parameters[index] = _read_parameters(frame.parameters) if frame.parameters else {}
+        parameters = self._parameters[index]
+        return {
+            "name": frame.name,
+            "path": str(frame.image),
+            "technology": frame.technology,
+            "snr_db": float(parameters["SNRdB"]) if "SNRdB" in parameters else None,
+            "parameters": parameters,
+        }
+
+    def parts(self):
+        """{"train": indices, "test": indices}, int64, by the protocol.
+
+        Raises:
+            UserError: there are too few frame numbers for both.
+        """
+        if self.protocol == SINGLE_TO_COMBINED:
+            is_test = np.array([frame.technology == COMBINED for frame in self.frames])
+        else:
+            is_test = self._drawn(np.arange(len(self)), self.test_fraction, self.split_seed)
+        return {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+
+    def split(self, fraction, seed):
+        """(training, held-out) frames, both out of the part "train": frames to test on are in neither."""
+        train = self.parts()["train"]
+        held_out = self._drawn(train, fraction, seed)
+        return Subset(self, train[~held_out]), Subset(self, train[held_out])
+
+    def _drawn(self, indices, fraction, seed):
+        """Which of the frames have one of the numbers that are held out: bool [len(indices)]."""
+        numbers = np.array([self.frames[index].number for index in indices])
+        if len(np.unique(numbers)) < 2:
+            raise UserError(f"{self.frames[0].image.parent}: expected at least two frame numbers to hold one out; found one")
+        return np.isin(numbers, list(hold_out(numbers.tolist(), fraction, seed)))
+
+
+def holds_frames(path):
+    """Whether there are frames in a folder or below it."""
+    return any(NAME.fullmatch(file.name) for file in _walk(path))
+
+
+def find_frames(path):
+    """The frames in a folder and below it, sorted by number, then NR, LTE, both.
+
+    Raises:
+        UserError: there are none, one is there twice, or lacks its image or its labels.
+    """
+    found = {}
+    for file in _walk(path):
+        if match := NAME.fullmatch(file.name):
+            technology, resaved, resaved_number, number, suffix = match.groups()
+            key = (int(resaved_number or number), TECHNOLOGIES.index(technology))
+            files = found.setdefault(key, {})
+            role = ROLES[resaved or suffix]
+            if role in files:
+                raise UserError(f"{path}: expected one {role} file of {technology} frame {key[0]}; found {files[role]} and "
+                                f"{file}")  # fmt: skip
+            files[role] = file
+    if not found:
+        raise UserError(f"{path}: expected MathWorks frames (NR_frame_1.png and NR_frame_1.hdf, or "
+                        f"LTE_NR_spect_frame_1.mat and LTE_NR_labels_frame_1.mat); found none")  # fmt: skip
+    frames = []
+    for (number, kind), files in sorted(found.items()):
+        for role in ("image", "labels"):
+            if role not in files:
+                other = next(iter(files.values()))
+                raise UserError(f"{other.with_name(_name(other, role))}: expected the {role} of {TECHNOLOGIES[kind]} frame "
+                                f"{number}; found no such file beside {other.name}")  # fmt: skip
+        frames.append(Frame(TECHNOLOGIES[kind], number, files["image"], files["labels"], files.get("parameters")))
+    return frames
+
+
+def _walk(path):
+    """Files below a folder, hidden ones left out."""
+
+    def fail(error):
+        raise UserError(f"{path}: expected a folder that can be read; {error}") from error
+
+    for folder, names, files in os.walk(path, onerror=fail):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _name(file, role):
+    """Name of the file that has another role for the same frame."""
+    if NAME.fullmatch(file.name).group(2):
+        return re.sub("_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name)
+    return file.stem + {"image": ".png", "labels": ".hdf"}[role]
+
+
+def _values(class_names):
+    """Pixel values of the classes."""
+    return [255 * k // (len(class_names) - 1) for k in range(len(class_names))]
+
+
+def _edition(frames):
+    """Class names, from the first value that is not in both editions; those of three classes where there is none."""
+    values = [set(_values(names)) for names in EDITIONS]
+    for frame in frames:
+        if own := set(np.unique(_read_labels(frame)).tolist()) & (values[0] ^ values[1]):
+            return next(names for names, known in zip(EDITIONS, values, strict=True) if own & known)
+    return EDITIONS[0]
+
+
+def _turned(values):
+    """As the pictures lie [time upwards, frequency] to [frequency, time]."""
+    return np.ascontiguousarray(values[::-1].T)
+
+
+def _read_image(frame):
+    """float32 [rows, columns], as stored."""
+    if frame.image.suffix == ".mat":
+        values = _numbers(frame.image, "rxSpectrogram")
+    else:
+        try:
+            with Image.open(frame.image) as picture:
+                values = np.asarray(picture.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"{frame.image}: expected a picture; found a damaged file: {error}") from error
+    if values.ndim == 3 and values.shape[2] == 3:
+        values = values.astype(np.float32) @ LUMA
+    if values.ndim != 2:
+        raise UserError(f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}")
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{frame.image}: expected finite values; found NaN or infinity")
+    return values
+
+
+def _image_shape(frame):
+    """(rows, columns) of a frame's image, without its pixels."""
+    try:
+        if frame.image.suffix != ".mat":
+            with Image.open(frame.image) as picture:
+                return picture.height, picture.width
+        shapes = {name: shape for name, shape, _ in whosmat(frame.image)}
+    except MAT_ERRORS as error:
+        raise UserError(f"{frame.image}: expected an image; found a damaged file: {error}") from error
+    if "rxSpectrogram" not in shapes:
+        raise UserError(f"{frame.image}: expected the variable rxSpectrogram; found {', '.join(shapes) or 'none'}")
+    return tuple(shapes["rxSpectrogram"][:2])
+
+
+def _read_labels(frame):
+    """Pixel values: uint8 [rows, columns], as stored."""
+    if frame.labels.suffix != ".mat":
+        return read_raster(frame.labels)
+    values = _numbers(frame.labels, "data")
+    if values.ndim != 2 or not np.isin(values, np.arange(256)).all():
+        raise UserError(f"{frame.labels}: expected integers from 0 to 255 [rows, columns]; found {values.dtype} "
+                        f"{list(values.shape)} from {values.min()} to {values.max()}")  # fmt: skip
+    return values.astype(np.uint8)
+
+
+def _read_parameters(path):
+    """Numbers and words of the struct `params`, or, where there is none, of the whole file (the re-saved metadata)."""
+    content = _load(path)
+    params = np.asarray(content.get("params"))
+    if params.dtype.names:
+        content = {name: params[name] for name in params.dtype.names}
+    plain = {name: np.asarray(value).item() for name, value in content.items() if np.asarray(value).size == 1}
+    plain = {name: value for name, value in plain.items() if isinstance(value, int | float | str)}
+    if not plain:
+        raise UserError(f"{path}: expected the variable params; found {', '.join(content) or 'none'}")
+    return plain
+
+
+def _numbers(path, key):
+    """A variable of a .mat file: an array of real numbers."""
+    content = _load(path, key)
+    if key not in content:
+        try:
+            names = [name for name, _, _ in whosmat(path)]
+        except MAT_ERRORS:
+            names = []
+        raise UserError(f"{path}: expected the variable {key}; found {', '.join(names) or 'none'}")
+    values = content[key]
+    if values.dtype.kind not in "fiub" or not values.size:
+        raise UserError(f"{path}: expected numbers in {key}; found {values.dtype} {list(values.shape)}")
+    return values
+
+
+def _load(path, key=None):
+    """The variables of a .mat file, or one of them."""
+    try:
+        content = loadmat(path, variable_names=key and [key], squeeze_me=key is None)
+    except MAT_ERRORS as error:
+        hint = ", of MATLAB before version 7.3" if isinstance(error, NotImplementedError) else ""
+        raise UserError(f"{path}: expected a .mat file{hint}; found a damaged or unreadable one: {error}") from error
+    return {name: value for name, value in content.items() if not name.startswith("__")}
