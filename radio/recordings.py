@@ -5,6 +5,7 @@ as memory of the process) nor kept open (loader workers fork, and recordings com
 Sections named here are those of the SigMF specification, version 1.2.
 """
 
+import bisect
 import itertools
 import math
 import numbers
@@ -30,6 +31,7 @@ RAW_DATATYPES = {".cf32": "cf32_le", ".cs16": "ci16_le", ".cs8": "ci8", ".cu8": 
                  ".dat": None, ".bin": None, ".iq": None}  # None: the suffix does not say
 META_SUFFIX, DATA_SUFFIX, ARCHIVE_SUFFIX, NPY_SUFFIX = ".sigmf-meta", ".sigmf-data", ".sigmf", ".npy"
 COMPRESSED_SUFFIXES = (".sigmf.gz", ".sigmf.xz", ".sigmf.zip")
+_SIGMF_SUFFIXES = (META_SUFFIX, ARCHIVE_SUFFIX)
 SAMPLE_SUFFIXES = (META_SUFFIX, DATA_SUFFIX, ARCHIVE_SUFFIX, *COMPRESSED_SUFFIXES, NPY_SUFFIX, *RAW_DATATYPES)
 
 
@@ -58,7 +60,10 @@ class Recording:
     holds several, " [member]" of the archive, " [capture 2]" and " [channel 1]", counted from 0 (the capture is the
     stretch's first entry in the metadata's `captures`). center_freq_hz: None where the file does not say.
     datatype: SigMF's name, e.g. "ci16_le". sample_start: index of the first sample in the file, per channel, counted
-    from the file's beginning, that is without `core:offset` and header bytes.
+    from the file's beginning, that is without `core:offset` and header bytes. annotations: those that overlap the
+    stretch, as SigMF has them, but with `core:sample_start` counted from the stretch's first sample (below 0 for what
+    began before), and with the `core:sample_count` up to the capture's end where the file leaves it out; all channels
+    share them. None where the format has none: npy and raw.
     """
 
     path: Path
@@ -69,6 +74,7 @@ class Recording:
     datatype: str
     sample_start: int
     _layout: _Layout = field(repr=False)
+    annotations: tuple[dict, ...] | None = field(default=None, repr=False, compare=False)  # dicts have no hash
 
     @property
     def duration_s(self) -> float:
@@ -156,7 +162,7 @@ def find_recordings(paths, sample_rate_hz=None, datatype=None) -> list[Recording
         for file in _folder_files(Path(path)) if os.path.isdir(path) else [Path(path)]:
             files.setdefault(_place(_meta_of(file)), file)
     opened = {place: open_recording(file, sample_rate_hz, datatype)
-              for place, file in files.items() if place.lower().endswith((META_SUFFIX, ARCHIVE_SUFFIX))}
+              for place, file in files.items() if place.lower().endswith(_SIGMF_SUFFIXES)}
     described = {_place(one._layout.data_file) for found in opened.values() for one in found}
     for place in [place for place in files if place not in opened and place not in described]:
         opened[place] = open_recording(files[place], sample_rate_hz, datatype)
@@ -364,13 +370,16 @@ def _recordings(path: Path, name: str, owner: str, metadata: SigMFFile, place: t
     total = num_bytes // layout.frame_bytes
     _check_reach(owner, metadata, captures, total)
     stretches, found = _stretches(captures, total), []
+    spans = _annotation_spans(metadata, captures, total) if path.name.lower().endswith(_SIGMF_SUFFIXES) else None
+    noted = {stop: None if spans is None else _within(spans, first.start, stop) for first, stop in stretches}
     for (first, stop), channel in itertools.product(stretches, range(channels)):
         label = " [before the captures]" if first.number is None else f" [capture {first.number}]"
         label = (label if len(stretches) > 1 else "") + (f" [channel {channel}]" if channels > 1 else "")
         start_byte = byte_offset + first.header_bytes + first.start * layout.frame_bytes
         where = replace(layout, byte_offset=start_byte, channel=channel)
         count = stop - first.start
-        found.append(Recording(path, name + label, rate, first.center_freq_hz, count, datatype, first.start, where))
+        found.append(Recording(path, name + label, rate, first.center_freq_hz, count, datatype, first.start, where,
+                               noted[stop]))
     return found
 
 
@@ -400,6 +409,23 @@ def _check_reach(owner: str, metadata: SigMFFile, captures: list[_Capture], tota
     for where, end in ends.items():
         if end > total:
             raise UserError(f"{where}: less data than the metadata say: expected {end} samples, found {total}")
+
+
+def _annotation_spans(metadata: SigMFFile, captures: list[_Capture], total: int) -> list[tuple[int, int, dict]]:
+    """(first sample, end, annotation), in samples from the beginning of the data file."""
+    borders = [*(one.start for one in captures), total]
+    spans = []
+    for one in metadata.get_annotations():
+        start = int(one["core:sample_start"]) - metadata.get_global_field("core:offset", 0)
+        capture_end = borders[min(bisect.bisect_right(borders, start), len(borders) - 1)]
+        spans.append((start, start + int(one["core:sample_count"]) if "core:sample_count" in one else capture_end, one))
+    return spans
+
+
+def _within(spans: list[tuple[int, int, dict]], first: int, stop: int) -> tuple[dict, ...]:
+    """The annotations that overlap samples `first` to `stop`, their start counted from `first`."""
+    return tuple({**one, "core:sample_start": start - first, "core:sample_count": end - start}
+                 for start, end, one in spans if max(start, first) < min(end, stop))
 
 
 def _stretches(captures: list[_Capture], total: int) -> list[tuple[_Capture, int]]:

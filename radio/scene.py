@@ -96,7 +96,8 @@ class Scene:
         """(bits, power_db) of a transmission; see `radio.traffic.schedule`."""
         transmission = self.transmissions[number]
         rng = self.stream.child(FIRST_TRANSMISSION + number).child(0).generator()
-        return traffic.schedule(transmission.traffic, transmission.num_slots, transmission.cell.num_rb, rng)
+        return traffic.schedule(transmission.traffic, transmission.first_slot, transmission.num_slots,
+                                transmission.cell.num_rb, rng)  # fmt: skip
 
     def carriers(self):
         """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of the band."""

@@ -100,6 +100,7 @@ class SceneConfig:
     nr_coreset_load: tuple = _range(0.02, 1.0, within=(0, 1))  # log
     nr_coreset_periods_slots: tuple = _choices(1, 1, 1, 2, 10, 20, among=range(1, 641))
     nr_csi_rs: float = _share(0.6)
+    nr_broadcast: float = _share(0.5)  # carriers that send system information besides the SSB
     nr_dmrs_types: tuple = _choices(1, 1, 2, among=(1, 2))
     nr_dmrs_additional: tuple = _choices(0, 1, 1, 2, among=(0, 1, 2))
     nr_dmrs_power_db: tuple = _choices(0.0, 0.0, 3.0)

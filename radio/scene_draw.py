@@ -102,7 +102,8 @@ def _placed(dice, sample_rate_hz, received):
     for technology in technologies:
         for _ in range(_TRIES):
             width, spacing = _size(dice, technology)
-            offset = _offset(dice, width * 1e6, sample_rate_hz, band, margin_hz, inside and not placed)
+            widths_hz = width * 1e6, 12e3 * spacing * _num_rb(technology, width, spacing)
+            offset = _offset(dice, *widths_hz, sample_rate_hz, band, margin_hz, inside and not placed)
             if offset is None:
                 continue
             offset = round(offset / raster_hz) * raster_hz
@@ -125,20 +126,30 @@ def _size(dice, technology):
     return dice.of(widths), spacing
 
 
-def _offset(dice, width_hz, sample_rate_hz, band, margin_hz, inside):
-    """A place for a carrier's centre: around the whole band, cut by its edge, or within it. None where it does not fit."""
+def _num_rb(technology, width, spacing):
+    return lte.RESOURCE_BLOCKS[width] if technology == "LTE" else nr.RESOURCE_BLOCKS[spacing][width]
+
+
+def _offset(dice, width_hz, used_hz, sample_rate_hz, band, margin_hz, inside):
+    """A place for a carrier's centre: around the whole band, cut by its edge, or within it. None where it does not fit.
+
+    Whole carriers go where the channel filter lets their channel through, else at least what they use of it, and else where
+    the sample rate holds that: 18 of 20 MHz at 19.2 Msps are a usual capture.
+    """
     config, rng = dice.config, dice.rng
+    half_hz = sample_rate_hz / 2
     if inside:
-        room = (0.9 * width_hz - sample_rate_hz) / 2
+        room = (used_hz - sample_rate_hz) / 2
         return float(rng.uniform(-room, room)) if room >= 0 else None
-    low, high = max(band[0], margin_hz - sample_rate_hz / 2), min(band[1], sample_rate_hz / 2 - margin_hz)
-    fits = high - low >= width_hz
-    cut = dice.happens("cut") or (not fits and (config.cut or config.inside))
-    if cut:
-        visible = rng.uniform(_LEAST_VISIBLE, 0.95) * min(width_hz, 0.8 * sample_rate_hz)
-        center = sample_rate_hz / 2 - visible + width_hz / 2
-        return float(center * rng.choice((-1, 1)))
-    return float(rng.uniform(low + width_hz / 2, high - width_hz / 2)) if fits else None
+    low, high = max(band[0], margin_hz - half_hz), min(band[1], half_hz - margin_hz)
+    places = ((low, high, width_hz), (low, high, used_hz), (-half_hz, half_hz, used_hz))
+    fitting = [(first + needed / 2, last - needed / 2) for first, last, needed in places if last - first >= needed]
+    if dice.happens("cut") or (not fitting and (config.cut or config.inside)):
+        # In the passband: what lies in the filter's stopband alone, nobody could see.
+        visible = rng.uniform(_LEAST_VISIBLE, 0.95) * min(width_hz, 0.8 * (band[1] - band[0]))
+        side = int(rng.integers(2))
+        return float(band[side] + (2 * side - 1) * (width_hz / 2 - visible))
+    return float(rng.uniform(*fitting[0])) if fitting else None
 
 
 # What they send
@@ -148,7 +159,7 @@ def _transmission(dice, technology, width, spacing, offset_hz, snr_db, sample_ra
     """One carrier, of a drawn cell, traffic, channel and moment."""
     rng = dice.rng
     idle = dice.happens("idle")
-    cell = _lte_cell(dice, width) if technology == "LTE" else _nr_cell(dice, width, spacing, idle)
+    cell = _lte_cell(dice, width, idle) if technology == "LTE" else _nr_cell(dice, width, spacing, idle)
     slot_s = 15e-3 / spacing
     interval_s = (1 + clock_error_ppm * 1e-6) / sample_rate_hz
 
@@ -161,7 +172,7 @@ def _transmission(dice, technology, width, spacing, offset_hz, snr_db, sample_ra
 
     return Transmission(
         cell=cell,
-        traffic=_traffic(dice, cell.num_rb, idle),
+        traffic=_traffic(dice, cell.num_rb, idle, technology, spacing),
         offset_hz=offset_hz,
         first_sample_s=first_sample_s,
         first_slot=first_slot,
@@ -173,7 +184,7 @@ def _transmission(dice, technology, width, spacing, offset_hz, snr_db, sample_ra
     )
 
 
-def _lte_cell(dice, width):
+def _lte_cell(dice, width, idle):
     num_rb = lte.RESOURCE_BLOCKS[width]
     return lte.LteCell(
         num_rb=num_rb,
@@ -183,7 +194,7 @@ def _lte_cell(dice, width):
         special_config=dice.choice("lte_special_configs"),
         num_ports=dice.choice("lte_ports"),
         control_symbols=dice.choice("lte_control_symbols") + (num_rb <= 10),
-        control_load=dice.number("lte_control_load"),
+        control_load=dice.number("lte_control_load") * (0.1 if idle else 1.0),
         crs_boost_db=dice.choice("lte_crs_boost_db"),
         sync_boost_db=dice.choice("lte_sync_boost_db"),
     )
@@ -199,7 +210,8 @@ def _nr_cell(dice, width, spacing, idle):
     cases = {15: ("A",), 30: ("B", "C", "C"), 60: ("A", "B", "C")}[spacing]
     cases = [case for case in cases if 240 * _ssb_spacing_hz(case) <= bandwidth_hz] or ["A"]
     case = dice.of(cases)
-    room = max(0, math.floor((bandwidth_hz - 240 * _ssb_spacing_hz(case)) / 2 / 15e3))
+    unequal_hz = abs(1e3 * spacing - _ssb_spacing_hz(case))  # bands lie half a subcarrier off their centres
+    room = max(0, math.floor((bandwidth_hz - 240 * _ssb_spacing_hz(case) - unequal_hz) / 2 / 15e3))
     ssb_offset_hz = 15e3 * int(rng.integers(-room, room + 1)) if dice.happens("nr_ssb_anywhere") else 0.0
     num_ssb, half_frame, period_ms = dice.of((4, 8)), int(rng.integers(2)), dice.choice("nr_ssb_periods_ms")
     beams = nr_ssb.downlink_beams(spacing, pattern, case, num_ssb, period_ms, half_frame)
@@ -271,7 +283,24 @@ def _csi_rs(dice, num_rb):
     return (nr.CsiRs(row=2, symbol=symbol, subcarrier=subcarrier, offset_slots=offset, **shared),)
 
 
-def _traffic(dice, num_rb, idle):
+def _broadcast(dice, num_rb, technology, spacing):
+    """System information on PDSCH, which idle cells send too: (period, offset, first resource block, blocks), in slots.
+
+    LTE sends SIB1 in subframe 5 of every other frame (TS 36.331 5.2.1.2); NR cells that are not the anchor send none.
+    """
+    rng, slots_a_ms = dice.rng, spacing // 15
+    messages = [(20, 5)] if technology == "LTE" else []
+    for _ in range(int(rng.integers(3)) if technology == "LTE" or dice.happens("nr_broadcast") else 0):
+        period = dice.of((10, 20, 40, 80)) * slots_a_ms
+        messages.append((period, int(rng.integers(period))))
+    broadcast = []
+    for period, offset in messages:
+        count = min(num_rb, int(rng.integers(4, 17)))
+        broadcast.append((period, offset, int(rng.integers(num_rb - count + 1)), count))
+    return tuple(broadcast)
+
+
+def _traffic(dice, num_rb, idle, technology, spacing):
     if dice.config.block_traffic and dice.happens("block_traffic"):
         return traffic.Traffic(blocks=True, modulation_bits=dice.config.modulation_bits)
     group_rb = next(size for most, size in ((10, 1), (26, 2), (63, 3), (110, 4), (10**9, 16)) if num_rb <= most)
@@ -285,6 +314,7 @@ def _traffic(dice, num_rb, idle):
         modulation_bits=dice.config.modulation_bits,
         power_db=(min(dice.config.user_power_db), max(dice.config.user_power_db)),
         group_rb=group_rb,
+        broadcast=_broadcast(dice, num_rb, technology, spacing),
     )
 
 

@@ -18,6 +18,8 @@ class Traffic:
         modulation_bits: orders to choose from.
         power_db: (lowest, highest) power of a user's resource elements.
         group_rb: resource blocks that are given out together.
+        broadcast: system information, whoever is there: tuples (period and offset in slots from frame 0, first resource
+            block, resource blocks), QPSK at 0 dB.
         blocks: MathWorks' manner instead: 1 to 3 groups of slots and 1 to 3 of resource blocks, that repeat.
     """
 
@@ -29,11 +31,15 @@ class Traffic:
     modulation_bits: tuple = (2, 4, 6)
     power_db: tuple = (0.0, 0.0)
     group_rb: int = 4
+    broadcast: tuple = ()
     blocks: bool = False
 
 
-def schedule(traffic, num_slots, num_rb, rng):
+def schedule(traffic, first_slot, num_slots, num_rb, rng):
     """Draw a schedule.
+
+    Args:
+        first_slot: from the start of frame 0; decides when system information is sent.
 
     Returns:
         bits: uint8 [num_slots, num_rb], modulation order of each resource block, 0 where there is no PDSCH;
@@ -57,6 +63,10 @@ def schedule(traffic, num_slots, num_rb, rng):
             blocks = (chosen[:, None] * traffic.group_rb + np.arange(traffic.group_rb)).ravel()
             blocks = blocks[blocks < num_rb]
             bits[begin:end, blocks], power_db[begin:end, blocks] = order, power
+    slots = first_slot + np.arange(num_slots)
+    for period, offset, first_rb, count in traffic.broadcast:
+        sent = np.ix_(slots % period == offset, first_rb + np.arange(count))
+        bits[sent], power_db[sent] = 2, 0.0
     return bits, power_db
 
 

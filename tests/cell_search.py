@@ -17,6 +17,7 @@ from scipy.special import gammaln, logsumexp
 THRESHOLD = 10.0
 DMRS_THRESHOLD = 0.3  # 1/6 is what noise gives, with a standard deviation of 0.03
 CANDIDATES = 12
+MOST_OTHERS = 3  # SSBs used beside the best: the frequency of one, at 10 dB and 30 kHz, has a standard deviation of 190 Hz
 LTE_LONGEST_S = 0.04  # eight PSS are plenty, and clocks off by 20 ppm blur no more than a sample
 
 
@@ -45,7 +46,8 @@ class Found:
 @dataclass(frozen=True)
 class _Standard:
     """spacing_hz, size: of a subcarrier, of the FFT. tones: subcarriers of PSS and SSS. pss: [3, tones]. sss: [halves,
-    N_ID_1, N_ID_2, tones]. sss_after: samples from PSS to SSS by duplex mode. period: samples between two PSS, or None."""
+    N_ID_1, N_ID_2, tones]. sss_after: samples from PSS to SSS by duplex mode. period: samples between two PSS, or None.
+    whole: samples from the start of a PSS to the end of what has to follow it."""
 
     spacing_hz: float
     size: int
@@ -54,6 +56,7 @@ class _Standard:
     sss: np.ndarray
     sss_after: dict
     period: int | None
+    whole: int
 
     @property
     def rate_hz(self):
@@ -91,6 +94,12 @@ def find_nr(iq, sample_rate_hz, ssb_center_hz=0.0, spacing_hz=30e3, max_offset_h
     if best is None or (found := _known_dmrs(best, nr)) is None:
         return None
     index, dmrs = found
+    for other in best.others[:MOST_OTHERS]:
+        _refine(other, nr, _known(other, nr))
+        later = round(other.start - best.start)
+        if (found := _known_dmrs(best, nr, later)) is not None:
+            best.again += (later,)
+            dmrs += found[1]
     _refine(best, nr, _known(best, nr) + dmrs)
     best.residual_hz += _prefix_residual_hz(best, nr) / 2  # errors of their own in both: the mean is better than either
     ssb, half = (index, 0) if num_ssb == 8 else (index % 4, index // 4)
@@ -128,7 +137,7 @@ def _lte():
             sss[half, id_1, id_2, 0::2] = s[(n + even) % 31] * c[(n + id_2) % 31]
             sss[half, id_1, id_2, 1::2] = s[(n + odd) % 31] * c[(n + id_2 + 3) % 31] * z[(n + even % 8) % 31]
     tones = np.r_[-31:0, 1:32]
-    return _Standard(15e3, 128, tones, pss, sss, {"FDD": -137, "TDD": -412}, 9600)
+    return _Standard(15e3, 128, tones, pss, sss, {"FDD": -137, "TDD": -412}, 9600, 128)
 
 
 def _nr(spacing_hz):
@@ -138,7 +147,7 @@ def _nr(spacing_hz):
     x_0, x_1 = (1 - 2 * _m_sequence((0, tap), 127, [1, 0, 0, 0, 0, 0, 0]) for tap in (4, 1))
     id_1, id_2 = np.arange(336)[:, None, None], np.arange(3)[:, None]
     sss = x_0[(n + 15 * (id_1 // 112) + 5 * id_2) % 127] * x_1[(n + id_1 % 112) % 127]  # (336, 3, 127)
-    return _Standard(spacing_hz, 256, n - 64, pss, sss[None], {"": 2 * 274}, None)
+    return _Standard(spacing_hz, 256, n - 64, pss, sss[None], {"": 2 * 274}, None, 4 * 274)
 
 
 def _gold(c_init, length):
@@ -181,7 +190,8 @@ class _Bins:
 @dataclass
 class _Cell:
     """A PSS with its SSS. start: where the PSS begins after its prefix, in (fractional) samples of rate_hz. half: of the
-    frame, 0 or 1, that this PSS is in (LTE). iq: at rate_hz, mixed down by mixed_hz; residual_hz is left in it."""
+    frame, 0 or 1, that this PSS is in (LTE). iq: at rate_hz, mixed down by mixed_hz; residual_hz is left in it. others:
+    further candidates with the same identity, best first. again: samples from this PSS to others that are used with it."""
 
     metric: float
     cell_id: int
@@ -192,6 +202,8 @@ class _Cell:
     iq: np.ndarray
     mixed_hz: float = 0.0
     residual_hz: float = 0.0
+    others: tuple = ()
+    again: tuple = ()
 
 
 def _best_cell(bins, standard, center_hz, max_offset_hz):
@@ -217,6 +229,8 @@ def _best_cell(bins, standard, center_hz, max_offset_hz):
     if cell is None or cell.metric < THRESHOLD:
         return None
     cell.mixed_hz, cell.residual_hz = first.mixed_hz, first.residual_hz
+    others = [one for one in cells if one.cell_id == cell.cell_id and one is not first and one.metric >= THRESHOLD]
+    cell.others = tuple(sorted(others, key=lambda one: -one.metric))
     _refine(cell, standard, _known(cell, standard))
     return cell
 
@@ -224,7 +238,7 @@ def _best_cell(bins, standard, center_hz, max_offset_hz):
 def _pss_candidates(bins, standard, hypotheses_hz):
     """The strongest PSS correlations, some symbols or subcarriers apart: [(offset_hz, root, start)]."""
     count, size = bins.count, standard.size
-    places = bins.valid - size + 1  # starts at which a whole symbol follows
+    places = bins.valid - standard.whole + 1
     if places < 1:
         return []
     symbol = np.zeros((3, size), complex)
@@ -244,7 +258,7 @@ def _pss_candidates(bins, standard, hypotheses_hz):
     peaks = []
     for offset_hz in hypotheses_hz:
         cut, _ = bins.cut(offset_hz)
-        power = np.cumsum(np.abs(fft.ifft(cut * band)[: bins.valid]) ** 2, dtype=float)
+        power = np.cumsum(np.abs(fft.ifft(cut * band)[: places + size - 1]) ** 2, dtype=float)
         power = power[size - 1 :] - np.r_[0, power[:-size]]
         power = np.maximum(power, 1e-3 * power.mean()) + np.finfo(np.float32).tiny  # (places,)
         for root in range(3):
@@ -327,6 +341,7 @@ def _known(cell, standard):
     id_1, root = divmod(cell.cell_id, 3)
     after = standard.sss_after[cell.duplex]
     starts = _pss_starts(cell.iq, standard, round(cell.start), after)
+    starts = np.r_[starts, [start + later for start in starts for later in cell.again]].astype(int)
     halves = (np.arange(len(starts)) + cell.half) % len(standard.sss)
     return [(starts, standard.tones, standard.pss[root]), (starts + after, standard.tones, standard.sss[halves, id_1, root])]
 
@@ -368,19 +383,20 @@ def _vertex(values, at):
 
 def _prefix_residual_hz(cell, standard):
     """Frequency that the prefixes of an SSB's four symbols see beyond `residual_hz`, from their last two thirds."""
-    prefix = round(cell.start) + 274 * np.arange(4)[:, None] - np.arange(1, 13)
+    first = round(cell.start) + np.array([0, *cell.again])[:, None, None]
+    prefix = first + 274 * np.arange(4)[:, None] - np.arange(1, 13)
     turn = np.vdot(cell.iq[np.maximum(prefix, 0)], cell.iq[prefix + standard.size])
     turn *= np.exp(-2j * np.pi * cell.residual_hz / standard.spacing_hz)
     return float(np.angle(turn) / (2 * np.pi) * standard.spacing_hz)
 
 
-def _known_dmrs(cell, standard):
+def _known_dmrs(cell, standard, later=0):
     """The three bits that the PBCH DM-RS carry (of the SSB index, or of half-frame and index), and the DM-RS as `_known`
-    gives it; or None if none fits."""
+    gives it; or None if none fits. later: samples from the cell's PSS to that of the SSB in question."""
     shift = cell.cell_id % 4
     every = np.arange(shift, 240, 4) - 120
     outer = every[(every < -72) | (every >= 72)]
-    starts, tones = round(cell.start) + 274 * np.array([1, 2, 3]), (every, outer, every)
+    starts, tones = round(cell.start) + later + 274 * np.array([1, 2, 3]), (every, outer, every)
     if starts[-1] + standard.size > len(cell.iq):
         return None
     pilots = [_symbols(cell.iq, cell.rate_hz, standard, [start], cell.residual_hz, part)[0]
