@@ -10,7 +10,7 @@ from einops import repeat
 from data.sampling import to_images
 from models_mae import patch_statistics
 from util.errors import RunError
-from util.logger import Stopwatch, peak_memory_bytes
+from util.logger import Stopwatch, peak_memory_bytes, report_step
 from util.lr_sched import half_cosine, set_lr
 
 PRINT_EVERY_STEPS = 20
@@ -146,17 +146,9 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
             steps_left = (args.epochs - epoch) * steps_per_epoch - step_in_epoch
             steps_done = step_in_epoch - first_batch // args.accum_iter
             eta_s = steps_left * whole.read()[0] / steps_done
+            where = f"epoch {epoch}/{args.epochs} step {step_in_epoch}/{steps_per_epoch}"
             memory = peak_memory_bytes(device)
-            print(
-                f"epoch {epoch}/{args.epochs} step {step_in_epoch}/{steps_per_epoch}  loss {mean_loss:.4f}  lr {lr:.2e}  "
-                f"grad {norm:.3f}  {images_per_s:.1f} images/s  data wait {data_wait:.1%}  "
-                f"memory {memory / 2**30:.2f} GiB  eta {_clock(eta_s)}",
-                flush=True,
-            )
-            log.scalars(progress.step, {
-                "train/loss": mean_loss, "train/lr": lr, "train/grad_norm": norm, "train/images_per_s": images_per_s,
-                "train/data_wait": data_wait, "train/memory_bytes": memory,
-            })  # fmt: skip
+            report_step(log, progress.step, where, eta_s, mean_loss, lr, norm, images_per_s, data_wait, memory)
             watch.lap()
         # After an epoch's last step its checkpoint waits for the evaluation.
         ends_epoch = step_in_epoch == steps_per_epoch
@@ -173,11 +165,6 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
         "memory_bytes": peak_memory_bytes(device),
         "seconds": round(seconds, 2),
     }
-
-
-def _clock(seconds):
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
 @torch.no_grad()

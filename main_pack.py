@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data import registry
-from data.spectrogram_set import spectrogram_set_writer
+from data.set_writer import spectrogram_set_writer
 from util.device import keep_freed_memory, pick_device
 from util.errors import UserError, reported
 
@@ -36,11 +36,11 @@ def main(args):
     source = registry.open_source(found, front_end, args)
     front_end = front_end.to(device)
 
-    with spectrogram_set_writer(args.output, len(source), front_end) as add:
+    with spectrogram_set_writer(args.output, len(source), front_end) as packed:
         for index in tqdm(range(len(source)), desc="packing", unit=" windows"):
             _, iq = source.load(index, None)
             decibels = front_end.decibels(torch.from_numpy(iq).to(device)[None])
-            add(decibels[0].cpu().numpy(), source.describe(index, None))
+            packed.add(decibels[0].cpu().numpy(), source.describe(index, None))
     print(f"wrote {len(source)} spectrograms of {front_end.settings()} to {args.output}")
 
 

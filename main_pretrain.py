@@ -6,6 +6,9 @@
     # a laptop CPU
     python main_pretrain.py --data_path recordings/ --model mae_vit_tiny_patch16 --batch_size 32 --window_ms 2
 
+    # scenes of NR, LTE and others, made while training
+    python main_pretrain.py --data_path synthetic
+
     # raw IQ, two folders
     python main_pretrain.py --data_path day1/ day2/ --sample_rate 20e6 --datatype ci16
 
@@ -14,11 +17,9 @@
 """
 
 import argparse
-import contextlib
 import os
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -90,7 +91,7 @@ def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
     at_least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "weight_decay": 0, "blr": 0, "lr": 0, "min_lr": 0,
                 "warmup_epochs": 0, "start_epoch": 0, "seed": 0, "save_every_epochs": 1, "save_every_steps": 0, "keep": 0,
-                "num_workers": 0}  # fmt: skip
+                "num_workers": 0, "scenes": 1}  # fmt: skip
     for name, least in at_least.items():
         value = getattr(args, name)
         if value is not None and not value >= least:
@@ -104,33 +105,11 @@ def check_args(args):
         raise UserError(f"--start_epoch: expected less than --epochs {args.epochs}; found {args.start_epoch}")
 
 
-@contextlib.contextmanager
-def output_folder(args):
-    """The output folder, created and seen to be writable; removed again if the run fails before anything is in it."""
-    folder = Path(args.output_dir)
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
-        checkpoint.remove_torn(folder)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: expected a folder that can be written; {error.strerror}") from error
-    args.log_dir = args.log_dir or args.output_dir
-    try:
-        yield folder
-    except UserError:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-
-
-def open_data(args):
+def open_data(args, device):
     """(training source, held-out source or None, front end, front-end settings for the checkpoint)."""
     found = registry.find(args.data_path)
     front_end = registry.front_end_for(found, args)
-    source = registry.open_source(found, front_end, args)
+    source = registry.open_source(found, front_end, args, args.seed, on_device=device.type != "cpu")
     settings = {"kind": "images", "image_size": list(front_end.image_size)} if found.images else front_end.settings()
     if not args.val_fraction:
         return source, None, front_end, settings
@@ -204,7 +183,7 @@ def main(args):
     autocast, scaler = mixed_precision(args.amp, device)
     torch.manual_seed(args.seed)
 
-    source, held_out, front_end, settings = open_data(args)
+    source, held_out, front_end, settings = open_data(args, device)
     model = models_mae.create_model(
         args.model, img_size=front_end.image_size, in_chans=source.in_chans, norm_pix_loss=args.norm_pix_loss,
         mask_kind=args.mask_kind,
@@ -246,7 +225,8 @@ def main(args):
         }  # fmt: skip
         checkpoint.save(state, args.output_dir, epoch if numbered else None, args.keep)
 
-    with output_folder(args) as folder:
+    with checkpoint.output_folder(args.output_dir) as folder:
+        args.log_dir = args.log_dir or args.output_dir
         log = RunLog(folder, args.log_dir, first_epoch, progress.step)
         started = time.perf_counter()
         for epoch in range(first_epoch, args.epochs):

@@ -17,7 +17,6 @@ that it frees (see `util.device.keep_freed_memory`), as the main scripts do, to 
 import argparse
 import itertools
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from data import registry
 from data.sampling import EpochBatches, MaskedSamples, make_loader, to_images
-from data.spectrogram_set import spectrogram_set_writer
+from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory
 from util.errors import UserError, reported
@@ -116,7 +115,7 @@ def write_data(folder, num_windows, front_end):
     num_samples = front_end.num_samples(SAMPLE_RATE_HZ)
     for kind in ("sigmf", "npy", "tiff", "png"):
         (folder / kind).mkdir()
-    with spectrogram_set_writer(folder / "set", SET_COPIES * num_windows, front_end) as add:
+    with spectrogram_set_writer(folder / "set", SET_COPIES * num_windows, front_end) as packed:
         for start in range(0, num_windows, WINDOWS_A_RECORDING):
             numbers = range(start, min(start + WINDOWS_A_RECORDING, num_windows))
             windows = [ofdm_window(rng, num_samples) for _ in numbers]
@@ -128,7 +127,7 @@ def write_data(folder, num_windows, front_end):
                 write_png(folder / "png" / f"{number:04}.png", iq)
                 decibels = front_end.decibels(torch.from_numpy(iq)[None])[0].numpy()
                 for copy in range(SET_COPIES):
-                    add(decibels, {"name": f"window {number}, copy {copy}", "path": f"{start:04}.sigmf-meta"})
+                    packed.add(decibels, {"name": f"window {number}, copy {copy}", "path": f"{start:04}.sigmf-meta"})
 
 
 # The loaders, each an endless stream of batches
@@ -191,13 +190,6 @@ def streams(folder):
 # The measurement
 
 
-def use_one_core():
-    """Keep this process, torch's threads included, to the last of the cores that it may use, where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
-
-
 def check(images):
     """See that a batch is what a model takes."""
     if images.shape[1:] != (1, 224, 224) or images.dtype != torch.float32 or not images.isfinite().all():
@@ -214,7 +206,7 @@ def windows_per_s(stream):
 
 def main(parser, args):
     common.check_args(args, "windows")
-    use_one_core()
+    common.use_one_core()
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="radio-mae-bench-") as folder:
         try:

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import statistics
@@ -33,6 +34,13 @@ def check_args(args, *positive):
         Path(args.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
+
+
+def use_one_core():
+    """Keep this process, torch's threads included, to the last of the cores that it may use, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
 
 
 def device_name(device):

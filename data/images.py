@@ -46,10 +46,10 @@ class ImageFiles(Source):
     def __len__(self):
         return len(self.paths)
 
-    def load(self, index, rng):
+    def load(self, index, rng, epoch=0):
         return IMAGE, load_image(self.paths[index], self.image_size, self.in_chans)
 
-    def describe(self, index, rng):
+    def describe(self, index, rng, epoch=0):
         return {"name": self.paths[index].name, "path": str(self.paths[index])}
 
     def split(self, fraction, seed):

@@ -113,6 +113,15 @@ class MathWorksFrames(Source):
     def __len__(self):
         return len(self.frames)
 
+    @property
+    def groups(self):
+        """What must stay together: frames of one number hold the same waveforms, whatever their technology."""
+        return {"recording": np.array([frame.number for frame in self.frames])}
+
+    def sample_name(self, index):
+        """`describe`'s name, without reading parameters."""
+        return self.frames[index].name
+
     def load(self, index, rng, epoch=0):
         """(IMAGE, float32 [1, F, T])."""
         image = torch.from_numpy(_turned(_read_image(self.frames[index])))[None, None]

@@ -64,11 +64,11 @@ class RecordingWindows(Source):
             offset = int(rng.integers(stop - start - count + 1))
         return recording, start + offset, count
 
-    def load(self, index, rng):
+    def load(self, index, rng, epoch=0):
         recording, start, count = self._window(index, rng)
         return IQ, recording.read(start, count)
 
-    def describe(self, index, rng):
+    def describe(self, index, rng, epoch=0):
         recording, start, count = self._window(index, rng)
         return {
             "name": recording.name,

@@ -8,9 +8,14 @@ from data.images import ImageFiles, is_image_file
 from data.recordings import RecordingWindows
 from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.recordings import find_recordings, is_recording_file
+from radio.scene_config import with_settings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
+
+SYNTHETIC = "synthetic"
+DEFAULT_PRESET = "wild"
 
 DEFAULT_N_FFT = 1024
 DEFAULT_WINDOW_MS = 16.0
@@ -21,40 +26,65 @@ def add_data_arguments(parser):
     """The flags that every command has to say what it reads; returns their group."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", nargs="+", required=True, metavar="PATH",
-                       help="recordings, spectrogram sets or images: files and folders")
+                       help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
     group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
     group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
-    group.add_argument("--window_ms", type=float, help="length of a window; 16, or as the set has it")
+    add_scene_arguments(group)
+    group.add_argument("--scenes", type=int, default=4096, help="scenes in an epoch of --data_path synthetic")
+    add_front_end_arguments(group)
+    return group
+
+
+def add_scene_arguments(group):
+    """The flags that change what scenes are drawn from."""
+    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                       help="fields of radio/scene_config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2")
+
+
+def add_front_end_arguments(group):
+    """The flags of the front end."""
+    group.add_argument("--window_ms", type=float, help="length of a window; 16, or as the set or the scenes have it")
     group.add_argument("--n_fft", type=int, help="samples per FFT; 1024, or as the set has it")
     group.add_argument("--input_size", type=int, nargs="+", metavar="CELLS",
                        help="image size: one number, or frequency rows and time columns; 224, or as the set has it")
-    return group
 
 
 @dataclass
 class Found:
-    """What paths hold: spectrogram sets (opened), files of recordings, image files."""
+    """What paths hold: spectrogram sets (opened), files of recordings, image files; and presets of scenes."""
 
     sets: list
     recordings: list
     images: list
+    presets: list
 
 
 def find(paths):
     """Look at files and folders. A folder is a spectrogram set, or holds sets, recordings or images: the first of these.
 
+    Of a folder with the sets `train` and `val`, as main_synthesize.py writes it, the one is trained on, the other held out.
+
     Raises:
         UserError: a path is missing, unreadable, or holds none of them.
     """
-    found = Found([], [], [])
+    found = Found([], [], [], [])
     for path in paths:
+        name, _, preset = path.partition(":")
+        if name == SYNTHETIC:
+            if found.presets:
+                raise UserError(f"--data_path {path}: expected synthetic once; found it twice")
+            found.presets.append(preset or DEFAULT_PRESET)
+            continue
         if not os.path.exists(path):
             raise UserError(f"--data_path {path}: expected a file or folder; found none")
         folders, files = _walk(path) if os.path.isdir(path) else ([], [Path(path)])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
         recordings = [file for file in files if is_recording_file(file)]
         images = [file for file in files if is_image_file(file)]
-        if sets:
+        if is_spectrogram_set(Path(path, "train")):
+            held_out = Path(path, "val")
+            found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
+        elif sets:
             found.sets += [SpectrogramSet(folder) for folder in sets]
         elif recordings:
             found.recordings.append(path)
@@ -84,11 +114,12 @@ def _walk(path):
     return folders, files
 
 
-def front_end_for(found, args):
-    """The front end of the sets that were found, or else one of the flags' or default parameters.
+def front_end_for(found, args, pretrained=None):
+    """The front end of the sets that were found, or else one of the flags', the pretrained weights' or default parameters.
 
     Args:
         args: what the parser of `add_data_arguments` gave.
+        pretrained: settings that weights were trained with, or None. Only the image size may be another than theirs.
 
     Raises:
         UserError: a parameter is out of range, or does not agree with a set.
@@ -104,6 +135,10 @@ def front_end_for(found, args):
     }
     flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
     settings = {key: value for key, value in given.items() if value is not None}
+    for preset in found.presets:
+        durations = with_settings(scene_config(preset, args.window_ms), args.set).duration_ms
+        if len(durations) == 1:
+            settings.setdefault("duration_s", durations[0] / 1e3)
     for spectrogram_set in found.sets:
         for key, value in spectrogram_set.front_end_settings.items():
             if settings.setdefault(key, value) != value:
@@ -111,6 +146,13 @@ def front_end_for(found, args):
                     f"{spectrogram_set.path}: expected a spectrogram set made with {flags[key]} "
                     f"{_shown(key, settings[key])}; found {_shown(key, value)}"
                 )
+    if pretrained and "n_fft" in pretrained:
+        for key, value in pretrained.items():
+            # Scenes and sets of them hold many lengths: theirs is a name, not a measure.
+            if key != "image_size" and settings.setdefault(key, value) != value and not (key == "duration_s" and found.sets):
+                raise UserError(f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; found "
+                                f"{_shown(key, settings[key])}")  # fmt: skip
+        settings.setdefault("image_size", pretrained["image_size"])
     defaults = {"n_fft": DEFAULT_N_FFT, "duration_s": DEFAULT_WINDOW_MS / 1e3, "image_size": list(DEFAULT_IMAGE_SIZE)}
     try:
         return Spectrogram(**{**defaults, **settings})
@@ -122,15 +164,24 @@ def _shown(key, value):
     return f"{value * 1e3:g}" if key == "duration_s" else value
 
 
-def open_source(found, front_end, args):
+def open_source(found, front_end, args, seed=0, on_device=False):
     """One source of all that was found, `args` as in `front_end_for`.
+
+    Args:
+        seed: decides the scenes.
+        on_device: make scenes where the batches go.
 
     Raises:
         UserError: the paths mix image files with what goes through the front end, or cannot be opened.
     """
-    if found.images and (found.sets or found.recordings):
-        raise UserError("--data_path: expected images alone, or recordings and spectrogram sets; found both")
+    if found.images and (found.sets or found.recordings or found.presets):
+        raise UserError("--data_path: expected images alone, or recordings, spectrogram sets and scenes; found both")
+    if args.set and not found.presets:
+        raise UserError(f"--set: expected --data_path {SYNTHETIC} with it; found none")
     sources = list(found.sets)
+    for preset in found.presets:
+        maker = SceneMaker(with_settings(scene_config(preset, args.window_ms), args.set), seed)
+        sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
         sources.append(RecordingWindows.from_recordings(recordings, front_end))

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 from util.errors import UserError
 
 # What a sample holds: complex64 IQ [samples], a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T].
+# A kind may also be a function of (values, front end, device) that makes spectrograms in dB of a batch of values.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
 
 TRAINING, VALIDATION, ORDER = range(3)
@@ -21,8 +22,9 @@ class Source(Dataset):
     """What training reads. A subclass has `in_chans` and `image_size` (None where the front end decides), and:
 
     - `__len__()`: samples in an epoch;
-    - `load(index, rng)`: (kind, array) of a sample, `rng` deciding whatever is random about it, None for nothing random;
-    - `describe(index, rng)`: a dict with `name`, and where known `start_s`, `sample_rate_hz`, `center_freq_hz`,
+    - `load(index, rng, epoch)`: (kind, array) of a sample, `rng` deciding whatever is random about it, None for nothing
+      random; `epoch` is for sources that hold other samples in each;
+    - `describe(index, rng, epoch)`: a dict with `name`, and where known `start_s`, `sample_rate_hz`, `center_freq_hz`,
       `num_samples`;
     - `split(fraction, seed)`: (training part, held-out part).
     """
@@ -43,11 +45,11 @@ class Subset(Source):
     def __len__(self):
         return len(self.indices)
 
-    def load(self, index, rng):
-        return self.source.load(int(self.indices[index]), rng)
+    def load(self, index, rng, epoch=0):
+        return self.source.load(int(self.indices[index]), rng, epoch)
 
-    def describe(self, index, rng):
-        return self.source.describe(int(self.indices[index]), rng)
+    def describe(self, index, rng, epoch=0):
+        return self.source.describe(int(self.indices[index]), rng, epoch)
 
 
 class Concatenated(Source):
@@ -69,13 +71,13 @@ class Concatenated(Source):
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number], index - (int(self.ends[number - 1]) if number else 0)
 
-    def load(self, index, rng):
+    def load(self, index, rng, epoch=0):
         source, index = self._at(index)
-        return source.load(index, rng)
+        return source.load(index, rng, epoch)
 
-    def describe(self, index, rng):
+    def describe(self, index, rng, epoch=0):
         source, index = self._at(index)
-        return source.describe(index, rng)
+        return source.describe(index, rng, epoch)
 
     def split(self, fraction, seed):
         parts = [source.split(fraction, seed) for source in self.sources]
@@ -121,38 +123,41 @@ class MaskedSamples(Dataset):
         epoch, index = key
         rng = self._generator(epoch, index)
         noise = rng.random(self.num_patches, dtype=np.float32)
-        kind, values = self.source.load(index, rng if self.training else None)
+        kind, values = self.source.load(index, rng if self.training else None, epoch)
         return kind, values, noise, index
 
     def describe(self, epoch, index):
         """What sample `index` of an epoch is; see `Source`."""
         rng = self._generator(epoch, index)
         rng.random(self.num_patches, dtype=np.float32)
-        return self.source.describe(index, rng if self.training else None)
+        return self.source.describe(index, rng if self.training else None, epoch)
 
 
 class EpochBatches:
     """Batch sampler: the batches of one epoch as lists of (epoch, sample), in an order that (seed, epoch) decides.
 
-    The last, smaller batch is kept. Set `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
+    The last, smaller batch is kept; one of a single sample is left out with `drop_single`, for models that cannot train on
+    it. Set `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
     """
 
-    def __init__(self, num_samples, batch_size, seed, shuffle):
+    def __init__(self, num_samples, batch_size, seed, shuffle, drop_single=False):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.kept_samples = num_samples - (drop_single and num_samples % batch_size == 1)
         self.epoch = 0
         self.first_batch = 0
 
     def __len__(self):
-        return -(-self.num_samples // self.batch_size)
+        return -(-self.kept_samples // self.batch_size)
 
     def __iter__(self):
         order = np.arange(self.num_samples)
         if self.shuffle:
             order = generator(self.seed, ORDER, self.epoch).permutation(self.num_samples)
-        for start in range(self.first_batch * self.batch_size, self.num_samples, self.batch_size):
+        order = order[: self.kept_samples]
+        for start in range(self.first_batch * self.batch_size, self.kept_samples, self.batch_size):
             yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
@@ -179,19 +184,23 @@ def collate(samples):
 def to_images(parts, front_end, device):
     """A batch's parts to float32 images [B, C, F, T] on the device, through the front end where they need it."""
     transform = {IQ: front_end, DECIBELS: front_end.from_decibels, IMAGE: torch.Tensor.float}
-    done = [(transform[kind](values.to(device, non_blocking=True)), positions) for kind, values, positions in parts]
+    done = [
+        (front_end.from_decibels(kind(values, front_end, device)) if callable(kind)
+         else transform[kind](values.to(device, non_blocking=True)), positions)
+        for kind, values, positions in parts
+    ]  # fmt: skip
     if len(done) == 1:
         return done[0][0]
     order = torch.cat([positions for _, positions in done]).argsort()
     return torch.cat([images for images, _ in done])[order.to(device, non_blocking=True)]
 
 
-def make_loader(dataset, batches, num_workers, pin_memory):
+def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
     """A DataLoader over `EpochBatches` whose workers live as long as it does."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -1,9 +1,9 @@
-"""The spectrogram set: a folder of memory-mapped float16 spectrograms, written once and read without an STFT."""
+"""The spectrogram set: a folder of memory-mapped float16 spectrograms, read without an STFT.
 
-import contextlib
+Masks (a class for each cell) and labels (a class for each spectrogram) lie beside them where the set has them.
+"""
+
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from util.errors import UserError
 FORMAT = 1
 DESCRIPTION = "set.json"
 SPECTROGRAMS = "spectrograms.npy"
+MASKS = "masks.npy"
+LABELS = "labels.npy"
 METADATA = "metadata.jsonl"
 
 
@@ -25,52 +27,86 @@ def is_spectrogram_set(path):
 class SpectrogramSet(Source):
     """Reads a set. Values are dB about each spectrogram's mean; `level_db` of its metadata line is that mean.
 
+    `masks` is uint8 [N, F, T] and `labels` int64 [N], both class ids, both None where the set has none. Labels are
+    checked when the set is opened; masks, which are as large as a data set, by `mask` as they are read.
+
+    Args:
+        held_out: folder of the set that `split` holds out, where there is one.
+
     Raises:
         UserError: a part is missing, or does not agree with `set.json`.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, held_out=None):
         self.path = Path(path)
         try:
             self.description = json.loads((self.path / DESCRIPTION).read_text())
             found = self.description["format"]
             self.shape = tuple(self.description["shape"])  # (N, C, F, T)
             self.front_end_settings = self.description["front_end"]
-            self.class_names = self.description["class_names"]
+            self.class_names = list(self.description["class_names"])
             image_size = tuple(Spectrogram(**self.front_end_settings).image_size)
+            parts = array_parts(self.description)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path / DESCRIPTION}: expected a spectrogram set's description; {error}") from error
         if found != FORMAT:
             raise UserError(f"{self.path / DESCRIPTION}: expected format {FORMAT}; found {found}")
-        self.spectrograms = _open_npy(self.path / SPECTROGRAMS, self.shape, np.float16)
+        arrays = {name: open_npy(self.path / name, *part) for name, part in parts.items()}
+        self.spectrograms, self.masks, self.labels = (arrays.get(name) for name in (SPECTROGRAMS, MASKS, LABELS))
         if not self.shape[0] or self.shape[2:] != image_size:
             raise UserError(f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}")
+        if self.labels is not None:
+            _check_classes(self.path / LABELS, self.labels, self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
         self._metadata = None
+        self.held_out = None if held_out is None else SpectrogramSet(held_out)
+        if self.held_out:
+            for key in ("front_end", "class_names"):
+                ours, theirs = self.description[key], self.held_out.description[key]
+                if ours != theirs:
+                    raise UserError(f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}")
 
     @property
     def metadata(self):
         """A dict for each spectrogram."""
         if self._metadata is None:
-            lines = (self.path / METADATA).read_text().splitlines()
-            self._metadata = [json.loads(line) for line in lines]
-            if len(self._metadata) != len(self):
-                raise UserError(f"{self.path / METADATA}: expected {len(self)} lines; found {len(self._metadata)}")
+            try:
+                lines = (self.path / METADATA).read_bytes().splitlines()
+            except OSError as error:
+                raise UserError(f"{self.path / METADATA}: expected a line a spectrogram; {error}") from error
+            found = whole_lines(lines)
+            if not len(self) == len(found) == len(lines):
+                raise UserError(
+                    f"{self.path / METADATA}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole"
+                )
+            self._metadata = found
         return self._metadata
 
     def __len__(self):
         return self.shape[0]
 
-    def load(self, index, rng):
+    def load(self, index, rng, epoch=0):
         return DECIBELS, self.spectrograms[index]
 
-    def describe(self, index, rng):
+    def describe(self, index, rng, epoch=0):
         return self.metadata[index]
 
+    def mask(self, index, epoch=0):
+        """The class of every cell: uint8 [F, T]; UserError where it is none of the set's classes."""
+        mask = self.masks[index]
+        _check_classes(f"{self.path / MASKS}, spectrogram {index}", mask, self.class_names)
+        return mask
+
+    def target(self, index, epoch=0):
+        """A sample's mask where the set has masks, else its label."""
+        return self.mask(index) if self.masks is not None else int(self.labels[index])
+
     def split(self, fraction, seed):
-        """Hold out all spectrograms of some recordings, or of a single one the last of them."""
-        recordings = [line["path"] for line in self.metadata]
+        """Hold out all spectrograms of some recordings, or of a single one the last of them; or the set `held_out`."""
+        if self.held_out:
+            return self, self.held_out
+        recordings = [line.get("path") for line in self.metadata]
         if len(set(recordings)) > 1:
             return split_by_group(self, recordings, fraction, seed, "recordings")
         border = len(self) - max(1, round(fraction * len(self)))
@@ -79,63 +115,41 @@ class SpectrogramSet(Source):
         return Subset(self, range(border)), Subset(self, range(border, len(self)))
 
 
-def _open_npy(path, shape, dtype):
+def array_parts(description):
+    """The arrays of a set: file name -> (shape, dtype)."""
+    samples, _, rows, columns = shape = tuple(description["shape"])
+    parts = {SPECTROGRAMS: (shape, np.float16)}
+    if description.get("masks"):  # sets of older versions do not say
+        parts[MASKS] = ((samples, rows, columns), np.uint8)
+    if description.get("labels"):
+        parts[LABELS] = ((samples,), np.int64)
+    return parts
+
+
+def _check_classes(owner, ids, class_names):
+    if ids.min() < 0 or ids.max() >= len(class_names):
+        raise UserError(f"{owner}: expected class ids below {len(class_names)}; found {ids.min()} to {ids.max()}")
+
+
+def whole_lines(lines):
+    """The dicts of lines of JSON, up to the first that is damaged."""
+    found = []
+    for line in lines:
+        try:
+            about = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(about, dict):
+            break
+        found.append(about)
+    return found
+
+
+def open_npy(path, shape, dtype):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected a float16 array; found a missing or damaged file: {error}") from error
+        raise UserError(f"{path}: expected an array; found a missing or damaged file: {error}") from error
     if array.shape != shape or array.dtype != dtype:
         raise UserError(f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}")
     return np.asarray(array)  # a plain view of the map: to index a np.memmap costs ten times as much
-
-
-@contextlib.contextmanager
-def spectrogram_set_writer(path, count, front_end, in_chans=1, class_names=()):
-    """Write a set of `count` spectrograms: yields `add(decibels [C, F, T], metadata)`, to be called `count` times.
-
-    The folder appears under its name when it is complete and on disk; if the block fails, nothing is left behind.
-
-    Raises:
-        UserError: the path exists, or cannot be written.
-    """
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path}: expected a new folder to write; it exists already")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shape = (count, in_chans, *front_end.image_size)
-    try:
-        try:
-            temporary.mkdir(parents=True)
-            spectrograms = np.lib.format.open_memmap(temporary / SPECTROGRAMS, "w+", np.float16, shape)
-            with open(temporary / SPECTROGRAMS, "r+b") as file:
-                # The map is a sparse file: on a full disk, writing to it would kill the process.
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(file.name))
-        except OSError as error:
-            raise UserError(f"{path}: expected a folder that can be written; {error}") from error
-        with open(temporary / METADATA, "w") as metadata_file:
-            added = 0
-
-            def add(decibels, metadata):
-                nonlocal added
-                level_db = float(decibels.mean())
-                spectrograms[added] = decibels - level_db
-                metadata_file.write(json.dumps({**metadata, "level_db": round(level_db, 3)}) + "\n")
-                added += 1
-
-            yield add
-        if added != count:
-            raise RuntimeError(f"expected {count} spectrograms, {added} were added")
-        description = {
-            "format": FORMAT,
-            "shape": shape,
-            "class_names": list(class_names),
-            "front_end": front_end.settings(),
-        }
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
-        spectrograms.flush()
-        for file in sorted(temporary.iterdir()):
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -35,10 +35,10 @@ class Numbers(Source):
     def __len__(self):
         return self.count
 
-    def load(self, index, rng):
+    def load(self, index, rng, epoch=0):
         return IMAGE, np.full((self.in_chans, 4, 4), index + (rng.random() if rng else 0), np.float32)
 
-    def describe(self, index, rng):
+    def describe(self, index, rng, epoch=0):
         return {"name": str(index + (rng.random() if rng else 0))}
 
     def split(self, fraction, seed):

@@ -1,19 +1,31 @@
 """What training reads: windows of recordings, spectrogram sets, images, and how a path is recognised."""
 
 import argparse
+import contextlib
+import errno
+import itertools
 import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import write_ci16
+from support import ROOT, write_ci16
 
-from data import registry
+from data import registry, set_writer
 from data.images import ImageFiles, load_image
 from data.recordings import RecordingWindows
 from data.sampling import DECIBELS, IQ, generator
-from data.spectrogram_set import SpectrogramSet, spectrogram_set_writer
+from data.set_writer import spectrogram_set_writer
+from data.spectrogram_set import SpectrogramSet
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
@@ -120,10 +132,10 @@ def write_set(path, count=6, made=None, recordings=3):
     made = made or front_end()
     rng = np.random.default_rng(0)
     decibels = (rng.standard_normal((count, 1, *made.image_size)) * 5 - 60).astype(np.float32)
-    with spectrogram_set_writer(path, count, made) as add:
+    with spectrogram_set_writer(path, count, made) as packed:
         for number, values in enumerate(decibels):
             name = f"r{number * recordings // count}"
-            add(values, {"name": name, "path": name, "start_s": 0.0, "num_samples": 9, "sample_rate_hz": 1e6})
+            packed.add(values, {"name": name, "path": name, "start_s": 0.0, "num_samples": 9, "sample_rate_hz": 1e6})
     return decibels
 
 
@@ -153,8 +165,8 @@ def test_a_set_of_one_recording_is_split_in_time(tmp_path):
 
 def test_a_set_that_fails_half_way_is_not_there(tmp_path):
     def write(fail):
-        with spectrogram_set_writer(tmp_path / "set", 3, front_end()) as add:
-            add(np.zeros((1, 16, 24), np.float32), {})
+        with spectrogram_set_writer(tmp_path / "set", 3, front_end()) as packed:
+            packed.add(np.zeros((1, 16, 24), np.float32), {})
             if fail:
                 raise ValueError("in the middle")
 
@@ -203,6 +215,365 @@ def test_metadata_of_another_length(tmp_path):
     (tmp_path / "set" / "metadata.jsonl").write_text('{"path": "a"}\n')
     with pytest.raises(UserError, match="expected 6 lines; found 1"):
         SpectrogramSet(tmp_path / "set").split(0.5, 0)
+
+
+# Sets with masks and labels, and writers that go on where another ended
+
+CLASSES = ("Noise", "NR", "LTE")
+KEY = {"seed": 1, "config": {"preset": "wild", "snr_db": [-5.0, 40.0]}}
+
+
+def labelled(index):
+    """A sample that its number decides, as scenes are: decibels, metadata, mask, label."""
+    rng = np.random.default_rng(index)
+    mask = rng.integers(0, 3, (16, 24), np.uint8)
+    decibels = rng.normal(-60, 5, (1, 16, 24)).astype(np.float32)
+    return decibels, {"name": f"scene {index}", "snr_db": rng.random()}, mask, index % 3
+
+
+def labelled_writer(path, count=6, class_names=CLASSES, masks=True, labels=True, resume_key=KEY):
+    return spectrogram_set_writer(path, count, front_end(), 1, class_names, masks, labels, resume_key)
+
+
+def write_labelled(path, count=6, stop=None, sample=labelled, **kwargs):
+    """Returns how many samples were there before."""
+    with labelled_writer(path, count, **kwargs) as packed:
+        found = packed.done
+        for index in range(found, count):
+            if index == stop:
+                raise KeyboardInterrupt
+            packed.add(*sample(index))
+    return found
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_masks_and_labels_come_back(tmp_path, key):
+    write_labelled(tmp_path / "set", resume_key=key)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+    assert set(contents(tmp_path / "set")) == {"set.json", "spectrograms.npy", "masks.npy", "labels.npy", "metadata.jsonl"}
+    read = SpectrogramSet(tmp_path / "set")
+    assert read.class_names == list(CLASSES)
+    assert (read.masks.dtype, read.masks.shape, read.labels.dtype) == (np.uint8, (6, 16, 24), np.int64)
+    assert read.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    for index in range(6):
+        decibels, metadata, mask, _ = labelled(index)
+        np.testing.assert_allclose(read.load(index, None)[1] + decibels.mean(), decibels, atol=0.02)
+        assert np.array_equal(read.mask(index), mask)
+        assert np.array_equal(read.masks[index], mask)
+        assert {key: read.describe(index, None)[key] for key in metadata} == metadata
+    training, held_out = read.split(0.3, seed=0)  # of no recordings, so the last are held out
+    assert (len(training), len(held_out)) == (4, 2)
+
+
+def test_a_set_has_the_parts_it_was_given(tmp_path):
+    write_labelled(tmp_path / "masks", labels=False, sample=lambda index: labelled(index)[:3])
+    write_labelled(tmp_path / "labels", masks=False, sample=lambda i: (*labelled(i)[:2], None, labelled(i)[3]))
+    assert SpectrogramSet(tmp_path / "masks").labels is None
+    assert SpectrogramSet(tmp_path / "labels").masks is None
+    assert SpectrogramSet(tmp_path / "labels").labels[5] == 2
+    write_set(tmp_path / "plain")
+    description = json.loads((tmp_path / "plain" / "set.json").read_text())
+    assert (description.pop("masks"), description.pop("labels")) == (False, False)
+    (tmp_path / "plain" / "set.json").write_text(json.dumps(description))  # as earlier versions wrote it
+    plain = SpectrogramSet(tmp_path / "plain")
+    assert (plain.masks, plain.labels) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mask": None}, {"label": None}, {"mask": np.zeros((16, 23), np.uint8)}, {"mask": np.zeros((1, 16, 24), np.uint8)},
+     {"mask": np.full((16, 24), 3)}, {"mask": np.full((16, 24), -1)}, {"mask": np.full((16, 24), 1.0)}, {"label": 3},
+     {"label": 0.5}, {"label": [1]}, {"decibels": np.zeros((16, 24))}, {"decibels": np.zeros((2, 16, 24))}],
+)  # fmt: skip
+def test_samples_that_do_not_fit_the_set(tmp_path, changes):
+    sample = dict(zip(("decibels", "metadata", "mask", "label"), labelled(0), strict=True)) | changes
+    with pytest.raises(ValueError, match=r"expected .*(samples of|class ids below 3)"):
+        write_labelled(tmp_path / "set", sample=lambda _: sample.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_sample_too_many_and_sets_of_nothing(tmp_path):
+    with labelled_writer(tmp_path / "set", 1) as packed:
+        packed.add(*labelled(0))
+        with pytest.raises(ValueError, match="expected 1 samples"):
+            packed.add(*labelled(1))
+    assert len(SpectrogramSet(tmp_path / "set")) == 1
+    for wrong in ({"count": 0}, {"class_names": ()}):
+        with pytest.raises(ValueError, match="expected 1 spectrogram or more, and classes"):
+            write_labelled(tmp_path / "other", **wrong)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def overwrite(path, number, value):
+    array = np.load(path)
+    array[number] = value
+    np.save(path, array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda p: (p / "masks.npy").unlink(), "masks.npy: expected an array"),
+        (lambda p: (p / "masks.npy").write_bytes((p / "masks.npy").read_bytes()[:-1]), "masks.npy: expected an array"),
+        (lambda p: np.save(p / "masks.npy", np.zeros((6, 24, 16), np.uint8)), r"masks.npy: expected uint8 \[6, 16, 24\]"),
+        (lambda p: np.save(p / "masks.npy", np.zeros((6, 16, 24), int)), "masks.npy: expected uint8.*found int64"),
+        (lambda p: (p / "labels.npy").unlink(), "labels.npy: expected an array"),
+        (lambda p: np.save(p / "labels.npy", np.zeros((5,), int)), r"labels.npy: expected int64 \[6\]; found int64 \[5\]"),
+        (lambda p: overwrite(p / "labels.npy", 2, 3), "labels.npy: expected class ids below 3; found 0 to 3"),
+        (lambda p: overwrite(p / "labels.npy", 2, -1), "labels.npy: expected class ids below 3; found -1 to 2"),
+        (lambda p: overwrite(p / "masks.npy", 4, 9), "masks.npy, spectrogram 4: expected class ids below 3; found 9 to 9"),
+        (lambda p: edit_description(p, class_names=["Noise", "NR"]), "labels.npy: expected class ids below 2; found 0 to 2"),
+        (lambda p: edit_description(p, class_names=3), "set.json"),
+        (lambda p: edit_description(p, shape=[6, 16, 24]), "set.json"),
+        (lambda p: (p / "metadata.jsonl").unlink(), "metadata.jsonl: expected a line a spectrogram"),
+        (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 5 + "{]\n"), "expected 6 lines; found 6, the first 5 whole"),
+        (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 4 + "7\n{}\n"), "found 6, the first 4 whole"),
+        (lambda p: (p / "metadata.jsonl").write_bytes(b"{}\n" * 5 + b"\xff\n"), "found 6, the first 5 whole"),
+        (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 7), "expected 6 lines; found 7"),
+    ],
+)
+def test_damaged_sets_with_masks_and_labels(tmp_path, damage, expected):
+    write_labelled(tmp_path / "set")
+    damage(tmp_path / "set")
+
+    def read_all():
+        read = SpectrogramSet(tmp_path / "set")
+        return [(read.describe(index, None), read.mask(index)) for index in range(6)]
+
+    with pytest.raises(UserError, match=expected):
+        read_all()
+
+
+def test_a_set_of_its_own_is_held_out(tmp_path):
+    write_labelled(tmp_path / "train")
+    write_labelled(tmp_path / "val", count=3)
+    training, held_out = SpectrogramSet(tmp_path / "train", tmp_path / "val").split(0.1, seed=0)
+    assert (len(training), len(held_out)) == (6, 3)
+    assert held_out.path == tmp_path / "val"
+    edit_description(tmp_path / "val", class_names=["Noise", "LTE", "NR"])
+    with pytest.raises(UserError, match=r"val: expected class_names \['Noise', 'NR', 'LTE'\].*train.*'LTE', 'NR'"):
+        SpectrogramSet(tmp_path / "train", tmp_path / "val")
+
+
+def test_an_interrupted_set_goes_on(tmp_path):
+    write_labelled(tmp_path / "whole" / "set")
+    for stop in (2, 2, 5):  # once without a step forward
+        with pytest.raises(KeyboardInterrupt):
+            write_labelled(tmp_path / "set", stop=stop)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".set.partial", "whole"]
+    assert registry.find([str(tmp_path)]).sets[0].path == tmp_path / "whole" / "set"  # the other is passed over
+    assert write_labelled(tmp_path / "set") == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole" / "set")
+    with pytest.raises(UserError, match="set: expected a new folder to write; it exists already"):
+        write_labelled(tmp_path / "set")
+
+
+def test_an_unfinished_set_without_samples_is_not_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_labelled(tmp_path / "set", stop=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"resume_key": KEY | {"seed": 2}}, r"\(resume_key.seed was 1, is 2\)"),
+     ({"resume_key": {"seed": 1, "config": {"preset": "wild", "snr_db": [0.0, 40.0], "new": 1}}},
+      r"\(resume_key.config.snr_db was \[-5.0, 40.0\], is \[0.0, 40.0\]; resume_key.config.new was null, is 1\)"),
+     ({"count": 7}, r"\(shape was \[6, 1, 16, 24\], is \[7, 1, 16, 24\]\)"),
+     ({"labels": False}, r"\(labels was true, is false\)"),
+     ({"class_names": ("Noise", "LTE", "NR")}, r"\(class_names was .*\)")],
+)  # fmt: skip
+def test_another_set_does_not_go_on(tmp_path, changes, words):
+    with pytest.raises(KeyboardInterrupt):
+        write_labelled(tmp_path / "set", stop=3)
+    before = contents(tmp_path / ".set.partial")
+    with pytest.raises(UserError, match=rf"set: expected to go on .*{words}: remove that folder to start anew"):
+        write_labelled(tmp_path / "set", **changes)
+    assert contents(tmp_path / ".set.partial") == before
+    shutil.rmtree(tmp_path / ".set.partial")
+    parts = 4 if changes.get("labels", True) else 3
+    assert write_labelled(tmp_path / "set", sample=lambda index: labelled(index)[:parts], **changes) == 0
+
+
+def test_damaged_unfinished_sets(tmp_path):
+    partial = tmp_path / ".set.partial"
+
+    def begin():
+        shutil.rmtree(partial, ignore_errors=True)
+        with pytest.raises(KeyboardInterrupt):
+            write_labelled(tmp_path / "set", stop=3)
+
+    begin()
+    (partial / "masks.npy").write_bytes((partial / "masks.npy").read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"\.set\.partial/masks.npy: expected an array; found a missing or damaged file"):
+        write_labelled(tmp_path / "set")
+    begin()
+    (partial / "unfinished.json").write_text("{")
+    with pytest.raises(UserError, match=r"\.set\.partial; .*unfinished.json cannot be read.*remove that folder"):
+        write_labelled(tmp_path / "set")
+    begin()
+    (partial / "unfinished.json").unlink()
+    (partial / "thesis.txt").touch()
+    with pytest.raises(UserError, match=r"expected .*\.set\.partial to be an unfinished set; found thesis.txt in it"):
+        write_labelled(tmp_path / "set")
+    assert (partial / "thesis.txt").exists()
+    # Lines that a power cut tore or filled with zeros do not count, nor does what follows them.
+    lines = [json.dumps({"name": f"scene {index}"}) + "\n" for index in range(3)]
+    for tail, whole in (("", 3), (lines[0][:-1], 3), ('{"na\n' + lines[0], 3), ("\0" * 40 + "\n" + lines[1], 3), ("7\n", 3)):
+        begin()
+        with open(partial / "metadata.jsonl", "a") as file:
+            file.write(tail)
+        assert write_labelled(tmp_path / "set") == whole
+        shutil.rmtree(tmp_path / "set")
+
+
+def test_two_writers_of_one_set_do_not_meet(tmp_path):
+    with labelled_writer(tmp_path / "set") as packed:
+        packed.add(*labelled(0))
+        with pytest.raises(UserError, match=r"set: expected no other writer; a process is writing .*\.set\.partial"):
+            write_labelled(tmp_path / "set")
+        for index in range(1, 6):
+            packed.add(*labelled(index))
+    write_labelled(tmp_path / "alone" / "set")
+    assert contents(tmp_path / "set") == contents(tmp_path / "alone" / "set")
+
+
+@contextlib.contextmanager
+def largest_file(size_bytes):
+    """A limit that the kernel keeps: writing beyond it fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_full_disk(tmp_path, monkeypatch, key):
+    write_labelled(tmp_path / "other")
+    other, refused = contents(tmp_path / "other"), "set: expected a folder that can be written; "
+    with largest_file(4000), pytest.raises(UserError, match=f"{refused}.*File too large"):
+        write_labelled(tmp_path / "set", resume_key=key)
+    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match=f"{refused}.*No space left on device"):
+        write_labelled(tmp_path / "set", resume_key=key)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+    def wordy(index):
+        decibels, metadata, *rest = labelled(index)
+        return decibels, metadata | {"text": "x" * 9000}, *rest
+
+    with largest_file(20000), pytest.raises(UserError, match=f"{refused}.*File too large"):
+        write_labelled(tmp_path / "set", resume_key=key, sample=wordy)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.partial", "other"][0 if key else 1 :]
+    assert contents(tmp_path / "other") == other
+    if key:  # there is room again
+        assert write_labelled(tmp_path / "set") == 2
+        assert ["text" in line for line in SpectrogramSet(tmp_path / "set").metadata] == [True] * 2 + [False] * 4
+
+
+STEPS = ("open", "pwrite", "fsync", "replace", "truncate", "posix_fallocate", "mkdir")
+
+
+def die_before(step):
+    """Have this process killed in front of the `step`-th system call that writes, as by a power cut.
+
+    Of a write that is due, half is done; what was written to arrays and not yet synced is lost, to lines it stays.
+    """
+    calls, unsynced = itertools.count(), {}
+
+    def wrapped(name, function):
+        def call(*args, **kwargs):
+            if next(calls) == step:
+                if name == "pwrite":
+                    function(args[0], args[1][: len(args[1]) // 2], args[2])
+                for descriptor, writes in unsynced.items():
+                    if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".npy"):
+                        for size, position in writes:
+                            real["pwrite"](descriptor, bytes(size), position)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if name == "pwrite":
+                unsynced.setdefault(args[0], []).append((len(args[1]), args[2]))
+            if name == "fsync":
+                unsynced.pop(args[0], None)
+            return function(*args, **kwargs)
+
+        return call
+
+    real = {name: getattr(os, name) for name in STEPS}
+    for name, function in real.items():
+        setattr(os, name, wrapped(name, function))
+
+
+def in_child(work):
+    """Do it in a fork of this process; returns how that ended: its exit status, or -9 where it was killed."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_set_goes_on_wherever_its_writer_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(set_writer, "COMMIT_S", -1.0)  # after each sample
+    write_labelled(tmp_path / "whole", count=4)
+    whole, path, found = contents(tmp_path / "whole"), tmp_path / "set", []
+    for step in itertools.count():
+        status = in_child(lambda: (die_before(step), write_labelled(path, count=4)))  # noqa: B023
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        assert not path.exists()
+        found.append(write_labelled(path, count=4))
+        assert contents(path) == whole
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["set", "whole"]
+        shutil.rmtree(path)
+    assert contents(path) == whole
+    assert found == sorted(found)
+    assert set(found) == {0, 1, 2, 3, 4}
+    assert len(found) > 40
+
+
+def test_a_set_whose_writers_are_killed_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(set_writer, "COMMIT_S", -1.0)
+    write_labelled(tmp_path / "whole", count=20)
+    kills = 0
+    while in_child(lambda: (die_before(31), write_labelled(tmp_path / "set", count=20))):
+        kills += 1
+        assert kills < 20
+    assert kills > 3
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
+
+
+def test_a_killed_process_loses_what_it_did_since_the_last_commit(tmp_path):
+    code = f"""
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import test_sources as t
+t.set_writer.COMMIT_S = 0.05
+t.write_labelled({str(tmp_path / "set")!r}, 300, sample=lambda index: (time.sleep(0.01), *t.labelled(index))[1:])
+"""
+    child = subprocess.Popen([sys.executable, "-c", code])
+    lines, deadline = tmp_path / ".set.partial" / "metadata.jsonl", time.monotonic() + 60
+    while not lines.exists() or lines.read_bytes().count(b"\n") <= 20:
+        assert time.monotonic() < deadline
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 20 < write_labelled(tmp_path / "set", count=300) < 300
+    write_labelled(tmp_path / "whole", count=300)
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
 # Images

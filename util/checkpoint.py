@@ -13,6 +13,7 @@ from util.errors import UserError
 
 FORMAT = 1
 LAST = "checkpoint-last.pth"
+BEST = "checkpoint-best.pth"
 KEYS = (
     "model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress",
     "num_samples",
@@ -43,8 +44,8 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def save(state, folder, completed_epoch=None, keep=0):
-    """Write `checkpoint-last.pth`, and after an epoch `checkpoint-<epoch>.pth`, of which the newest `keep` stay.
+def save(state, folder, completed_epoch=None, keep=0, name=LAST):
+    """Write `checkpoint-last.pth`, or `name`, and after an epoch `checkpoint-<epoch>.pth`, of which the newest `keep` stay.
 
     Both names are one file on disk where the file system has hard links.
 
@@ -56,7 +57,7 @@ def save(state, folder, completed_epoch=None, keep=0):
     folder = Path(folder)
     try:
         if completed_epoch is None:
-            with atomic_path(folder / LAST) as temporary:
+            with atomic_path(folder / name) as temporary:
                 torch.save(state, temporary)
             return
         numbered = folder / f"checkpoint-{completed_epoch}.pth"
@@ -71,6 +72,31 @@ def save(state, folder, completed_epoch=None, keep=0):
         raise UserError(f"{folder}: the checkpoint could not be written: {error}") from error
     for old in epoch_checkpoints(folder)[: -keep or None] if keep else []:
         old.unlink()
+
+
+@contextlib.contextmanager
+def output_folder(path):
+    """A run's `--output_dir`, created and seen to be writable; removed again if the run fails before anything is in it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = Path(path)
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+        remove_torn(folder)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: expected a folder that can be written; {error.strerror}") from error
+    try:
+        yield folder
+    except UserError:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def remove_torn(folder):
@@ -93,25 +119,37 @@ def newest(folder):
     return next(reversed(epoch_checkpoints(folder)), None)
 
 
+def read(path, what):
+    """What is in a file of torch's, on the CPU, without unpickling anything but tensors and plain values.
+
+    Args:
+        what: what is expected, for messages: "a checkpoint".
+
+    Raises:
+        UserError: the file is missing, damaged or holds pickled objects.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What torch has to say of a foreign pickle, our error says.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected {what}; found no such file") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: expected {what} of tensors and plain values; found other pickled objects or a damaged file"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: expected {what}; found a damaged or unreadable file") from error
+
+
 def load(path):
     """Read a checkpoint onto the CPU, without unpickling anything but tensors and plain values.
 
     Raises:
         UserError: the file is missing, damaged, holds pickled objects, or is not a checkpoint of this project.
     """
-    try:
-        with warnings.catch_warnings():
-            # What torch has to say of a foreign pickle, our error says.
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected a checkpoint; found no such file") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: expected a checkpoint of tensors and plain values; found other pickled objects or a damaged file"
-        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: expected a checkpoint; found a damaged or unreadable file") from error
+    state = read(path, "a checkpoint")
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else KEYS
     if missing:
         raise UserError(f"{path}: expected a checkpoint to resume from; found a file without {', '.join(missing)}")

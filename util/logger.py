@@ -15,14 +15,14 @@ class RunLog:
     """Writes to a run's folders. Nothing is created before there is something to write.
 
     Args:
-        output_dir: folder of `log.txt` and `reconstruction.png`.
+        output_dir: folder of `log.txt` and the pictures.
         log_dir: folder of the TensorBoard events.
         first_epoch, first_step: where this process takes over; later entries of an interrupted one are dropped.
     """
 
     def __init__(self, output_dir, log_dir, first_epoch=0, first_step=0):
         self.text_path = Path(output_dir) / "log.txt"
-        self.picture_path = Path(output_dir) / "reconstruction.png"
+        self.output_dir = Path(output_dir)
         self.log_dir = log_dir
         self.first_step = first_step
         self._writer = None
@@ -50,11 +50,11 @@ class RunLog:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def figure(self, step, figure):
-        """Save a figure as the run's picture and to TensorBoard."""
-        with atomic_path(self.picture_path) as temporary:
+    def figure(self, step, figure, name="reconstruction"):
+        """Save a figure as `<name>.png` of the run, and to TensorBoard."""
+        with atomic_path(self.output_dir / f"{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-        self.writer.add_figure("reconstruction", figure, step)
+        self.writer.add_figure(name, figure, step)
 
     def epoch(self, values):
         """Append the line of an epoch to log.txt."""
@@ -92,6 +92,26 @@ class Stopwatch:
         """(seconds, images per second, share of the time spent waiting for data) since the last lap."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
         return seconds, self.images / seconds, self.waited / seconds
+
+
+def report_step(log, global_step, where, eta_s, loss, lr, grad_norm, images_per_s, data_wait, memory_bytes):
+    """Print a line of training, and give TensorBoard its numbers.
+
+    Args:
+        log: a `RunLog`.
+        where: "epoch 3/50 step 20/75".
+        eta_s: time that is left, in seconds.
+    """
+    hours, rest = divmod(round(eta_s), 3600)
+    print(
+        f"{where}  loss {loss:.4f}  lr {lr:.2e}  grad {grad_norm:.3f}  {images_per_s:.1f} images/s  "
+        f"data wait {data_wait:.1%}  memory {memory_bytes / 2**30:.2f} GiB  eta {hours}:{rest // 60:02d}:{rest % 60:02d}",
+        flush=True,
+    )
+    log.scalars(global_step, {
+        "train/loss": loss, "train/lr": lr, "train/grad_norm": grad_norm, "train/images_per_s": images_per_s,
+        "train/data_wait": data_wait, "train/memory_bytes": memory_bytes,
+    })  # fmt: skip
 
 
 def peak_memory_bytes(device):

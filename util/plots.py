@@ -1,9 +1,12 @@
 """Pictures of spectrograms, with the axes that the front end gives them."""
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 MASK_COLOUR = "0.82"
+CLASS_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
 def reconstruction_figure(rows, caption):
@@ -20,24 +23,119 @@ def reconstruction_figure(rows, caption):
     figure = Figure(figsize=(13, 3.6 * len(rows) + 0.5), layout="constrained")
     axes = np.atleast_2d(figure.subplots(len(rows), 3))
     for line, row in zip(axes, rows, strict=True):
-        low, high = np.percentile(row["original"], (1, 99.7))
+        scale = _scale(row["original"])
         masked = np.ma.masked_array(row["original"], row["removed"])
         panels = (("original", row["original"]), ("masked", masked), ("reconstruction", row["reconstruction"]))
         for axis, (name, image) in zip(line, panels, strict=True):
-            extent, labels = _axes_of(row["extent"])
             axis.set_facecolor(MASK_COLOUR)
-            shown = axis.imshow(
-                image, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=max(high, low + 1e-6), cmap="viridis",
-                interpolation="nearest",
-            )  # fmt: skip
+            shown = _show(axis, image, row["extent"], cmap="viridis", **scale)
             axis.set_title(f"{name}: {row['title']}" if name == "original" else name, fontsize=9)
-            axis.set_xlabel(labels[0], fontsize=8)
-            axis.set_ylabel(labels[1], fontsize=8)
-            axis.ticklabel_format(useOffset=False)
-            axis.tick_params(labelsize=8)
         figure.colorbar(shown, ax=line[2], label="standard deviations")
     figure.supxlabel(caption, fontsize=9)
     return figure
+
+
+def scene_sheet(rows, class_names):
+    """Labelled spectrograms, each beside its mask, two samples a row, high frequency at the top.
+
+    Args:
+        rows: list of dicts: `title`, `image` (float [F, T]), `mask` (uint8 [F, T]), `extent` as in `reconstruction_figure`.
+        class_names: names of the mask's values; the first is drawn as background.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    lines = -(-len(rows) // 2)
+    figure = Figure(figsize=(17, 3.3 * lines + 0.4), layout="constrained")
+    axes = np.atleast_2d(figure.subplots(lines, 4)).reshape(-1, 2)
+    for pair in axes[len(rows) :]:
+        for axis in pair:
+            axis.set_axis_off()
+    colours = _class_colours(class_names)
+    for (left, right), row in zip(axes, rows, strict=False):
+        _show(left, row["image"], row["extent"], cmap="viridis", **_scale(row["image"]))
+        left.set_title(row["title"], fontsize=9)
+        _show(right, row["mask"], row["extent"], cmap=colours, vmin=0, vmax=len(class_names) - 1)
+        present = [class_names[value] for value in np.unique(row["mask"]) if value] or [class_names[0]]
+        right.set_title(", ".join(present), fontsize=9)
+    _class_legend(figure, colours, class_names)
+    return figure
+
+
+def prediction_sheet(rows, class_names, caption):
+    """Spectrogram, truth and prediction, a sample a row.
+
+    Args:
+        rows: list of dicts: `title`, `image` (float [F, T]), `target` and `prediction` (class ids [F, T]), `extent` as in
+            `reconstruction_figure`.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    figure = Figure(figsize=(13, 3 * len(rows) + 0.6), layout="constrained")
+    colours = _class_colours(class_names)
+    for line, row in zip(np.atleast_2d(figure.subplots(len(rows), 3)), rows, strict=True):
+        _show(line[0], row["image"], row["extent"], cmap="viridis", **_scale(row["image"]))
+        line[0].set_title(row["title"], fontsize=9)
+        for axis, name in zip(line[1:], ("target", "prediction"), strict=True):
+            _show(axis, row[name], row["extent"], cmap=colours, vmin=0, vmax=len(class_names) - 1)
+            axis.set_title("truth" if name == "target" else name, fontsize=9)
+    _class_legend(figure, colours, class_names)
+    figure.suptitle(caption, fontsize=10)
+    return figure
+
+
+def confusion_figure(counts, class_names, caption):
+    """A confusion matrix, rows what is true, as shares of each row with the counts beneath.
+
+    Args:
+        counts: integers [classes, classes].
+
+    Returns:
+        A matplotlib Figure.
+    """
+    counts = np.asarray(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.6 + 0.9 * len(class_names)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        axis.text(column, row, f"{100 * shares[row, column]:.1f} %\n{counts[row, column]:,}", ha="center", va="center",
+                  fontsize=7, color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+    places = range(len(class_names))
+    axis.set_xticks(places, class_names, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(places, class_names, fontsize=8)
+    axis.set_xlabel("called", fontsize=9)
+    axis.set_ylabel("true", fontsize=9)
+    axis.set_title(caption, fontsize=9)
+    return figure
+
+
+def _class_colours(class_names):
+    return ListedColormap([MASK_COLOUR, *CLASS_COLOURS[: len(class_names) - 1]])
+
+
+def _class_legend(figure, colours, class_names):
+    patches = [Patch(color=colours(number), label=name) for number, name in enumerate(class_names)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(class_names), fontsize=9)
+
+
+def _scale(image):
+    """Limits of the colour map that leave the odd strong cell aside."""
+    low, high = np.percentile(image, (1, 99.7))
+    return {"vmin": low, "vmax": max(high, low + 1e-6)}
+
+
+def _show(axis, image, extent, **colours):
+    """One spectrogram with its axes, as matplotlib's `imshow` gives it."""
+    extent, labels = _axes_of(extent)
+    shown = axis.imshow(image, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **colours)
+    axis.set_xlabel(labels[0], fontsize=8)
+    axis.set_ylabel(labels[1], fontsize=8)
+    axis.ticklabel_format(useOffset=False)
+    axis.tick_params(labelsize=8)
+    return shown
 
 
 def _axes_of(extent):

@@ -2,9 +2,7 @@
 
 import json
 import math
-import pickle
 import re
-import warnings
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
+from util import checkpoint
 from util.errors import UserError
 
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
@@ -42,7 +41,7 @@ def read_weights(path):
     Raises:
         UserError: the file is missing, damaged, holds pickled objects or no state dict.
     """
-    content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else _read_torch(path)
+    content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else checkpoint.read(path, "a file of weights")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a state dict; found a {type(content).__name__}")
     about = content if "model" in content else {}
@@ -56,22 +55,6 @@ def read_weights(path):
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {name!r}; found a {type(value).__name__}")
     return Weights(state_dict, front_end or None, classes, args)
-
-
-def _read_torch(path):
-    try:
-        with warnings.catch_warnings():
-            # What torch has to say of a foreign pickle, our error says.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected a file of weights; found no such file") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: expected tensors and plain values only; found other pickled objects or a damaged file"
-        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: expected a file of weights; found a damaged or unreadable file") from error
 
 
 def _read_safetensors(path):
@@ -104,10 +87,15 @@ class LoadReport:
         lines = []
         for title in ("loaded", "adapted", "left", "new"):
             names = getattr(self, title)
-            others = [other for other in (self.loaded, self.left, self.new) if other is not names]
-            shown = names if title == "adapted" else _collapse(names, {_module(name) for other in others for name in other})
+            others = [name for other in (self.loaded, self.left, self.new) if other is not names for name in other]
+            shown = names if title == "adapted" else by_module(names, others)
             lines.append(f"{title} {len(names)}{': ' if names else ''}{', '.join(shown)}")
         return "\n".join(lines)
+
+
+def by_module(names, others):
+    """Names of tensors for people: `module.*` for all of a module if none of `others` is in it, runs of blocks as one."""
+    return _collapse(names, {_module(name) for name in others})
 
 
 def load_pretrained(model, state_dict, path, front_end=None):

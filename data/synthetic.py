@@ -1,0 +1,133 @@
+"""Scenes made while training: a new one for every sample of every epoch."""
+
+import contextlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from data.sampling import DECIBELS, Source
+from radio.carriers import paint
+from radio.rng import Stream
+from radio.scene import TRAINING, VALIDATION, render
+from radio.scene_config import PRESETS, SceneConfig
+from radio.scene_draw import draw
+from util.errors import UserError
+
+
+@dataclass(frozen=True)
+class SceneMaker:
+    """Scenes of one configuration and seed, by kind (`radio.scene.TRAINING`, ...) and number.
+
+    As the kind of a sample it has the scene made where the batch is: called with numbers int64 [n, 2] of (kind, number),
+    the front end and the device, it gives their spectrograms in dB, float32 [n, 1, F, T].
+    """
+
+    config: SceneConfig
+    seed: int
+
+    def check(self, front_end):
+        """See that the shortest scene holds an FFT.
+
+        Raises:
+            UserError: it does not.
+        """
+        shortest = round(min(self.config.duration_ms) * 1e-3 * min(self.config.sample_rates_hz))
+        if shortest < front_end.n_fft:
+            raise UserError(f"--n_fft: expected at most {shortest}, the shortest scene; found {front_end.n_fft}")
+
+    def draw(self, kind, number):
+        """The `Scene` of a number."""
+        return draw(self.config, Stream(self.seed, kind, number))
+
+    def decibels(self, scene, front_end, device="cpu"):
+        """float32 [1, F, T] in dB."""
+        with one_thread():
+            return front_end.decibels(render(scene, device)[None])[0]
+
+    def __call__(self, numbers, front_end, device):
+        return torch.stack([self.decibels(self.draw(*pair), front_end, device) for pair in numbers.tolist()])
+
+
+class SyntheticScenes(Source):
+    """Scenes as training reads them. An epoch has `count`, none of which any other epoch, worker or process makes.
+
+    Args:
+        maker: says which scenes.
+        count: scenes in an epoch.
+        front_end: makes the spectrograms.
+        on_device: make scenes where the batches go, instead of in the loader's workers.
+        kind: training scenes, or held-out ones: these are the same in every epoch.
+
+    Raises:
+        UserError: see `SceneMaker.check`.
+    """
+
+    def __init__(self, maker, count, front_end, on_device=False, kind=TRAINING):
+        maker.check(front_end)
+        self.maker, self.count, self.front_end = maker, count, front_end
+        self.on_device, self.kind = on_device, kind
+        self.image_size = front_end.image_size
+
+    def __len__(self):
+        return self.count
+
+    def number(self, index, epoch):
+        """Number of an epoch's scene; held-out ones are numbered alike in all epochs."""
+        return index + (epoch * self.count if self.kind == TRAINING else 0)
+
+    def load(self, index, rng, epoch=0):
+        number = self.number(index, epoch)
+        if self.on_device:
+            return self.maker, np.array([self.kind, number])
+        return DECIBELS, self.maker.decibels(self.maker.draw(self.kind, number), self.front_end).numpy()
+
+    def mask(self, index, epoch=0):
+        """What `load` gives, in classes: uint8 [F, T]."""
+        return scene_mask(self.maker.draw(self.kind, self.number(index, epoch)), self.front_end)
+
+    target = mask
+
+    def describe(self, index, rng, epoch=0):
+        number = self.number(index, epoch)
+        scene = self.maker.draw(self.kind, number)
+        return {
+            "name": f"scene {number} of seed {self.maker.seed}",
+            "start_s": 0.0,
+            "num_samples": scene.num_samples,
+            "sample_rate_hz": scene.sample_rate_hz,
+            "center_freq_hz": scene.center_freq_hz,
+            "scene": scene.parameters(),
+        }
+
+    def split(self, fraction, seed):
+        """All of it for training, and scenes of their own held out: `fraction` of their number, to add."""
+        held_out = max(1, round(fraction * self.count))
+        return self, SyntheticScenes(self.maker, held_out, self.front_end, self.on_device, VALIDATION)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Have torch compute as in a loader's worker: with more threads sums add up in another order, to other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def scene_mask(scene, front_end):
+    """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
+    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
+
+
+def scene_config(preset, window_ms=None):
+    """A preset's configuration, with all scenes of one length where that is given.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}")
+    return PRESETS[preset] if window_ms is None else replace(PRESETS[preset], duration_ms=(window_ms,))

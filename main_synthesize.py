@@ -1,0 +1,275 @@
+"""Make labelled scenes of 5G NR and LTE carriers among other signals: spectrogram sets with masks, and SigMF recordings.
+
+    # sets to train, validate and test on, from the ranges of the preset `wild`
+    python main_synthesize.py --output scenes --train 8000 --val 1000 --test 1000
+    python main_pretrain.py --data_path scenes
+
+    # the published MathWorks recipe
+    python main_synthesize.py --output classic --preset classic --train 2700 --val 300 --test 0
+
+    # ten recordings, with annotations, of TDD carriers in 20 MHz
+    python main_synthesize.py --output air --iq only --train 10 --val 0 --test 0 \\
+        --set sample_rates_hz=20e6 lte_tdd=1 nr_tdd=1
+
+A run that was stopped goes on when the same command is given again; with --iq, recordings are added to sets that are there.
+Scene i of a set depends on the seed and i alone.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from sigmf import SigMFFile
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data import registry
+from data.set_writer import differences, spectrogram_set_writer
+from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
+from radio.carriers import CLASS_NAMES, to_annotation
+from radio.scene import TEST, TRAINING, VALIDATION, render
+from radio.scene_config import PRESETS, with_settings
+from util.checkpoint import atomic_path, remove_torn
+from util.device import keep_freed_memory
+from util.errors import RunError, UserError, reported
+from util.plots import scene_sheet
+
+SPLITS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
+RUN_FILE = "synthesis.json"
+SHEET = "contact_sheet.png"
+SHEET_SCENES = 12
+SHOWN_CHANGES = 4
+
+# How samples are stored, by the bits of the scene's receiver: SigMF's name, numpy's, full scale; 0 bits: not quantised.
+DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: ("ci16_le", "<i2", 2**15), 16: ("ci16_le", "<i2", 2**15)}
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        description="Make labelled scenes of 5G NR and LTE.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the sets go: FOLDER/train, val and test")
+    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="what scenes are drawn from")
+    registry.add_scene_arguments(parser)
+    registry.add_front_end_arguments(parser)
+    parser.add_argument("--train", type=int, default=8000, metavar="N", help="scenes to train on")
+    parser.add_argument("--val", type=int, default=1000, metavar="N", help="scenes to validate on")
+    parser.add_argument("--test", type=int, default=1000, metavar="N", help="scenes to test on")
+    parser.add_argument("--iq", nargs="?", const="too", choices=("too", "only"),
+                        help="write SigMF recordings to FOLDER/iq too, or only these")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, metavar="N",
+                        help="processes; 0 works in this one")
+    return parser
+
+
+class Scenes(Dataset):
+    """Some scenes of a split, each made in a worker, which also writes its recording, whole or not at all.
+
+    An item is (float32 [1, F, T] in dB, dict of metadata, uint8 mask [F, T]), or None for a scene that the set has.
+
+    Args:
+        numbers: of the scenes.
+        first: number of the first scene that the set lacks.
+        recordings: folder of recordings, or None.
+    """
+
+    def __init__(self, split, numbers, maker, front_end, first=0, recordings=None):
+        self.split, self.numbers, self.maker, self.front_end = split, numbers, maker, front_end
+        self.first, self.recordings = first, recordings
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, item):
+        number = self.numbers[item]
+        scene = self.maker.draw(SPLITS[self.split], number)
+        iq = render(scene)
+        if self.recordings and not recording_path(self.recordings, number).exists():
+            write_recording(recording_path(self.recordings, number), iq, scene)
+        if number < self.first:
+            return None
+        metadata = {
+            "name": f"scene {number}", "path": self.split, "start_s": 0.0, "sample_rate_hz": scene.sample_rate_hz,
+            "num_samples": scene.num_samples, "center_freq_hz": scene.center_freq_hz,
+            "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()], "scene": scene.parameters(),
+        }  # fmt: skip
+        # Tensors, as they come through shared memory: in a pipe, so much would hold up the end of a worker left alone.
+        return self.front_end.decibels(iq[None])[0], metadata, torch.from_numpy(scene_mask(scene, self.front_end))
+
+
+def recording_path(folder, number):
+    return folder / f"{number:06}.sigmf-meta"
+
+
+def write_recording(path, iq, scene):
+    """A SigMF recording with an annotation for each carrier."""
+    datatype, dtype, full_scale = DATATYPES[scene.receiver.bits]
+    values = (torch.view_as_real(iq).numpy() * full_scale).astype(dtype)
+    metadata = SigMFFile(
+        global_info={
+            "core:datatype": datatype,
+            "core:sample_rate": scene.sample_rate_hz,
+            "core:sha512": hashlib.sha512(values).hexdigest(),
+            "core:description": f"scene {scene.stream.index} of seed {scene.stream.seed}, synthetic",
+            "core:recorder": "radio-mae main_synthesize.py",
+        }
+    )
+    metadata.add_capture(0, metadata={"core:frequency": scene.center_freq_hz})
+    for carrier in scene.carriers():
+        at_rf = dataclasses.replace(carrier, freq_lower_hz=carrier.freq_lower_hz + scene.center_freq_hz,
+                                    freq_upper_hz=carrier.freq_upper_hz + scene.center_freq_hz)  # fmt: skip
+        annotation = to_annotation(at_rf, scene.sample_rate_hz, num_samples=scene.num_samples)
+        start, length = annotation.pop("core:sample_start"), annotation.pop("core:sample_count")
+        metadata.add_annotation(start, length, metadata=annotation)
+    metadata.validate()
+    data_path = path.with_suffix(".sigmf-data")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(data_path) as temporary:
+            temporary.write_bytes(values)
+        with atomic_path(path) as temporary:
+            temporary.write_text(metadata.dumps(pretty=True) + "\n")
+    except OSError as error:
+        data_path.unlink(missing_ok=True)
+        raise UserError(f"{data_path}: expected room for {values.nbytes / 1e6:.3g} MB; {error}") from error
+
+
+@contextlib.contextmanager
+def writing(folder):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output {folder}: expected a folder that can be written; {error}") from error
+
+
+def open_output(folder, description):
+    """Make the output folder, or see that it is of a run with the same description, or of one that wrote nothing else.
+
+    Raises:
+        UserError: it cannot be written, or holds something else.
+    """
+    run_file = folder / RUN_FILE
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_torn(folder)
+        if not run_file.exists() and any(folder.iterdir()):
+            raise UserError(f"--output {folder}: expected a new folder, or one of this command; found something else there")
+        if any(path.is_file() and path != run_file for path in folder.rglob("*")):
+            try:
+                changes = differences(json.loads(run_file.read_text()), description)
+            except ValueError as error:
+                raise UserError(f"{run_file}: expected what the run in this folder makes; {error}") from error
+            if changes:
+                shown = "; ".join(changes[:SHOWN_CHANGES]) + (f"; {len(changes)} in all" if changes[SHOWN_CHANGES:] else "")
+                raise UserError(f"--output {folder}: expected to go on with the scenes there; found that they are made with "
+                                f"other arguments ({shown}): give another folder")
+        with atomic_path(run_file) as temporary:
+            temporary.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def write_split(split, count, maker, front_end, folder, args, description):
+    """Write what there is not yet of a split: its set, its recordings."""
+    recordings = folder / "iq" / split if args.iq else None
+    if recordings:
+        remove_torn(recordings)
+    with contextlib.ExitStack() as stack:
+        first = count
+        if args.iq != "only" and not is_spectrogram_set(folder / split):
+            packed = stack.enter_context(
+                spectrogram_set_writer(folder / split, count, front_end, class_names=CLASS_NAMES, masks=True,
+                                       resume_key=description))
+            first = packed.done
+        numbers = [number for number in range(count)
+                   if number >= first or (recordings and not recording_path(recordings, number).exists())]
+        scenes = Scenes(split, numbers, maker, front_end, first, recordings)
+        # Closed before an error is shown, so that it does not stand behind the bar.
+        for sample in stack.enter_context(contextlib.closing(made(scenes, args.num_workers, split, count))):
+            if sample is not None:
+                packed.add(*sample)
+
+
+def made(scenes, num_workers, name, count):
+    """Iterate scenes in order, with a bar of `count`, of which the others are there already."""
+    loader = DataLoader(scenes, batch_size=None, num_workers=min(num_workers, len(scenes)), collate_fn=_as_it_is)
+    with tqdm(loader, desc=name, unit=" scenes", initial=count - len(scenes), total=count, smoothing=0.05) as bar:
+        yield from bar
+
+
+def _as_it_is(sample):
+    return sample  # torch's own collation would look into every value of the metadata
+
+
+def contact_sheet(folder, split, count, maker, front_end, num_workers):
+    """A picture of a split's first scenes beside their masks, from its set where there is one."""
+    numbers = range(min(count, SHEET_SCENES))
+    if is_spectrogram_set(folder / split):
+        there = SpectrogramSet(folder / split)
+        samples = [(torch.tensor(there.spectrograms[number]), there.metadata[number], there.mask(number))
+                   for number in numbers]  # fmt: skip
+    else:
+        samples = made(Scenes(split, numbers, maker, front_end), num_workers, "contact sheet", len(numbers))
+    rows = []
+    for decibels, about, mask in samples:
+        rate, num_samples = about["sample_rate_hz"], about["num_samples"]
+        title = f"{split} {about['name']}: {rate / 1e6:g} Msps, {num_samples / rate * 1e3:.1f} ms"
+        sent = about["scene"]["transmissions"]
+        if sent and len(sent) == len(about["carriers"]):  # else some send nothing in these milliseconds
+            title += ", SNR " + ", ".join(f"{one['snr_db']:.0f}" for one in sent) + " dB"
+        rows.append({"title": title, "extent": front_end.extent(rate, 0.0, num_samples), "mask": np.asarray(mask),
+                     "image": front_end.from_decibels(decibels[None])[0, 0].numpy()})  # fmt: skip
+    with writing(folder), atomic_path(folder / SHEET) as temporary:
+        scene_sheet(rows, CLASS_NAMES).savefig(temporary, format="png")
+
+
+@torch.inference_mode()
+def main(args):
+    counts = {split: getattr(args, split) for split in SPLITS}
+    for name, value in {**counts, "seed": args.seed, "num_workers": args.num_workers}.items():
+        if value < 0:
+            raise UserError(f"--{name}: expected at least 0; found {value}")
+    if not any(counts.values()):
+        raise UserError("--train, --val, --test: expected a scene or more; found 0")
+    keep_freed_memory()
+
+    config = with_settings(scene_config(args.preset, args.window_ms), args.set)
+    if len(config.duration_ms) == 1:
+        args.window_ms = config.duration_ms[0]
+    front_end = registry.front_end_for(registry.find([f"{registry.SYNTHETIC}:{args.preset}"]), args)
+    maker = SceneMaker(config, args.seed)
+    maker.check(front_end)
+    description = {"seed": args.seed, **counts, "preset": args.preset, "front_end": front_end.settings(),
+                   "scenes": dataclasses.asdict(config)}  # fmt: skip
+    description = json.loads(json.dumps(description))  # as it will be read
+
+    folder = Path(args.output)
+    open_output(folder, description)
+    asked = {split: count for split, count in counts.items() if count}
+    try:
+        with one_thread():
+            for split, count in asked.items():
+                write_split(split, count, maker, front_end, folder, args, description)
+            if not (folder / SHEET).exists():
+                contact_sheet(folder, *next(iter(asked.items())), maker, front_end, args.num_workers)
+    except KeyboardInterrupt as error:
+        raise RunError(f"--output {folder}: stopped; the same command goes on") from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(f"--num_workers {args.num_workers}: expected memory for as many scenes at once; found a worker "
+                        "killed; the same command with fewer goes on") from error
+    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in asked.items())} scenes; see {folder / SHEET}")
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())
