@@ -1,4 +1,4 @@
-# make demo   pretrain for two minutes on a recording made here, and show what was learnt
+# make demo   make labelled scenes, pretrain and fine-tune on them for five minutes, and show what was learnt
 # make test   lint and test
 # make bench  measure this machine (minutes)
 
@@ -10,12 +10,16 @@ DEMO := demo_output
 .PHONY: demo test bench clean
 
 demo: $(VENV)/.installed
-	$(RUN) demo/make_recording.py $(DEMO)/recording
-	$(RUN) main_pretrain.py --data_path $(DEMO)/recording --model mae_vit_tiny_patch16 --window_ms 8 --batch_size 16 \
-		--epochs 36 --warmup_epochs 3 --blr 1.6e-2 --val_fraction 0.2 --save_every_epochs 12 --output_dir $(DEMO)/pretrain
+	$(RUN) main_synthesize.py --output $(DEMO)/scenes --preset classic --set snr_db=5,40 --train 600 --val 60 --test 120
+	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 10 \
+		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 10 --output_dir $(DEMO)/pretrain
+	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes --model vit_tiny_patch16 \
+		--finetune $(DEMO)/pretrain/checkpoint-last.pth --batch_size 16 --epochs 8 --warmup_epochs 1 --blr 1.6e-2 \
+		--num_workers 0 --output_dir $(DEMO)/finetune
 	@echo
-	@echo "Look at $(DEMO)/pretrain/reconstruction.png (original, masked, reconstructed), $(DEMO)/pretrain/log.txt (losses),"
-	@echo "and $(DEMO)/recording/ (the SigMF recording); curves: $(VENV)/bin/tensorboard --logdir $(DEMO)/pretrain"
+	@echo "Look at $(DEMO)/scenes/contact_sheet.png (labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png"
+	@echo "(original, masked, reconstructed), $(DEMO)/finetune/predictions.png (spectrogram, truth, prediction), confusion.png"
+	@echo "and results.json beside it; curves: $(VENV)/bin/tensorboard --logdir $(DEMO)"
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -23,6 +27,7 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks/bench_data.py
+	$(RUN) benchmarks/bench_synthesize.py
 	$(RUN) benchmarks/bench_pretrain.py
 
 clean:

@@ -1,5 +1,7 @@
 """Pictures of spectrograms, with the axes that the front end gives them."""
 
+from itertools import cycle, islice
+
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -101,8 +103,9 @@ def confusion_figure(counts, class_names, caption):
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
-        axis.text(column, row, f"{100 * shares[row, column]:.1f} %\n{counts[row, column]:,}", ha="center", va="center",
-                  fontsize=7, color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+        share = f"{100 * shares[row, column]:.1f} %" if counts[row].any() else "absent"
+        axis.text(column, row, f"{share}\n{counts[row, column]:,}", ha="center", va="center", fontsize=7,
+                  color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
     places = range(len(class_names))
     axis.set_xticks(places, class_names, rotation=45, ha="right", fontsize=8)
     axis.set_yticks(places, class_names, fontsize=8)
@@ -113,7 +116,7 @@ def confusion_figure(counts, class_names, caption):
 
 
 def _class_colours(class_names):
-    return ListedColormap([MASK_COLOUR, *CLASS_COLOURS[: len(class_names) - 1]])
+    return ListedColormap([MASK_COLOUR, *islice(cycle(CLASS_COLOURS), len(class_names) - 1)])
 
 
 def _class_legend(figure, colours, class_names):

@@ -1,0 +1,131 @@
+"""Labelled samples on their way to fine-tuning: a source's part with its targets, and augmentation on the device."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.data.mixup import mixup_target
+from torch.utils.data import Dataset
+
+from data.sampling import TRAINING, collate, generator
+
+# Random numbers that a training sample comes with: what an augmentation makes of them is its own affair.
+RANDOM_NUMBERS = 4
+
+MIXING = 5  # stream of `generator`, beside those in data/sampling.py and data/splits.py
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a labelled source: training, validation or test.
+
+    A labelled source has besides `data.sampling.Source`'s: `class_names`, and `target(index, epoch)`, class ids: uint8
+    [F, T] for segmentation, an int for classification.
+    """
+
+    source: object
+    indices: np.ndarray
+
+    def __len__(self):
+        return len(self.indices)
+
+    def describe(self, number):
+        return self.source.describe(int(self.indices[number]), None)
+
+    def targets(self):
+        """Iterate the targets, in order."""
+        return (self.source.target(int(index)) for index in self.indices)
+
+
+class LabelledSamples(Dataset):
+    """A part's samples with their targets, indexed by (epoch, number in the part), as `EpochBatches` gives them.
+
+    Args:
+        fresh: give the source the epoch, so that one that makes its samples makes new ones.
+    """
+
+    def __init__(self, part, seed, fresh=False):
+        self.part, self.seed, self.fresh = part, seed, fresh
+
+    def __len__(self):
+        return len(self.part)
+
+    def __getitem__(self, key):
+        epoch, number = key
+        index, source = int(self.part.indices[number]), self.part.source
+        made_in = epoch if self.fresh else 0
+        kind, values = source.load(index, None, made_in)
+        numbers = generator(self.seed, TRAINING, epoch, index).random(RANDOM_NUMBERS, dtype=np.float32)
+        return kind, values, numbers, number, source.target(index, made_in)
+
+    def describe(self, epoch, number):
+        """What the errors of training name."""
+        return self.part.source.describe(int(self.part.indices[number]), None, epoch if self.fresh else 0)
+
+
+def collate_labelled(samples):
+    """`data.sampling.collate`, and "target": int64 [B] or uint8 [B, F, T]; "noise" holds the samples' random numbers."""
+    batch = collate([sample[:4] for sample in samples])
+    return batch | {"target": torch.from_numpy(np.stack([np.asarray(sample[4]) for sample in samples]))}
+
+
+def shift_and_flip(images, masks, numbers, shift=True, flip=True):
+    """Move images and masks in time, around their ends, and turn every other pair upside down in frequency.
+
+    Neither changes what a carrier is: frames start anywhere, and receivers exist with either sideband.
+
+    Args:
+        images: [B, C, F, T]; masks: [B, F, T]; numbers: float [B, 2 or more] in [0, 1), that decide.
+
+    Returns:
+        (images, masks), new tensors.
+    """
+    rows, columns = images.shape[2:]
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = (numbers[:, :1] * columns).long() if shift else torch.zeros_like(numbers[:, :1], dtype=torch.long)
+    times = (torch.arange(columns, device=images.device) + moved) % columns  # (B, T)
+    straight = torch.arange(rows, device=images.device).expand(len(images), -1)  # (B, F)
+    frequencies = torch.where((numbers[:, 1:2] < 0.5) & flip, straight.flip(1), straight)
+    place = (batch, frequencies[:, :, None], times[:, None, :])
+    return images.transpose(0, 1)[:, *place].transpose(0, 1), masks[place]
+
+
+def mix(images, targets, mixup, seed, epoch, number):
+    """timm's Mixup or CutMix of a batch, decided by (seed, epoch, number of the batch).
+
+    It mixes the first image with the last, the second with the last but one, and so on; of an odd number of images the last
+    stays as it is.
+
+    Args:
+        images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`.
+
+    Returns:
+        (images, targets as shares of the classes: float [B, classes]).
+    """
+    paired = len(images) - len(images) % 2
+    shares = [mixup_target(targets[paired:], mixup.num_classes, smoothing=mixup.label_smoothing)]
+    if paired:
+        # timm draws from numpy's global generator, of which a resumed run would know nothing.
+        np.random.seed(int(generator(seed, MIXING, epoch, number).integers(2**32)))
+        mixed, mixed_shares = mixup(images[:paired], targets[:paired])
+        images, shares = torch.cat([mixed, images[paired:]]), [mixed_shares, *shares]
+    return images, torch.cat(shares)
+
+
+def class_weights(part, num_classes, kind):
+    """Weights of the classes in the loss: float32 [classes], or None.
+
+    "median_frequency": the median of the classes' frequencies over each class's own, where a frequency is the share of a
+    class among the cells of those samples in which it is at all (Eigen and Fergus, arXiv 1411.4734). A class that no
+    training sample has gets 0.
+    """
+    if kind == "none":
+        return None
+    cells, present = np.zeros(num_classes), np.zeros(num_classes)
+    for target in part.targets():
+        counts = np.bincount(np.ravel(target), minlength=num_classes)
+        cells += counts
+        present += np.where(counts > 0, counts.sum(), 0)
+    frequency = np.divide(cells, present, out=np.full(num_classes, np.nan), where=present > 0)
+    weights = np.nanmedian(frequency) / frequency
+    return torch.from_numpy(np.nan_to_num(weights)).float()

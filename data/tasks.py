@@ -1,0 +1,218 @@
+"""The table of tasks: what labelled data each takes, and how its three parts are made."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import registry
+from data.annotated import AnnotatedWindows
+from data.class_folders import ClassFolders
+from data.csi import CsiFile, NtuFiHar, SyntheticCsi
+from data.labelled import Part
+from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames, holds_frames
+from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from data.splits import RECORDING, Splits, load_splits, make_splits, sample_names
+from data.synthetic import SceneMaker, SyntheticScenes, scene_config
+from radio.carriers import CLASS_NAMES
+from radio.recordings import find_recordings
+from radio.scene import TEST, TRAINING, VALIDATION
+from radio.scene_config import with_settings
+from radio.spectrogram import Spectrogram
+from util.checkpoint import atomic_path
+from util.errors import UserError
+
+PARTS = ("train", "val", "test")
+KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
+
+
+def add_label_arguments(parser):
+    """The flags that say what labelled data is and how it is divided."""
+    group = parser.add_argument_group("labels and splits")
+    group.add_argument("--classes", metavar="NAME,NAME",
+                       help=f"labels of annotations to learn, first the background; {','.join(CLASS_NAMES)} where not given")
+    group.add_argument("--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; mixed where not given")
+    group.add_argument("--split", metavar="FILE", help="split.json of another run, to divide the data as it did")
+    group.add_argument("--val_fraction", type=float, default=0.1, help="share of the samples that the model is chosen on")
+    group.add_argument("--test_fraction", type=float, default=0.2, help="share that is looked at once, at the end")
+    group.add_argument("--split_by", metavar="COLUMN", help="keep a column's groups together: recording, day, user, ...")
+    group.add_argument("--test_groups", metavar="NAME,NAME", help="groups to test on; drawn where not given")
+    group.add_argument("--label_fraction", type=float, default=1.0, help="share of the training labels to use")
+    group.add_argument("--labels_per_class", type=int, help="number of the training labels of each class to use")
+    return group
+
+
+@dataclass
+class Labelled:
+    """Labelled data, opened: parts by name, and what a model needs to know of them."""
+
+    parts: dict
+    class_names: list
+    front_end: Spectrogram
+    settings: dict  # of the front end, for the checkpoint
+    fresh: bool = False  # training samples are made anew in every epoch
+
+    @property
+    def source(self):
+        return self.parts["train"].source
+
+    def save_split(self, path, seed):
+        """Write which samples are in which part, by name; see `data.splits`."""
+        if len({id(part.source) for part in self.parts.values()}) == 1:
+            Splits({name: part.indices for name, part in self.parts.items()}, seed).save(path, self.source)
+            return
+        listed = {name: np.array(sample_names(part.source))[part.indices].tolist()
+                  for name, part in self.parts.items()}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"seed": seed, "parts": listed}, indent=0) + "\n")
+
+    def fit(self, saved=None):
+        """Take the statistics of sources that have some from the training part, or from a checkpoint's settings."""
+        sources = {id(part.source): part.source for part in self.parts.values()}.values()
+        if not hasattr(self.source, "fit"):
+            return
+        if saved is None:
+            self.source.fit(self.parts["train"].indices)
+            saved = self.source.normalization()
+        for source in sources:
+            source.set_normalization(saved)
+        self.settings["normalization"] = saved
+
+
+def open_labelled(args, pretrained=None, on_device=False):
+    """Open the data of a task and divide it.
+
+    Args:
+        args: of a parser with `registry.add_data_arguments` and `add_label_arguments`, `task` and `seed`.
+        pretrained: front-end settings of the weights to start from, or None.
+        on_device: make scenes where the batches go.
+
+    Raises:
+        UserError: the data is not what the task takes, or cannot be divided.
+    """
+    opened = TASKS[args.task](args, pretrained, on_device)
+    source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
+    for flag, kind, what in (("set", SyntheticScenes, "synthetic"), ("protocol", MathWorksFrames, "MathWorks' frames"),
+                             ("classes", AnnotatedWindows, "annotated recordings")):  # fmt: skip
+        if getattr(args, flag) and not isinstance(source, kind):
+            raise UserError(f"--{flag}: expected {what} as --data_path; found {' '.join(args.data_path)}")
+    if isinstance(opened.parts, dict):
+        given = [f"--{name}" for name in ("split", "split_by", "test_groups") if getattr(args, name)]
+        if given:
+            raise UserError(f"{given[0]}: expected data that is not divided already; found {args.data_path[0]}")
+        return opened
+    if args.split:
+        splits = load_splits(args.split, source)
+    else:
+        groups = args.test_groups and args.test_groups.split(",")
+        splits = make_splits(source, args.seed, args.val_fraction, args.test_fraction, args.split_by, groups)
+    opened.parts = {name: Part(source, splits.parts[name]) for name in PARTS}
+    return opened
+
+
+def _whole(source):
+    return Part(source, np.arange(len(source)))
+
+
+def _segmentation(args, pretrained, on_device):
+    if len(args.data_path) == 1 and Path(args.data_path[0]).is_dir() and holds_frames(args.data_path[0]):
+        size = _image_size(args, pretrained)
+        source = MathWorksFrames(args.data_path[0], args.protocol or MIXED, size, args.test_fraction, args.seed)
+        return _images(source, "mathworks")
+    found = registry.find(args.data_path)
+    kinds = (found.sets, found.recordings, found.presets)
+    if found.images or sum(map(bool, kinds)) != 1 or max(len(found.sets), len(found.presets)) > 1:
+        raise UserError("--data_path: expected one spectrogram set, synthetic, annotated recordings or MathWorks' frames; "
+                        f"found {', '.join(map(str, args.data_path))}")  # fmt: skip
+    front_end = registry.front_end_for(found, args, pretrained)
+    if found.presets:
+        maker = SceneMaker(with_settings(scene_config(found.presets[0], args.window_ms), args.set), args.seed)
+        parts = {name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
+                 for name, count in _counts(args, 1).items()}
+        return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
+    if found.recordings:
+        classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
+        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        return Labelled(AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings())
+    return _set(found.sets[0], args.data_path[0], front_end, "masks")
+
+
+def _counts(args, least):
+    """How many samples to make for each part: `--scenes` to train on, and shares of their number besides."""
+    shares = (1.0, args.val_fraction, args.test_fraction)
+    return {name: max(least, round(args.scenes * share)) for name, share in zip(PARTS, shares, strict=True)}
+
+
+def _set(source, path, front_end, what):
+    """The spectrogram set that a path is, to be divided, or the sets train, val and test in a folder."""
+    sources = {"train": source}
+    if is_spectrogram_set(Path(path, "train")):
+        there = [name for name in PARTS if is_spectrogram_set(Path(path, name))]
+        if len(there) not in (1, len(PARTS)):
+            raise UserError(f"{path}: expected the sets {', '.join(PARTS)}, or train alone; found {' and '.join(there)}")
+        # A set sees to it that the one which it holds out agrees with it.
+        sources |= {name: SpectrogramSet(source.path, Path(path, name)).held_out for name in there[1:]}
+    for one in sources.values():
+        if getattr(one, what) is None:
+            raise UserError(f"{one.path}: expected a spectrogram set with {what}.npy; found none")
+        setattr(one, "labels" if what == "masks" else "masks", None)  # targets of another task
+        one.groups = _recordings(one)
+    parts = {name: _whole(one) for name, one in sources.items()} if len(sources) > 1 else source
+    return Labelled(parts, source.class_names, front_end, front_end.settings())
+
+
+def _recordings(source):
+    """The column that keeps the spectrograms of a recording in one part, of a set made of several recordings."""
+    paths = [str(line.get("path")) for line in source.metadata]
+    return {RECORDING: np.array(paths)} if 1 < len(set(paths)) < len(paths) else {}
+
+
+def _image_size(args, pretrained, default=None):
+    """(rows, columns) for data of no certain size: the flag's, else that of the weights, else the default."""
+    size = args.input_size or (pretrained or {}).get("image_size") or default
+    if size and (len(size) > 2 or min(size) < 1):
+        raise UserError(f"--input_size: expected one or two positive numbers; found {size}")
+    return size and (*size, *size)[:2]
+
+
+def _images(source, kind):
+    """A source that makes its images without the front end."""
+    return Labelled(source, source.class_names, Spectrogram(image_size=source.image_size),
+                    {"kind": kind, "image_size": list(source.image_size)})  # fmt: skip
+
+
+def _sensing(args, pretrained, on_device):
+    [path] = _one_path(args)
+    size = _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)
+    if path == registry.SYNTHETIC:
+        sources = {name: SyntheticCsi(count, args.seed, KINDS[name], size) for name, count in _counts(args, 6).items()}
+        opened = _images(sources["train"], "csi")
+        opened.parts = {name: _whole(source) for name, source in sources.items()}
+        return opened
+    if not Path(path).exists():
+        raise UserError(f"--data_path {path}: expected a folder of NTU-Fi HAR or a .npz of CSI; found none")
+    return _images(NtuFiHar(path, size) if Path(path).is_dir() else CsiFile(path, size), "csi")
+
+
+def _classification(args, pretrained, on_device):
+    [path] = _one_path(args)
+    if is_spectrogram_set(path) or is_spectrogram_set(Path(path, "train")):
+        found = registry.find([path])
+        return _set(found.sets[0], path, registry.front_end_for(found, args, pretrained), "labels")
+    sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
+    front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained)
+    source = ClassFolders(path, front_end, args.sample_rate, args.datatype)
+    return Labelled(source, source.class_names, front_end, front_end.settings())
+
+
+def _one_path(args):
+    if len(args.data_path) != 1:
+        raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
+    return args.data_path
+
+
+# What a task's data is, and whether it has a class for each cell or for each sample.
+TASKS = {"segmentation": _segmentation, "sensing": _sensing, "classification": _classification}
+HEADS = {"segmentation": "segmentation", "sensing": "classification", "classification": "classification"}

@@ -1,0 +1,284 @@
+"""Fine-tune a pretrained encoder on a labelled task, or train a baseline under the same conditions; measure it.
+
+    # segmentation into Noise, NR and LTE, from a pretrained checkpoint
+    python main_finetune.py --task segmentation --finetune output_dir/checkpoint-last.pth --data_path scenes
+
+    # the controls: from scratch; a random encoder that stays as it is; DeepLabV3
+    python main_finetune.py --task segmentation --data_path scenes
+    python main_finetune.py --task segmentation --finetune random --train head --data_path scenes
+    python main_finetune.py --task segmentation --model deeplabv3_mobilenet_v3_large --data_path scenes
+
+    # human activities from Wi-Fi CSI; any classes, a folder each
+    python main_finetune.py --task sensing --finetune checkpoint.pth --data_path NTU-Fi_HAR
+    python main_finetune.py --task classification --finetune checkpoint.pth --data_path folders
+
+    # go on with a run that was stopped: the same command and its checkpoint
+    python main_finetune.py --task segmentation --data_path scenes ... --resume output_finetune/checkpoint-last.pth
+
+    # evaluate only
+    python main_finetune.py --task segmentation --data_path scenes --eval --resume output_finetune/checkpoint-best.pth
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+import models_deeplab
+import models_vit
+from data import registry, tasks
+from data.labelled import Part
+from data.splits import fewer_labels
+from engine_finetune import MEANS, evaluate, groupings, loader_of, report, train
+from util import checkpoint
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
+from util.distributed import require_single_process
+from util.errors import UserError, reported, warn
+from util.logger import RunLog
+from util.weights import by_module, load_pretrained, read_weights
+
+RESULTS = "results.json"
+# What a run may have otherwise than the one that it resumes: where things are and how fast they come (what comes of the
+# front end's flags is compared itself), and, with a warning, how it learns. Nothing else.
+FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
+              "input_size", "n_fft", "window_ms"}  # fmt: skip
+LEARNING_FLAGS = {"data_path", "epochs", "batch_size", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
+                  "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
+MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool"}
+DIVIDING_FLAGS = {"seed", "val_fraction", "test_fraction", "split_by", "test_groups", "protocol", "split"}
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        description="Fine-tune and evaluate on a labelled task.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", required=True, choices=tasks.TASKS)
+    registry.add_data_arguments(parser)
+    tasks.add_label_arguments(parser)
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="vit_large_patch16", metavar="PRESET",
+                       help=", ".join((*models_vit.PRESETS, *models_deeplab.PRESETS)))
+    model.add_argument("--finetune", default="", metavar="FILE|random",
+                       help="pretrained weights; nothing: from scratch; random: a random encoder, for --train head or probe")
+    model.add_argument("--train", default="full", metavar="full|head|probe|last:N", help="what is trained")
+    model.add_argument("--head", default="decoder", choices=models_vit.HEADS, help="of segmentation")
+    model.add_argument("--head_depth", type=int, default=2, help="transformer blocks of the decoder head")
+    model.add_argument("--global_pool", action="store_true", default=True, help="classify the mean of the patches")
+    model.add_argument("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
+    model.add_argument("--drop_path", type=float, default=0.1)
+
+    training = parser.add_argument_group("training (where not given: as the model's published recipe has it)")
+    training.add_argument("--batch_size", type=int, help="64; DeepLabV3 4")
+    training.add_argument("--epochs", type=int, default=50)
+    training.add_argument("--accum_iter", type=int, default=1, help="batches to a step")
+    training.add_argument("--lr", type=float, help="learning rate; blr * batch_size * accum_iter / 256; DeepLabV3 0.02")
+    training.add_argument("--blr", type=float, default=1e-3, help="base learning rate")
+    training.add_argument("--layer_decay", type=float, help="0.75; from scratch 1, as no layer has anything to keep")
+    training.add_argument("--min_lr", type=float, default=1e-6)
+    training.add_argument("--warmup_epochs", type=int, default=5)
+    training.add_argument("--weight_decay", type=float, help="0.05; DeepLabV3 1e-4")
+    training.add_argument("--clip_grad", type=float, help="largest norm of the gradient")
+    training.add_argument("--class_weights", choices=("none", "median_frequency"), help="none; DeepLabV3 median_frequency")
+    training.add_argument("--time_shift", action=argparse.BooleanOptionalAction, default=True, help="of segmentation")
+    training.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="of segmentation")
+    training.add_argument("--mixup", type=float, default=0.0, help="classification: alpha of Mixup")
+    training.add_argument("--cutmix", type=float, default=0.0, help="classification: alpha of CutMix")
+    training.add_argument("--smoothing", type=float, default=0.1, help="classification: label smoothing")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--seeds", type=int, default=1, help="runs, with this seed and those after it")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="./output_finetune", help="checkpoints, log.txt, results.json, pictures")
+    run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
+    run.add_argument("--resume", default="", metavar="PATH", help="checkpoint of this command: go on with it, or --eval it")
+    run.add_argument("--val_every", type=int, default=1, help="epochs from a validation and checkpoint to the next")
+    run.add_argument("--eval", action="store_true", help="evaluate --resume on the test part, and nothing else")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
+    run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
+    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
+    return parser
+
+
+def check_args(args):
+    """Fill in the recipe of the model, and refuse values that no run can have."""
+    deeplab = args.model in models_deeplab.PRESETS
+    recipe = models_deeplab.RECIPE if deeplab else {"batch_size": 64, "weight_decay": 0.05, "class_weights": "none"}
+    for name in ("batch_size", "weight_decay", "class_weights", *(("lr",) if deeplab else ())):
+        if getattr(args, name) is None:
+            setattr(args, name, recipe[name])
+    if args.layer_decay is None:
+        args.layer_decay = 0.75 if args.finetune else 1.0
+    if args.lr is None:
+        args.lr = args.blr * args.batch_size * args.accum_iter / 256
+    least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "lr": 0, "blr": 0, "min_lr": 0, "warmup_epochs": 0, "seed": 0,
+             "seeds": 1, "weight_decay": 0, "num_workers": 0, "head_depth": 1, "mixup": 0, "cutmix": 0, "smoothing": 0,
+             "scenes": 1, "val_every": 1}  # fmt: skip
+    for name, low in least.items():
+        if not getattr(args, name) >= low:
+            raise UserError(f"--{name}: expected at least {low}; found {getattr(args, name)}")
+    for name in ("val_fraction", "test_fraction", "drop_path", "smoothing"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"--{name}: expected a share of at least 0 and below 1; found {getattr(args, name)}")
+    if not 0 < args.label_fraction <= 1:
+        raise UserError(f"--label_fraction: expected a share above 0, up to 1; found {args.label_fraction}")
+    if args.clip_grad is not None and not args.clip_grad > 0:
+        raise UserError(f"--clip_grad: expected a positive number; found {args.clip_grad}")
+    if not 0 < args.layer_decay <= 1:
+        raise UserError(f"--layer_decay: expected a factor above 0, up to 1; found {args.layer_decay}")
+    if args.eval and not args.resume:
+        raise UserError("--eval: expected --resume CHECKPOINT, what to evaluate; found none")
+    if args.resume and args.seeds > 1:
+        raise UserError(f"--seeds: expected one run, --seed, with --resume; found {args.seeds}")
+    if args.finetune == "random" and args.train not in ("head", "probe"):
+        raise UserError(f"--finetune random: expected --train head or probe; found {args.train}")
+    if deeplab and (args.task != "segmentation" or args.finetune):
+        raise UserError(f"--model {args.model}: expected --task segmentation, and no --finetune; found "
+                        f"{args.task} {args.finetune}".rstrip())  # fmt: skip
+    if deeplab and args.batch_size < 2:
+        raise UserError(f"--batch_size: expected at least 2 for {args.model}; found {args.batch_size}")
+    if args.labels_per_class is not None and (args.labels_per_class < 1 or tasks.HEADS[args.task] != "classification"):
+        raise UserError(f"--labels_per_class: expected 1 or more, of classification; found {args.labels_per_class}")
+    if (args.mixup or args.cutmix) and tasks.HEADS[args.task] != "classification":
+        raise UserError(f"--mixup, --cutmix: expected a task that classifies samples; found {args.task}")
+
+
+def open_data(args, saved, weights, device):
+    """The labelled data with the front end of the checkpoint or the pretrained weights, and as many labels as asked for."""
+    data = tasks.open_labelled(args, saved["front_end"] if saved else weights and weights.front_end, device.type != "cpu")
+    if saved and saved["classes"] != data.class_names:
+        raise UserError(f"{args.resume}: expected a model of the classes {data.class_names}; found {saved['classes']}")
+    if args.label_fraction < 1 or args.labels_per_class:
+        part = data.parts["train"]
+        targets = list(part.targets()) if tasks.HEADS[args.task] == "classification" else None
+        chosen = fewer_labels(part.indices, targets, args.label_fraction, args.labels_per_class, args.seed, data.class_names)
+        data.parts["train"], data.fresh = Part(part.source, chosen), False
+    data.fit(saved and saved["front_end"].get("normalization"))
+    data.front_end = data.front_end.to(device)
+    return data
+
+
+def build_model(args, data, weights):
+    """The model, with pretrained weights where there are some: it says what was loaded, left and new, and what trains."""
+    if args.model in models_deeplab.PRESETS:
+        model = models_deeplab.create_model(args.model, len(data.class_names), data.source.in_chans)
+    else:
+        model = models_vit.create_model(
+            args.model, tasks.HEADS[args.task], len(data.class_names), data.front_end.image_size,
+            in_chans=data.source.in_chans, drop_path=args.drop_path, head=args.head, head_depth=args.head_depth,
+            global_pool=args.global_pool,
+        )  # fmt: skip
+    if weights:
+        print(load_pretrained(model, weights.state_dict, args.finetune, weights.front_end).summary())
+    names = models_vit.trainable(model, args.train)
+    if not args.eval:
+        own = dict(model.named_parameters())
+        shown = by_module(names, own.keys() - set(names))
+        count, total = (sum(own[name].numel() for name in some) for some in (names, own))
+        print(f"--train {args.train}: {len(names)} tensors train, {count:,} of {total:,} parameters: {', '.join(shown)}")
+    return model
+
+
+def check_resumed(args, saved):
+    """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the same.
+
+    With --split the division is what that file says. Checkpoints of older versions lack flags that came later.
+    """
+    theirs = saved["args"]
+    if "best_epoch" not in saved:
+        raise UserError(f"{args.resume}: expected a checkpoint of main_finetune.py; found one of another command")
+    found = {name: (theirs[name], value) for name, value in vars(args).items() if theirs.get(name, value) != value}
+    fixed = MODEL_FLAGS | DIVIDING_FLAGS if args.eval else vars(args).keys() - FREE_FLAGS - LEARNING_FLAGS
+    if args.split:
+        fixed = fixed - DIVIDING_FLAGS | (set() if args.eval else {"seed"})
+    for name in sorted(fixed & found.keys()):
+        there, here = found[name]
+        raise UserError(f"--{name}: expected {there}, as the run of {args.resume} has it; found {here}")
+    changed = sorted((LEARNING_FLAGS & found.keys()) - {"data_path"})
+    if changed and not args.eval:
+        warn(f"resuming {args.resume} with other flags: "
+             + "; ".join(f"--{name} {found[name][0]} there, {found[name][1]} here" for name in changed))  # fmt: skip
+
+
+def run(args, folder):
+    """Train and test, or evaluate, one seed: the figures of the test part."""
+    started = time.perf_counter()
+    device = pick_device(args.device)
+    args.amp = pick_amp(args.amp, device)
+    autocast, scaler = mixed_precision(args.amp, device)
+    torch.manual_seed(args.seed)
+    saved = checkpoint.load(args.resume) if args.resume else None
+    if saved:
+        check_resumed(args, saved)
+    weights = read_weights(args.finetune) if args.finetune not in ("", "random") and not saved else None
+    data = open_data(args, saved, weights, device)
+    model = build_model(args, data, weights).to(device)
+    if saved:
+        checkpoint.load_model(model, saved["model"], args.resume)
+
+    if args.eval:
+        trained = {"best_epoch": saved["epoch"], "step": saved["step"], "seconds_training": 0.0}
+    else:
+        trained = train(args, data, model, saved, folder, device, autocast, scaler)
+
+    test = data.parts["test"]
+    loader = loader_of(test, args, device)
+    measured = evaluate(model, data.front_end, loader, device, autocast, data.class_names, groupings(test))
+    print(f"\ntest part, {len(test)} samples, model of epoch {trained['best_epoch']}")
+    log = RunLog(folder, args.log_dir, first_epoch=math.inf)
+    pictures = report(measured, model, data.front_end, loader.dataset, device, autocast, data.class_names, log,
+                      trained["step"], args.model)  # fmt: skip
+    log.close()
+    write_json(folder / RESULTS, {
+        "test": measured["results"], "groups": measured["groups"], "loss": measured["loss"], **trained,
+        "seconds": round(time.perf_counter() - started, 1), "args": vars(args),
+    })  # fmt: skip
+    print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
+    return measured["results"]
+
+
+def summary(every):
+    """Mean, least and greatest of the figures of several seeds."""
+    found = {}
+    for key in MEANS:
+        values = [results[key] for results in every if results[key] is not None]
+        if values:
+            found[key] = {"mean": statistics.mean(values), "least": min(values), "greatest": max(values), "seeds": values}
+            print(f"{key.replace('_', ' ')}: {found[key]['mean']:.2%} ({min(values):.2%} .. {max(values):.2%}), "
+                  f"{len(values)} seeds")  # fmt: skip
+    return found
+
+
+def write_json(path, content):
+    with checkpoint.atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main(args):
+    require_single_process()
+    check_args(args)
+    keep_freed_memory()
+    with checkpoint.output_folder(args.output_dir) as folder:
+        every = []
+        for seed in range(args.seed, args.seed + args.seeds):
+            own = copy.copy(args)
+            own.seed, name = seed, f"seed-{seed}" if args.seeds > 1 else ""
+            own.log_dir = str(Path(args.log_dir or folder, name))
+            with checkpoint.output_folder(folder / name) as place:
+                every.append(run(own, place))
+        if args.seeds > 1:
+            write_json(folder / RESULTS, {"seeds": args.seeds, "test": summary(every)})
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())
