@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 10 \
 		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 10 --output_dir $(DEMO)/pretrain
 	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes --model vit_tiny_patch16 \
-		--finetune $(DEMO)/pretrain/checkpoint-last.pth --batch_size 16 --epochs 8 --warmup_epochs 1 --blr 1.6e-2 \
+		--finetune $(DEMO)/pretrain/checkpoint-last.pth --batch_size 16 --epochs 10 --warmup_epochs 1 --blr 1.6e-2 --layer_decay 1 \
 		--num_workers 0 --output_dir $(DEMO)/finetune
 	@echo
 	@echo "Look at $(DEMO)/scenes/contact_sheet.png (labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png"

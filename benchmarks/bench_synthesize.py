@@ -47,6 +47,7 @@ def turn(maker, front_end, count, device):
         iq = render(scene, device)
         rendered = time.perf_counter()
         front_end.decibels(iq[None])
+        del iq  # as a worker does, before the next
         sums = [total + part for total, part in
                 zip(sums, (drawn - begun, rendered - drawn, time.perf_counter() - rendered), strict=True)]  # fmt: skip
     if device.type == "cuda":

@@ -37,6 +37,7 @@ def get_args_parser():
     parser.add_argument("--epochs", type=int, default=6, help="with all labels; more with fewer, for as many steps")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--blr", type=float, default=1.6e-2)
+    parser.add_argument("--layer_decay", type=float, default=1.0, help="of the pretrained encoder")
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--runs", default="label_efficiency_runs", help="folder of the runs")
     parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the figures go")
@@ -51,8 +52,8 @@ def run(args, kind, fraction, seed):
         epochs = max(1, round(args.epochs / fraction))
         flags = ["--task", args.task, "--data_path", args.data_path, "--model", args.model, "--label_fraction", fraction,
                  "--seed", seed, "--epochs", epochs, "--warmup_epochs", max(1, epochs // 6), "--batch_size", args.batch_size,
-                 "--blr", args.blr, "--num_workers", args.num_workers, "--output_dir", folder,
-                 "--val_every", max(1, epochs // 12), *KINDS[kind]]  # fmt: skip
+                 "--blr", args.blr, "--layer_decay", args.layer_decay, "--num_workers", args.num_workers,
+                 "--output_dir", folder, "--val_every", max(1, epochs // 12), *KINDS[kind]]  # fmt: skip
         weights = {"pretrained": args.finetune, "from scratch": "", "random, frozen": "random"}[kind]
         main_finetune.main(main_finetune.get_args_parser().parse_args([*map(str, flags), "--finetune", weights]))
     return json.loads(results.read_text())["test"]
