@@ -96,6 +96,7 @@ class SceneConfig:
     nr_ssb_power_db: tuple = _range(-3.0, 6.0)
     nr_beams: tuple = _choices(1, 1, 2, 4, 8, among=range(9))  # at most
     nr_coresets: tuple = _choices("none", "initial", "full", "both", among=("none", "initial", "full", "both"))
+    nr_coreset_whole: float = _share(0.6)  # CORESETs all over the carrier; the others of "full" are on a part of it
     nr_coreset_symbols: tuple = _choices(1, 2, 3, among=(1, 2, 3))
     nr_coreset_load: tuple = _range(0.02, 1.0, within=(0, 1))  # log
     nr_coreset_periods_slots: tuple = _choices(1, 1, 1, 2, 10, 20, among=range(1, 641))
@@ -181,7 +182,7 @@ CLASSIC = SceneConfig(
     lte_crs_boost_db=(0.0,), lte_sync_boost_db=(0.0,), lte_cell_ids=(0,),
     nr_spacings_khz=(15, 30), nr_bandwidths_mhz=(10, 15, 20, 25, 30, 40, 50), nr_cell_ids=(1,), nr_tdd=0.0,
     nr_ssb_periods_ms=(20,), nr_ssb_anywhere=0.0, nr_ssb_power_db=(0.0,), nr_beams=(4, 8), nr_coresets=("full",),
-    nr_coreset_symbols=(2,), nr_coreset_load=(1.0,), nr_coreset_periods_slots=(1,), nr_csi_rs=0.0, nr_dmrs_types=(1,),
+    nr_coreset_whole=1.0, nr_coreset_symbols=(2,), nr_coreset_load=(1.0,), nr_coreset_periods_slots=(1,), nr_csi_rs=0.0, nr_dmrs_types=(1,),
     nr_dmrs_additional=(0,), nr_dmrs_power_db=(0.0,),
     idle=0.0, full=0.0, modulation_bits=(2,), user_power_db=(0.0,), block_traffic=1.0,
     fading_models=("flat",), doppler_hz=(0.0, 10.0, 500.0), still=0.0, compressed=0.0, soft_edges=0.0,

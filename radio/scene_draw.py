@@ -231,7 +231,7 @@ def _nr_cell(dice, width, spacing, idle):
         coresets.append(nr.Coreset(first, count, symbols, period_slots=period, offset_slots=offset, load=load,
                                    seed=int(rng.integers(2**31))))  # fmt: skip
     if kind in ("full", "both") and not (idle and kind == "both"):
-        count = num_rb // 6 * 6 if rng.random() < 0.6 else 6 * int(rng.integers(1, num_rb // 6 + 1))
+        count = num_rb // 6 * 6 if dice.happens("nr_coreset_whole") else 6 * int(rng.integers(1, num_rb // 6 + 1))
         coresets.append(nr.Coreset(int(rng.integers(num_rb - count + 1)), count, symbols,
                                    period_slots=dice.choice("nr_coreset_periods_slots"), load=load,
                                    seed=int(rng.integers(2**31))))  # fmt: skip

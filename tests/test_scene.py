@@ -239,6 +239,8 @@ def test_classic_scenes_are_the_published_recipe():
             assert width in ((5, 10, 15, 20) if transmission.label == "LTE" else (10, 15, 20, 25, 30, 40, 50))
             assert abs(transmission.offset_hz) <= (61.44e6 - width * 1e6) / 2 - 61.44e6 / 256 + 5e5
             assert transmission.fading.doppler_hz in (0, 10, 500)
+            if transmission.label == "NR":
+                assert [coreset.num_rb for coreset in cell.coresets] == [cell.num_rb // 6 * 6]
     assert {t.snr_db for scene in drawn for t in scene.transmissions} == {7.0, 17.0, 67.0}
 
 
