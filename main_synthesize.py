@@ -35,7 +35,7 @@ from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.scene import TEST, TRAINING, VALIDATION, render
-from radio.scene_config import PRESETS, with_settings
+from radio.scene_config import PRESETS
 from util.checkpoint import atomic_path, remove_torn
 from util.device import keep_freed_memory
 from util.errors import RunError, UserError, reported
@@ -241,7 +241,7 @@ def main(args):
         raise UserError("--train, --val, --test: expected a scene or more; found 0")
     keep_freed_memory()
 
-    config = with_settings(scene_config(args.preset, args.window_ms), args.set)
+    config = scene_config(args.preset, args.window_ms, args.set)
     if len(config.duration_ms) == 1:
         args.window_ms = config.duration_ms[0]
     front_end = registry.front_end_for(registry.find([f"{registry.SYNTHETIC}:{args.preset}"]), args)

@@ -10,7 +10,6 @@ from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.recordings import find_recordings, is_recording_file
-from radio.scene_config import with_settings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
 
@@ -136,7 +135,7 @@ def front_end_for(found, args, pretrained=None):
     flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
     settings = {key: value for key, value in given.items() if value is not None}
     for preset in found.presets:
-        durations = with_settings(scene_config(preset, args.window_ms), args.set).duration_ms
+        durations = scene_config(preset, args.window_ms, args.set).duration_ms
         if len(durations) == 1:
             settings.setdefault("duration_s", durations[0] / 1e3)
     for spectrogram_set in found.sets:
@@ -180,7 +179,7 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         raise UserError(f"--set: expected --data_path {SYNTHETIC} with it; found none")
     sources = list(found.sets)
     for preset in found.presets:
-        maker = SceneMaker(with_settings(scene_config(preset, args.window_ms), args.set), seed)
+        maker = SceneMaker(scene_config(preset, args.window_ms, args.set), seed)
         sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)

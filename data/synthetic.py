@@ -10,7 +10,7 @@ from data.sampling import DECIBELS, Source
 from radio.carriers import paint
 from radio.rng import Stream
 from radio.scene import TRAINING, VALIDATION, render
-from radio.scene_config import PRESETS, SceneConfig
+from radio.scene_config import PRESETS, SceneConfig, with_settings
 from radio.scene_draw import draw
 from util.errors import UserError
 
@@ -122,12 +122,13 @@ def scene_mask(scene, front_end):
     return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
 
 
-def scene_config(preset, window_ms=None):
-    """A preset's configuration, with all scenes of one length where that is given.
+def scene_config(preset, window_ms=None, settings=()):
+    """A preset's configuration, with all scenes of one length where that is given, and then with `--set`'s settings.
 
     Raises:
-        UserError: no such preset.
+        UserError: no such preset, or a setting that cannot be.
     """
     if preset not in PRESETS:
         raise UserError(f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}")
-    return PRESETS[preset] if window_ms is None else replace(PRESETS[preset], duration_ms=(window_ms,))
+    config = PRESETS[preset] if window_ms is None else replace(PRESETS[preset], duration_ms=(window_ms,))
+    return with_settings(config, settings)

@@ -19,7 +19,6 @@ from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
 from radio.scene import TEST, TRAINING, VALIDATION
-from radio.scene_config import with_settings
 from radio.spectrogram import Spectrogram
 from util.checkpoint import atomic_path
 from util.errors import UserError
@@ -128,7 +127,7 @@ def _segmentation(args, pretrained, on_device):
                         f"found {', '.join(map(str, args.data_path))}")  # fmt: skip
     front_end = registry.front_end_for(found, args, pretrained)
     if found.presets:
-        maker = SceneMaker(with_settings(scene_config(found.presets[0], args.window_ms), args.set), args.seed)
+        maker = SceneMaker(scene_config(found.presets[0], args.window_ms, args.set), args.seed)
         parts = {name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
                  for name, count in _counts(args, 1).items()}
         return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)

@@ -1,6 +1,8 @@
 """What several test files need: recordings to read, and commands to run as a user would."""
 
+import contextlib
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +55,14 @@ def command(script, *flags, **kwargs):
     """The real command, as a process: subprocess.CompletedProcess with text output."""
     line = [sys.executable, str(ROOT / script), *(str(flag) for flag in flags)]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **kwargs)
+
+
+@contextlib.contextmanager
+def largest_file(size_bytes):
+    """A limit that the kernel keeps, on workers too: writing beyond it fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

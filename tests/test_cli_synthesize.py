@@ -1,10 +1,8 @@
 """main_synthesize.py: sets and recordings of scenes, whatever stops it."""
 
-import contextlib
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import pytest
 import sigmf
 import torch
 from PIL import Image
-from support import ROOT, call, command
+from support import ROOT, call, command, largest_file
 
 import main_synthesize
 from data.spectrogram_set import SpectrogramSet
@@ -346,17 +344,6 @@ def test_workers_that_outlive_a_killed_run_do_not_hold_up_the_next(tmp_path):
 
 
 # A disk that fills up
-
-
-@contextlib.contextmanager
-def largest_file(size_bytes):
-    """A limit that the kernel keeps, on workers too: writing beyond it fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_what_is_finished_and_a_second_run_goes_on(tmp_path, capsys):

@@ -1,12 +1,10 @@
 """What training reads: windows of recordings, spectrogram sets, images, and how a path is recognised."""
 
 import argparse
-import contextlib
 import errno
 import itertools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, write_ci16
+from support import ROOT, largest_file, write_ci16
 
 from data import registry, set_writer
 from data.images import ImageFiles, load_image
@@ -441,17 +439,6 @@ def test_two_writers_of_one_set_do_not_meet(tmp_path):
             packed.add(*labelled(index))
     write_labelled(tmp_path / "alone" / "set")
     assert contents(tmp_path / "set") == contents(tmp_path / "alone" / "set")
-
-
-@contextlib.contextmanager
-def largest_file(size_bytes):
-    """A limit that the kernel keeps: writing beyond it fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("key", [None, KEY])
