@@ -149,7 +149,12 @@ def paint(carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, 
     """
     rows_hz = front_end.frequency_axis_hz(sample_rate_hz, center_freq_hz).numpy()
     columns_s = front_end.time_axis_s(sample_rate_hz, num_samples).numpy()
-    mask = np.zeros(front_end.image_size, np.uint8)
+    return paint_cells(carriers, rows_hz, columns_s, class_names)
+
+
+def paint_cells(carriers, rows_hz, columns_s, class_names=CLASS_NAMES):
+    """`paint` on cells with these centres: float64 [frequency] and [time], both ascending."""
+    mask = np.zeros((len(rows_hz), len(columns_s)), np.uint8)
     for carrier in carriers:
         if carrier.label not in class_names:
             raise ValueError(f"expected a label among {tuple(class_names)}: {carrier.label=}")

@@ -12,7 +12,6 @@ import numbers
 import operator
 import os
 import posixpath
-import re
 import tarfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,35 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 from sigmf import SigMFFile
-from sigmf.sigmffile import dtype_info
 
+from radio.samples import DATATYPES, Layout, component_of, full_datatype, not_finite
 from util.errors import UserError
 
-# Section "Dataset Format"; with _le or _be where a component has more than 8 bits.
-DATATYPES = tuple(a + b for a in "cr" for b in ("f64", "f32", "i32", "i16", "i8", "u32", "u16", "u8"))
 RAW_DATATYPES = {".cf32": "cf32_le", ".cs16": "ci16_le", ".cs8": "ci8", ".cu8": "cu8",
                  ".dat": None, ".bin": None, ".iq": None}  # None: the suffix does not say
 META_SUFFIX, DATA_SUFFIX, ARCHIVE_SUFFIX, NPY_SUFFIX = ".sigmf-meta", ".sigmf-data", ".sigmf", ".npy"
 COMPRESSED_SUFFIXES = (".sigmf.gz", ".sigmf.xz", ".sigmf.zip")
 _SIGMF_SUFFIXES = (META_SUFFIX, ARCHIVE_SUFFIX)
 SAMPLE_SUFFIXES = (META_SUFFIX, DATA_SUFFIX, ARCHIVE_SUFFIX, *COMPRESSED_SUFFIXES, NPY_SUFFIX, *RAW_DATATYPES)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where samples lie in a data file: frames (a sample of every channel) of components (I and Q, or one)."""
-
-    data_file: Path
-    byte_offset: int  # of the first frame
-    dtype: np.dtype  # of a component
-    components: int  # side by side: 2 for I and Q, 1 for real samples and where I and Q lie apart
-    channels: int = 1
-    channel: int = 0
-    plane_bytes: int = 0  # where I and Q lie apart: the bytes from an I to its Q
-
-    @property
-    def frame_bytes(self) -> int:
-        return self.dtype.itemsize * self.components * self.channels
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,8 @@ class Recording:
     from the file's beginning, that is without `core:offset` and header bytes. annotations: those that overlap the
     stretch, as SigMF has them, but with `core:sample_start` counted from the stretch's first sample (below 0 for what
     began before), and with the `core:sample_count` up to the capture's end where the file leaves it out; all channels
-    share them. None where the format has none: npy and raw.
+    share them. None where the format has none: npy and raw. layout: where its samples lie. member: of an archive, the
+    metadata's name in it.
     """
 
     path: Path
@@ -73,8 +54,9 @@ class Recording:
     num_samples: int
     datatype: str
     sample_start: int
-    _layout: _Layout = field(repr=False)
+    layout: Layout = field(repr=False)
     annotations: tuple[dict, ...] | None = field(default=None, repr=False, compare=False)  # dicts have no hash
+    member: str | None = None
 
     @property
     def duration_s(self) -> float:
@@ -91,12 +73,12 @@ class Recording:
         if start < 0 or count < 0 or start + count > self.num_samples:
             raise ValueError(f"{self.name}: {start=} {count=} is outside of the {self.num_samples} samples")
         try:
-            iq = _read(self._layout, start, count)  # complex64 [count]
+            iq = self.layout.read(start, count)  # complex64 [count]
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error})") from error
         if len(iq) != count:
             raise UserError(f"{self.path}: shorter than when it was opened: expected {count} samples, found {len(iq)}")
-        if self._layout.dtype.kind == "f" and (bad := _first_not_finite(iq)) is not None:
+        if (bad := not_finite(iq, self.layout.dtype)) is not None:
             raise UserError(f"{self.path.with_name(self.name)}: expected finite samples, found {iq[bad]} (as float32) at "
                             f"sample {self.sample_start + start + bad}")
         return iq
@@ -127,7 +109,7 @@ def open_recording(path, sample_rate_hz=None, datatype=None) -> list[Recording]:
     """
     path, name = Path(path), Path(path).name.lower()
     rate = sample_rate_hz if sample_rate_hz is None else _rate(str(path), sample_rate_hz)
-    datatype = datatype if datatype is None else _datatype(str(path), datatype)
+    datatype = datatype if datatype is None else full_datatype(str(path), datatype)
     try:
         size_bytes = path.stat().st_size
         if path.is_dir():
@@ -163,7 +145,7 @@ def find_recordings(paths, sample_rate_hz=None, datatype=None) -> list[Recording
             files.setdefault(_place(_meta_of(file)), file)
     opened = {place: open_recording(file, sample_rate_hz, datatype)
               for place, file in files.items() if place.lower().endswith(_SIGMF_SUFFIXES)}
-    described = {_place(one._layout.data_file) for found in opened.values() for one in found}
+    described = {_place(one.layout.data_file) for found in opened.values() for one in found}
     for place in [place for place in files if place not in opened and place not in described]:
         opened[place] = open_recording(files[place], sample_rate_hz, datatype)
     return [one for place in files for one in opened.get(place, [])]
@@ -190,55 +172,6 @@ def _folder_files(folder: Path) -> list[Path]:
 
 def _meta_of(path: Path) -> Path:
     return path.with_suffix(META_SUFFIX) if path.name.lower().endswith(DATA_SUFFIX) else path
-
-
-# Reading
-
-
-def _read(layout: _Layout, start: int, count: int) -> np.ndarray:
-    """Frames `start` to `start + count`: complex64 [count], or fewer where the data file ends."""
-    values = _read_components(layout, start, count)  # (count, components)
-    if layout.components == 2:
-        return values.view(np.complex64)[:, 0]
-    iq = np.zeros(len(values), np.complex64)
-    iq.real = values[:, 0]
-    if layout.plane_bytes:
-        plane = replace(layout, byte_offset=layout.byte_offset + layout.plane_bytes)
-        values = _read_components(plane, start, len(iq))
-        iq = iq[: len(values)]
-        iq.imag = values[:, 0]
-    return iq
-
-
-def _read_components(layout: _Layout, start: int, count: int) -> np.ndarray:
-    """The components of one channel: float32 [count, components], or fewer rows where the data file ends.
-
-    Integers become [-1, 1). What is float32 in the file is not copied.
-    """
-    per_frame = layout.components * layout.channels
-    offset = layout.byte_offset + start * layout.frame_bytes
-    values = np.fromfile(layout.data_file, layout.dtype, count * per_frame, offset=offset)
-    values = values[: len(values) // per_frame * per_frame].reshape(-1, layout.channels, layout.components)
-    values = values[:, layout.channel]
-    half_scale = 2 ** (8 * values.itemsize - 1)
-    if values.dtype.kind == "u":
-        # Flipping the top bit takes half scale off exactly; sigmf takes it off in float32, which rounds cu32 and ru32.
-        values ^= values.dtype.type(half_scale)
-        values = values.view(values.dtype.str.replace("u", "i"))
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and `read` reports that
-        scaled = values.astype(np.float32, order="C", copy=False)
-    if values.dtype.kind == "i":
-        scaled *= np.float32(1 / half_scale)
-    return scaled
-
-
-def _first_not_finite(iq: np.ndarray) -> int | None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = iq.view(np.float32).sum()
-    if np.isfinite(total):  # NaN or infinity would have come through; large finite samples may overflow, so search then
-        return None
-    bad = np.flatnonzero(~np.isfinite(iq))
-    return int(bad[0]) if bad.size else None
 
 
 # npy
@@ -277,7 +210,7 @@ def _open_npy(path: Path, size_bytes: int, rate: float | None) -> list[Recording
     metadata = SigMFFile(global_info={"core:datatype": datatype})
     found = _recordings(path, path.name, str(path), metadata, (path, byte_offset, num_bytes), rate)
     if dtype.kind != "c" and (shape[0] == 2) != fortran_order:  # rows in C order or columns in Fortran order lie apart
-        found = [replace(one, _layout=replace(one._layout, components=1, plane_bytes=num_bytes // 2)) for one in found]
+        found = [replace(one, layout=replace(one.layout, components=1, plane_bytes=num_bytes // 2)) for one in found]
     return found
 
 
@@ -325,7 +258,8 @@ def _open_archive(path: Path, rate: float | None) -> list[Recording]:
         owner, (folder, stem) = f"{path}: {member_name}", posixpath.split(member_name.removesuffix(META_SUFFIX))
         name = f"{path.name} [{stem}]" if len(texts) > 1 else path.name
         metadata = _parse(owner, text)
-        found += _recordings(path, name, owner, metadata, _find_data(owner, metadata, stem, find), rate)
+        place = _find_data(owner, metadata, stem, find)
+        found += [replace(one, member=member_name) for one in _recordings(path, name, owner, metadata, place, rate)]
     return found
 
 
@@ -357,11 +291,10 @@ def _recordings(path: Path, name: str, owner: str, metadata: SigMFFile, place: t
     """The stretches × channels of a data file. `owner`: how errors call the metadata; `place`: file, offset, bytes."""
     info = metadata.get_global_info()
     data_file, byte_offset, num_bytes = place
-    datatype = _datatype(owner, info.get("core:datatype"))
+    datatype = full_datatype(owner, info.get("core:datatype"))
     rate = _rate(owner, rate if info.get("core:sample_rate") is None else info["core:sample_rate"])
     channels = _number(f"{owner}: core:num_channels", info.get("core:num_channels", 1), minimum=1)
-    types = dtype_info(datatype)
-    layout = _Layout(data_file, byte_offset, types["component_dtype"], 1 + types["is_complex"], channels)
+    layout = Layout(data_file, byte_offset, *component_of(datatype), channels)
     captures = _captures(owner, metadata)
     num_bytes -= captures[-1].header_bytes + _number(f"{owner}: trailing bytes", info.get("core:trailing_bytes", 0))
     if num_bytes <= 0 or num_bytes % layout.frame_bytes:
@@ -441,17 +374,6 @@ def _stretches(captures: list[_Capture], total: int) -> list[tuple[_Capture, int
 
 def _rate(owner: str, value) -> float:
     return _number(f"{owner}: core:sample_rate or --sample_rate (Hz)", value, float, minimum=1e-3)
-
-
-def _datatype(owner: str, name) -> str:
-    """SigMF's full name of a datatype: little endian where the name does not say, `ci` for the `cs` of SDR tools."""
-    match = re.fullmatch(r"(\w+?)(_le|_be)?", str(name).lower())
-    base = re.sub("^cs", "ci", match[1]) if match else None
-    if base not in DATATYPES:
-        known = " ".join(DATATYPES)
-        raise UserError(f"{owner}: core:datatype or --datatype: expected one of {known} (with _le or _be), "
-                        f"found {_brief(name)}")
-    return base if base.endswith("8") else base + (match[2] or "_le")
 
 
 def _number(what: str, value, kind=int, minimum=0):

@@ -154,7 +154,7 @@ def table(results):
         rows.append([name, str(row["samples"]), *(_percent(row[figure], without) for figure in figures_shown)])
     rows.append(["mean", "", *(_percent(results[f"mean_{figure}"]) for figure in figures_shown)])
     rows.append(["pixel accuracy", str(results["samples"]), _percent(results["pixel_accuracy"])])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def table_by_group(results):
@@ -163,14 +163,15 @@ def table_by_group(results):
     for name, row in results.items():
         shown = (row[figure] for figure in ("pixel_accuracy", "mean_accuracy", "mean_f1", "mean_iou"))
         rows.append([name, str(row["samples"]), *map(_percent, shown)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _percent(fraction, without=ABSENT):
     return without if fraction is None else f"{100 * fraction:.2f}"
 
 
-def _aligned(rows):
+def aligned(rows):
+    """Rows of text as a table for the console: columns as wide as they need, the first to the left, others to the right."""
     widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.rjust(width) if column else cell.ljust(width)

@@ -5,7 +5,7 @@ from itertools import cycle, islice
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 MASK_COLOUR = "0.82"
 CLASS_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
@@ -82,6 +82,37 @@ def prediction_sheet(rows, class_names, caption):
         for axis, name in zip(line[1:], ("target", "prediction"), strict=True):
             _show(axis, row[name], row["extent"], cmap=colours, vmin=0, vmax=len(class_names) - 1)
             axis.set_title("truth" if name == "target" else name, fontsize=9)
+    _class_legend(figure, colours, class_names)
+    figure.suptitle(caption, fontsize=10)
+    return figure
+
+
+def labelled_figure(rows, class_names, caption):
+    """Waterfalls with the carriers that were found in them, each beside its class map, high frequency at the top.
+
+    Args:
+        rows: list of dicts: `title`, `image` (dB [F, T]), `classes` (class ids [F, T]), `extent` as in
+            `reconstruction_figure`, `carriers` (a list of `radio.carriers.Carrier` on the same axes).
+
+    Returns:
+        A matplotlib Figure.
+    """
+    figure = Figure(figsize=(15, 4.2 * len(rows) + 0.8), layout="constrained")
+    colours = _class_colours(class_names)
+    for line, row in zip(np.atleast_2d(figure.subplots(len(rows), 2, width_ratios=(3, 2))), rows, strict=True):
+        shown = _show(line[0], row["image"], row["extent"], cmap="viridis", **_scale(row["image"]))
+        figure.colorbar(shown, ax=line[0], label="dB of full scale a cell", pad=0.01)
+        line[0].set_title(row["title"], fontsize=9)
+        for carrier in row["carriers"]:
+            colour = colours(class_names.index(carrier.label))
+            corner = (carrier.start_s * 1e3, carrier.freq_lower_hz / 1e6)
+            size = (carrier.duration_s * 1e3, carrier.bandwidth_hz / 1e6)
+            line[0].add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.8))
+            line[0].annotate(f"{carrier.label} {carrier.confidence:.2f}", (corner[0], carrier.freq_upper_hz / 1e6),
+                             xytext=(3, -3), textcoords="offset points", va="top", fontsize=8, color="white",
+                             bbox={"facecolor": colour, "edgecolor": "none", "pad": 1}, clip_on=True)  # fmt: skip
+        _show(line[1], row["classes"], row["extent"], cmap=colours, vmin=0, vmax=len(class_names) - 1)
+        line[1].set_title("likeliest class of each cell", fontsize=9)
     _class_legend(figure, colours, class_names)
     figure.suptitle(caption, fontsize=10)
     return figure

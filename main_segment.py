@@ -1,0 +1,295 @@
+"""Label recordings with a fine-tuned segmentation model: what is in this capture, when, and at which frequencies?
+
+    # a SigMF recording; a folder of them; several
+    python main_segment.py capture.sigmf-meta --weights output_finetune/checkpoint-best.pth
+    python main_segment.py captures/ more.sigmf --weights model.safetensors --output labels
+
+    # raw IQ or .npy
+    python main_segment.py capture.cs16 --sample_rate 20e6 --center_freq 1.8153e9 --weights model.safetensors
+
+    # the air, a JSON line a window
+    hackrf_transfer -r - -f 1815300000 -s 20000000 | \\
+        python main_segment.py - --sample_rate 20e6 --datatype ci8 --center_freq 1.8153e9 --weights model.safetensors
+
+    # how right is it? against the recording's own annotations
+    python main_segment.py capture.sigmf-meta --weights model.safetensors --truth
+
+For each recording, `--output` gets NAME.sigmf-meta, the recording's metadata with an annotation for each carrier and a link
+to its data beside it; NAME.json, the same as JSON; and NAME.png, waterfall and class map.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import models_deeplab
+import models_vit
+from data.splits import relative_paths
+from engine_segment import Overview, Segmenter, Truth
+from radio import sigmf_meta
+from radio.detection import detection_figures, detection_rows
+from radio.labelled import plan
+from radio.recordings import META_SUFFIX, find_recordings
+from radio.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
+from radio.samples import IqStream, full_datatype
+from radio.spectrogram import Spectrogram
+from util import checkpoint
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
+from util.errors import UserError, reported, warn
+from util.metrics import Confusion, aligned, table
+from util.plots import labelled_figure
+from util.weights import read_weights
+
+STREAM = "-"
+# A recording with more retunes than this has only its first in the picture.
+PICTURE_STRETCHES = 8
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        description="Label recordings with a fine-tuned segmentation model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recordings", nargs="+", metavar="RECORDING",
+                        help="SigMF, .npy or raw IQ: files and folders; - for a stream on standard input")
+    parser.add_argument("--weights", required=True, metavar="FILE|NAME",
+                        help="of main_finetune.py --task segmentation: a checkpoint, its --export, or a released name")
+    parser.add_argument("--output", default="./output_segment", metavar="FOLDER", help="annotations, JSON and pictures")
+    parser.add_argument("--replace", action="store_true", help="leave the recordings' own annotations out of the output")
+    parser.add_argument("--truth", action="store_true", help="compare with the recordings' own annotations")
+
+    data = parser.add_argument_group("recordings that do not say")
+    data.add_argument("--sample_rate", type=float, metavar="HZ", help="of raw and .npy recordings and of a stream")
+    data.add_argument("--datatype", help="SigMF datatype of raw recordings and of a stream, e.g. ci16_le")
+    data.add_argument("--center_freq", type=float, metavar="HZ", help="centre frequency; edges are given at RF with it")
+
+    carriers = parser.add_argument_group("what counts as a carrier")
+    carriers.add_argument("--min_bandwidth_hz", type=float, help=f"{DEFAULT_ROWS} image rows where not given")
+    carriers.add_argument("--min_duration_s", type=float, help=f"{DEFAULT_COLUMNS} image columns where not given")
+    carriers.add_argument("--min_confidence", type=float, default=DEFAULT_CONFIDENCE, help="mean probability of the label")
+    carriers.add_argument("--bridge_s", type=float, default=DEFAULT_BRIDGE_S, help="longest silence inside a carrier")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--overlap", type=float, default=0.25, help="share of a window that the next covers too, averaged")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
+    return parser
+
+
+def check_args(args):
+    """Refuse values that no run can have, before anything is opened."""
+    for name, low, high in (("min_bandwidth_hz", 0, math.inf), ("min_duration_s", 0, math.inf), ("bridge_s", 0, math.inf),
+                            ("min_confidence", 0, 1), ("overlap", 0, 0.95)):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name}: expected {low} to {high}; found {value}")
+    if args.center_freq is not None and not math.isfinite(args.center_freq):
+        raise UserError(f"--center_freq: expected a number of Hz; found {args.center_freq}")
+    if STREAM not in args.recordings:
+        return
+    if len(args.recordings) > 1:
+        raise UserError(f"{STREAM}: expected a stream alone; found {len(args.recordings) - 1} recordings beside it")
+    if args.truth or args.replace:
+        raise UserError(f"--truth, --replace: expected recordings with annotations; found {STREAM}, a stream")
+    if not args.sample_rate or not 0 < args.sample_rate < math.inf:
+        raise UserError(f"--sample_rate: expected that of the stream in Hz; found {args.sample_rate}")
+    if not args.datatype:
+        raise UserError("--datatype: expected that of the stream, e.g. ci8 or ci16_le; found none")
+
+
+def open_segmenter(args, device):
+    """The model that the weights describe, with the front end that they were trained with.
+
+    Raises:
+        UserError: the weights have no segmentation head, or were trained on images that are made of no IQ.
+    """
+    weights = read_weights(args.weights)
+    about, front_end, classes = weights.args, weights.front_end or {}, weights.classes
+    if about.get("task") != "segmentation" or not classes:
+        raise UserError(f"{args.weights}: expected weights with a segmentation head; found none (python main_finetune.py "
+                        f"--task segmentation --finetune {args.weights} --data_path ... trains one)")  # fmt: skip
+    if "n_fft" not in front_end:
+        raise UserError(f"{args.weights}: expected weights trained on spectrograms of IQ, with their front end; found "
+                        f"{front_end.get('kind', 'none')}")  # fmt: skip
+    try:
+        transform = Spectrogram(**{key: value for key, value in front_end.items() if key != "normalization"})
+        if about["model"] in models_deeplab.PRESETS:
+            model = models_deeplab.create_model(about["model"], len(classes), 1)
+        else:
+            model = models_vit.create_model(about["model"], "segmentation", len(classes), transform.image_size,
+                                            head=about["head"], head_depth=about["head_depth"])  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{args.weights}: expected what builds the model and its front end; found {error!r}") from error
+    checkpoint.load_model(model, weights.state_dict, args.weights)
+    autocast, _ = mixed_precision(pick_amp(args.amp, device), device)
+    return Segmenter(model.to(device).eval(), transform.to(device), list(classes), device, autocast)
+
+
+def open_recordings(args):
+    """What to label, as `radio.labelled.LabelledRecording`s: nothing is written yet."""
+    found = find_recordings(args.recordings, args.sample_rate, args.datatype)
+    if args.center_freq is not None:
+        found = [one if one.center_freq_hz is not None else replace(one, center_freq_hz=args.center_freq) for one in found]
+    return plan(found, relative_paths([one.path for one in found]), args.output, args.center_freq)
+
+
+def label(one, segmenter, args, limits):
+    """Find the carriers of a recording, write its files and print its table.
+
+    Returns:
+        A pair (found, true) of carriers for each stretch, for `detection_figures`; true is None without `--truth`.
+    """
+    stretches, rows, pairs, confusion, left_out = [], [], [], Confusion(segmenter.class_names), Counter()
+    total = sum(channels[0].num_samples for channels in one.stretches)
+    with tqdm(total=total, desc=one.first.path.name, unit=" samples", unit_scale=True, disable=None) as bar:
+        for channels in one.stretches:
+            first = channels[0]
+            if first.num_samples < segmenter.front_end.n_fft:
+                warn(f"{first.name}: passed over, {first.num_samples} samples are less than an FFT of "
+                     f"{segmenter.front_end.n_fft}")  # fmt: skip
+                bar.update(first.num_samples)
+                continue
+            tiling = segmenter.tiling(first, args.overlap)
+            wanted = segmenter.front_end.num_samples(first.sample_rate_hz)
+            if tiling.window < wanted:
+                warn(f"{first.name}: shorter ({first.duration_s * 1e3:g} ms) than the windows that the model was trained on "
+                     f"({segmenter.front_end.duration_s * 1e3:g} ms): used whole")  # fmt: skip
+            finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, limits)
+            overview = Overview(tiling.total, len(segmenter.class_names), segmenter.front_end.image_size[0])
+            truth = Truth(first, segmenter, tiling.window, confusion, left_out) if args.truth else None
+            for first_column, probabilities, decibels in segmenter.blocks(channels, args.overlap, bar.update):
+                with segmenter.timings.part("carriers"):
+                    finder.add(probabilities, first_column)
+                    overview.add(first_column, probabilities, decibels)
+                    if truth:
+                        truth.add(first_column, probabilities)
+            carriers = finder.finish()
+            stretches.append((first, carriers))
+            pairs.append((carriers, truth.carriers if truth else None))
+            if len(rows) < PICTURE_STRETCHES:
+                rows.append(picture_row(first, overview, carriers))
+    if not stretches:
+        raise UserError(f"{one.first.path}: expected at least {segmenter.front_end.n_fft} samples, an FFT; found "
+                        f"{max(channels[0].num_samples for channels in one.stretches)}")  # fmt: skip
+
+    scores = {}
+    if args.truth:
+        scores = {"cells": confusion.results(), "carriers": detection_figures(pairs, segmenter.class_names[1:])}
+    with segmenter.timings.part("writing"):
+        write(one, stretches, rows, scores, segmenter, args)
+    show(one, stretches)
+    if args.truth:
+        if left_out:
+            named = ", ".join(f"{name or '(no label)'} ({count})" for name, count in sorted(left_out.items()))
+            warn(f"{one.first.path}: annotations that are left out of the truth: {named}")
+        print(f"\n{table(scores['cells'])}\n\n{aligned(detection_rows(scores['carriers']))}")
+    return pairs
+
+
+def picture_row(recording, overview, carriers):
+    half, center = recording.sample_rate_hz / 2, recording.center_freq_hz or 0.0
+    known = "" if recording.center_freq_hz is not None else "; frequencies from the centre"
+    about = f"{recording.duration_s * 1e3:.6g} ms at {recording.sample_rate_hz / 1e6:.6g} Msps"
+    return {"title": f"{recording.name}: {about}{known}",
+            "image": overview.image, "classes": overview.classes, "carriers": carriers,
+            "extent": (0.0, recording.duration_s, center - half, center + half)}  # fmt: skip
+
+
+def write(one, stretches, rows, scores, segmenter, args):
+    """The three files of a recording, each whole or absent, and the link to its data; the metadata last."""
+    metadata = sigmf_meta.annotated(one.metadata, stretches, args.replace)
+    try:
+        one.output.parent.mkdir(parents=True, exist_ok=True)
+        one.make_link()
+    except OSError as error:
+        raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
+    if wrong := sigmf_meta.problem(metadata):
+        warn(f"{one.file(META_SUFFIX)}: no valid SigMF, as {one.first.path} is none: {wrong}")
+    about = {
+        "recording": one.first.path.name,
+        "weights": Path(args.weights).name,
+        "classes": segmenter.class_names,
+        "front_end": segmenter.front_end.settings(),
+        "stretches": [{"sample_start": first.sample_start, "num_samples": first.num_samples,
+                       "sample_rate_hz": first.sample_rate_hz, "center_freq_hz": first.center_freq_hz}
+                      for first, _ in stretches],
+        "carriers": [{"stretch": number, **as_json(carrier, first.sample_start / first.sample_rate_hz)}
+                     for number, (first, carriers) in enumerate(stretches) for carrier in carriers],
+        **({"truth": scores} if scores else {}),
+    }  # fmt: skip
+    caption = f"{one.first.path.name}, labelled with {Path(args.weights).name}"
+    caption += f"; the first {len(rows)} of {len(stretches)} stretches" if len(rows) < len(stretches) else ""
+    try:
+        with checkpoint.atomic_path(one.file(".png")) as temporary:
+            labelled_figure(rows, segmenter.class_names, caption).savefig(temporary, format="png", dpi=100)
+        with checkpoint.atomic_path(one.file(".json")) as temporary:
+            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with checkpoint.atomic_path(one.file(META_SUFFIX)) as temporary:
+            temporary.write_text(sigmf_meta.to_text(metadata), "utf-8")
+    except OSError as error:
+        raise UserError(f"--output {args.output}: {one.output.name} could not be written: {error.strerror}") from error
+
+
+def as_json(carrier, offset_s=0.0):
+    """A carrier as plain values, its start counted from `offset_s` before what its times count from."""
+    return {"label": carrier.label, "start_s": offset_s + carrier.start_s, "duration_s": carrier.duration_s,
+            "freq_lower_hz": carrier.freq_lower_hz, "freq_upper_hz": carrier.freq_upper_hz,
+            "center_freq_hz": carrier.center_freq_hz, "bandwidth_hz": carrier.bandwidth_hz,
+            "confidence": carrier.confidence}  # fmt: skip
+
+
+def show(one, stretches):
+    """The table of a recording's carriers, times from the file's first sample."""
+    rows = [["label", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]]
+    for first, carriers in stretches:
+        offset_s = first.sample_start / first.sample_rate_hz
+        rows += [[carrier.label, f"{carrier.center_freq_hz / 1e6:.3f}", f"{carrier.bandwidth_hz / 1e6:.3f}",
+                  f"{(offset_s + carrier.start_s) * 1e3:.2f}", f"{carrier.duration_s * 1e3:.2f}",
+                  f"{carrier.confidence:.2f}"] for carrier in carriers]  # fmt: skip
+    known = all(first.center_freq_hz is not None for first, _ in stretches)
+    print(f"\n{one.first.path.name}: {len(rows) - 1} carriers{'' if known else ' (frequencies from the centre)'}")
+    print(aligned(rows) if len(rows) > 1 else "nothing was found but noise", flush=True)
+
+
+def label_stream(segmenter, args, limits):
+    """A JSON line for each window of standard input; ends quietly when nobody reads them any more."""
+    source = IqStream(sys.stdin.buffer, full_datatype("standard input", args.datatype), "standard input")
+    for start, count, carriers in segmenter.stream(source, args.sample_rate, args.center_freq, limits):
+        start_s = start / args.sample_rate
+        line = {"start_s": start_s, "duration_s": count / args.sample_rate,
+                "carriers": [as_json(carrier, start_s) for carrier in carriers]}  # fmt: skip
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def main(args):
+    check_args(args)
+    keep_freed_memory()
+    segmenter = open_segmenter(args, pick_device(args.device))
+    limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        if STREAM in args.recordings:
+            label_stream(segmenter, args, limits)
+            print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
+            return
+        recordings = open_recordings(args)
+        pairs = [pair for one in recordings for pair in label(one, segmenter, args, limits)]
+    if args.truth and len(recordings) > 1:
+        figures = detection_figures(pairs, segmenter.class_names[1:])
+        print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
+    print(f"\n{segmenter.timings.summary(time.perf_counter() - started)}")
+    print(f"see {args.output}/: annotations, JSON, pictures")
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())

@@ -1,0 +1,220 @@
+"""From class probabilities on the image cells to carriers: the way back from `radio.carriers.paint`."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy import ndimage
+
+from radio.carriers import Carrier
+
+# A row or column belongs to a rectangle if at least this share of it has the rectangle's class.
+FILLED = 0.5
+# Rectangles that follow each other are one carrier if their bands agree to this intersection over union.
+SAME_BAND = 0.5
+# A class is told from another without doubt if it is so many times as likely.
+SURE = 2
+# Smaller pieces are not looked at: fewer cells than a class can be told by, whatever they stand for in Hz and seconds.
+LEAST_CELLS = 4
+# An idle NR cell sends an SSB burst every 20 ms (TS 38.213, clause 4.1): what is quiet for no longer is one carrier.
+DEFAULT_BRIDGE_S = 0.02
+DEFAULT_CONFIDENCE = 0.4  # below what two classes in doubt have each
+# Without limits given, a carrier has to be at least this many rows high and columns long.
+DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as a carrier.
+
+    min_bandwidth_hz, min_duration_s: None for two rows and two columns of the image. min_confidence: of the mean
+    probability of the label over the rectangle. bridge_s: longest silence inside a carrier.
+    """
+
+    min_bandwidth_hz: float | None = None
+    min_duration_s: float | None = None
+    min_confidence: float = DEFAULT_CONFIDENCE
+    bridge_s: float = DEFAULT_BRIDGE_S
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A rectangle in cells: columns `first` to `end`, rows `low` to `high` (borders, not centres)."""
+
+    first: int
+    end: int
+    low: float
+    high: float
+    chance: np.ndarray  # mean probability of each class over its cells: [classes]
+    columns: int  # that it has cells in: without the silences that were bridged
+
+    @property
+    def label(self):
+        return 1 + int(self.chance[1:].argmax())
+
+    def may_be(self, other):
+        """Whether both can be one carrier: of one label, or of labels of which one is in doubt."""
+        return self.label == other.label or not (_is_sure(self.chance) and _is_sure(other.chance))
+
+    def same_band(self, other):
+        """Intersection over union of the bands."""
+        shared = min(self.high, other.high) - max(self.low, other.low)
+        return shared / (max(self.high, other.high) - min(self.low, other.low))
+
+    def joined(self, later):
+        """With one that follows: from the first to the last column, edges and chances as means over their columns."""
+        columns = self.columns + later.columns
+        share = later.columns / columns
+
+        def mean(a, b):
+            return a + share * (b - a)
+
+        return _Region(self.first, max(self.end, later.end), mean(self.low, later.low), mean(self.high, later.high),
+                       mean(self.chance, later.chance), columns)  # fmt: skip
+
+
+def _is_sure(chance):
+    """Whether the likeliest class but the first is `SURE` times as likely as the next."""
+    *others, best = [0.0, *sorted(chance[1:])]
+    return best >= SURE * others[-1]
+
+
+class CarrierFinder:
+    """Carriers in class probabilities that come in blocks of columns, from left to right; keeps no more than what is open.
+
+    In a block, cells that touch and are likelier not of the first class become rectangles; a row or column is part of one
+    if half of it is. Its edges lie where the probability of not being the first class, averaged over time, falls to half of
+    its mean inside, between the centres of two rows: as `paint` puts a cell into a carrier by its centre. A carrier is of
+    one class all over: a rectangle is divided by class only into bands that the model tells apart without doubt.
+    Rectangles in one band that follow each other, in the same block or the next, are one carrier, unless there is a silence
+    longer than `limits.bridge_s` or the model is sure that their classes differ.
+
+    Args:
+        class_names: by class id; the first is what nothing else is.
+        rows_hz: centres of the rows, ascending: [rows], two or more.
+        column_s: duration of a column.
+        limits: `Limits`, which are applied to whole carriers.
+        band_hz: (lowest, highest) that an edge can have.
+    """
+
+    def __init__(self, class_names, rows_hz, column_s, limits, band_hz):
+        self.class_names = class_names
+        self.rows_hz = np.asarray(rows_hz, np.float64)
+        self.row_hz = float(self.rows_hz[1] - self.rows_hz[0])
+        self.column_s = column_s
+        self.limits = limits
+        self.band_hz = band_hz
+        least = limits.min_bandwidth_hz
+        self._min_hz = DEFAULT_ROWS * self.row_hz if least is None else least
+        self._min_s = DEFAULT_COLUMNS * column_s if limits.min_duration_s is None else limits.min_duration_s
+        self._open, self._done = [], []
+
+    def add(self, probabilities, first_column):
+        """The next block: float [classes, rows, columns], its first column counted from the beginning."""
+        bridge = self.limits.bridge_s / self.column_s + 1e-6
+        for region in sorted(_regions(probabilities, first_column), key=lambda one: (one.first, one.low)):
+            near = [one for one in self._open if one.end <= region.first <= one.end + bridge and one.may_be(region)
+                    and one.same_band(region) >= SAME_BAND]  # fmt: skip
+            if near:
+                best = max(near, key=region.same_band)
+                self._open = [one for one in self._open if one is not best]
+                region = best.joined(region)
+            self._open.append(region)
+        # What ended too long ago for anything in the next block to follow it.
+        end = first_column + probabilities.shape[2]
+        self._done += [one for one in self._open if end - one.end > bridge]
+        self._open = [one for one in self._open if end - one.end <= bridge]
+
+    def finish(self):
+        """All carriers, in the order of their beginnings; times from the beginning of the first column."""
+        carriers = [carrier for one in (*self._done, *self._open) if (carrier := self._carrier(one))]
+        self._open, self._done = [], []
+        return sorted(carriers, key=lambda one: (one.start_s, one.freq_lower_hz, one.label))
+
+    def _carrier(self, region):
+        """In seconds and Hz, or None where it is outside of the limits."""
+        edges = self.rows_hz[0] + self.row_hz * (np.array([region.low, region.high]) - 0.5)
+        low, high = np.clip(edges, *self.band_hz).tolist()
+        duration_s = (region.end - region.first) * self.column_s
+        confidence = min(1.0, float(region.chance[region.label]))
+        if high - low < self._min_hz - 1e-6 or duration_s < self._min_s - 1e-12 or confidence < self.limits.min_confidence:
+            return None
+        return Carrier(self.class_names[region.label], region.first * self.column_s, duration_s, low, high, confidence)
+
+
+def _regions(probabilities, first_column):
+    """The regions of one block."""
+    occupied = 1 - probabilities[0]  # (rows, columns)
+    waiting = _pieces(occupied >= 0.5)
+    while waiting:
+        cells, row, column = waiting.pop()
+        low, high, first, end = _rectangle(cells)
+        inside = probabilities[:, row + low : row + high, column + first : column + end]
+        over_time = occupied[:, column + first : column + end].mean(axis=1, dtype=np.float64)
+        lower, upper = _edges(over_time, row + low, row + high, over_time[row + low : row + high].mean() / 2)
+        for below, above in _bands(inside.mean(axis=2, dtype=np.float64)):
+            edges = (lower if below == 0 else row + low + below, upper if above == high - low else row + low + above)
+            chance = inside[:, below:above].mean(axis=(1, 2), dtype=np.float64)
+            yield _Region(first_column + column + first, first_column + column + end, *edges, chance, end - first)
+
+        # what the rectangle leaves of the piece, but for the frayed cells around it
+        cells[max(0, low - 1) : high + 1, max(0, first - 1) : end + 1] = False
+        waiting += [(rest, row + below, column + before) for rest, below, before in _pieces(cells)]
+
+
+def _bands(chances):
+    """Where a rectangle is to be divided by class: consecutive (first row, end), for mean probabilities [classes, rows]."""
+    winners = chances[1:].argmax(axis=0)
+    borders = [0, *(1 + np.flatnonzero(np.diff(winners))).tolist(), chances.shape[1]]
+    sure = [(first, end) for first, end in pairwise(borders)
+            if end - first >= DEFAULT_ROWS and _is_sure(chances[:, first:end].mean(axis=1))]  # fmt: skip
+    cuts = [first for (before, _), (first, _) in pairwise(sure) if winners[before] != winners[first]]
+    return list(pairwise([0, *cuts, chances.shape[1]]))
+
+
+def _pieces(cells):
+    """Touching cells of a map, as (bool [rows, columns], first row, first column) each."""
+    numbered, count = ndimage.label(cells)
+    if not count:
+        return []
+    sizes = np.bincount(numbered.ravel())
+    return [((numbered[place] == number), place[0].start, place[1].start)
+            for number, place in enumerate(ndimage.find_objects(numbered), 1) if sizes[number] >= LEAST_CELLS]  # fmt: skip
+
+
+def _rectangle(cells):
+    """The rectangle that most of a piece fills: rows low to high, columns first to end."""
+    first, end = 0, cells.shape[1]
+    # Which rows belong depends on which columns do, and the other way round: it settles in a few turns.
+    for _ in range(3):
+        by_row = cells[:, first:end].sum(axis=1)
+        low, high = _run(by_row, FILLED * by_row.max())
+        by_column = cells[low:high].sum(axis=0)
+        first, end = _run(by_column, FILLED * by_column.max())
+    return low, high, first, end
+
+
+def _run(counts, least):
+    """The consecutive places with counts of at least `least` that hold most: (first, end)."""
+    enough = np.concatenate([[False], counts >= least, [False]])
+    starts, ends = np.flatnonzero(enough[1:] & ~enough[:-1]), np.flatnonzero(enough[:-1] & ~enough[1:])
+    totals = np.concatenate([[0], np.cumsum(counts)])
+    best = int(np.argmax(totals[ends] - totals[starts]))
+    return int(starts[best]), int(ends[best])
+
+
+def _edges(over_time, low, high, level):
+    """Where the probability [rows] crosses a level below row `low` and above row `high - 1`, in rows from the first border.
+
+    Never beyond the centres of the rows on both sides of the border; at the image's own border nothing is to be crossed.
+    """
+    lower = float(low) if low == 0 else low - 0.5 + _crossing(over_time[low - 1], over_time[low], level)
+    upper = float(high) if high == len(over_time) else high + 0.5 - _crossing(over_time[high], over_time[high - 1], level)
+    return lower, upper
+
+
+def _crossing(outside, inside, level):
+    """How far from the centre of the outer cell to that of the inner one the probability passes a level: 0 to below 1."""
+    if not outside < inside:
+        return 0.5
+    return min(0.95, max(0.0, (level - outside) / (inside - outside)))  # a single row stays one that has a height

@@ -1,0 +1,179 @@
+"""From class probabilities to carriers: rectangles come back where they were painted, however the blocks are cut."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from radio.carriers import Carrier, paint_cells
+from radio.detection import match
+from radio.regions import CarrierFinder, Limits
+
+CLASSES = ["Noise", "NR", "LTE"]
+ROWS, COLUMNS = 64, 200
+ROW_HZ, COLUMN_S = 100e3, 1e-3
+ROWS_HZ = (np.arange(ROWS) - ROWS / 2 + 0.5) * ROW_HZ
+BAND = (-ROWS * ROW_HZ / 2, ROWS * ROW_HZ / 2)
+COLUMNS_S = (np.arange(COLUMNS) + 0.5) * COLUMN_S
+
+
+def probabilities(mask, sure=0.9):
+    """One-hot but for some doubt: [classes, rows, columns]."""
+    hot = np.stack([(mask == number) for number in range(len(CLASSES))]).astype(np.float32)
+    return hot * sure + (1 - hot) * (1 - sure) / 2
+
+
+def find(probability, limits=None, cuts=()):
+    finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, limits or Limits(), BAND)
+    for first, end in itertools.pairwise([0, *cuts, probability.shape[2]]):
+        finder.add(probability[:, :, first:end], first)
+    return finder.finish()
+
+
+def close(found, true, rows=0.5, columns=1):
+    """Whether two carriers agree to so many rows and columns."""
+    edges = np.subtract((found.freq_lower_hz, found.freq_upper_hz), (true.freq_lower_hz, true.freq_upper_hz)) / ROW_HZ
+    times = np.subtract((found.start_s, found.end_s), (true.start_s, true.end_s)) / COLUMN_S
+    return found.label == true.label and abs(edges).max() <= rows + 1e-6 and abs(times).max() <= columns + 1e-6
+
+
+TWO = [Carrier("NR", 0.0, 0.2, -2.02e6, -0.47e6), Carrier("LTE", 0.05, 0.08, 0.31e6, 2.1e6)]
+
+
+@pytest.mark.parametrize("cuts", [(), (100,), (1, 2, 3), (37, 60, 129, 199), tuple(range(10, 200, 10))])
+def test_painted_carriers_come_back_whatever_the_blocks(cuts):
+    found = find(probabilities(paint_cells(TWO, ROWS_HZ, COLUMNS_S, CLASSES)), cuts=cuts)
+    assert [one.label for one in found] == ["NR", "LTE"]
+    assert all(close(one, true) for one, true in zip(found, TWO, strict=True))
+    assert [one.confidence for one in found] == pytest.approx([0.9, 0.9])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_up_to_five_carriers_of_any_place_come_back(seed):
+    """Side by side, one after another, with a row or more between those of one class, and with wrong cells strewn in."""
+    rng = np.random.default_rng(seed)
+    borders = np.sort(rng.choice(np.arange(1, 15), 6, replace=False)) * 4  # in rows, at least 4 apart
+    true = []
+    for low, high in itertools.pairwise(borders):
+        if rng.random() < 0.2:
+            continue
+        start, length = rng.integers(0, 80), rng.integers(60, 120)
+        edges = BAND[0] + ROW_HZ * np.array([low, high - 1])
+        true.append(Carrier(CLASSES[rng.integers(1, 3)], start * COLUMN_S, length * COLUMN_S, *edges))
+    mask = paint_cells(true, ROWS_HZ, COLUMNS_S, CLASSES)
+    wrong = rng.random(mask.shape) < 0.03
+    mask = np.where(wrong, rng.integers(0, 3, mask.shape), mask)
+    found = find(probabilities(mask), Limits(bridge_s=3e-3), cuts=(64, 128))
+    pairs = match(found, true, 0.8)
+    assert len(found) == len(pairs) == len(true)
+    assert all(close(*pair, rows=1.5, columns=2) for pair in pairs)
+
+
+def test_edges_lie_where_the_averaged_probability_falls_to_half():
+    chance = np.zeros((3, ROWS, COLUMNS), np.float32)
+    chance[2, 20:30] = 1.0
+    chance[2, 19], chance[2, 30] = 0.25, 0.45  # the doubt of a row says how much of it the carrier covers
+    chance[0] = 1 - chance[2]
+    found = find(chance)[0]
+    low, high = ((found.freq_lower_hz - BAND[0]) / ROW_HZ, (found.freq_upper_hz - BAND[0]) / ROW_HZ)
+    assert low == pytest.approx(19.5 + (0.5 - 0.25) / 0.75)
+    assert high == pytest.approx(30.5 - (0.5 - 0.45) / 0.55)
+
+
+def test_a_carrier_that_the_band_cuts_ends_with_the_band():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[:10] = 1
+    mask[50:] = 2
+    low, high = sorted(find(probabilities(mask)), key=lambda one: one.freq_lower_hz)
+    assert (low.freq_lower_hz, high.freq_upper_hz) == BAND
+
+
+def bursts(*spans):
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    for first, end in spans:
+        mask[20:40, first:end] = 1
+    return probabilities(mask)
+
+
+@pytest.mark.parametrize("cuts", [(), (80,), (70, 75, 85)])
+@pytest.mark.parametrize(("bridge_s", "count"), [(0.0, 3), (0.009, 3), (0.011, 2), (0.031, 1)])
+def test_silences_are_bridged_up_to_the_limit_and_no_longer(cuts, bridge_s, count):
+    """Of 10 and 30 columns; a silence counts as time of the carrier, but says nothing of its probability."""
+    found = find(bursts((20, 60), (70, 100), (130, 170)), Limits(bridge_s=bridge_s), cuts)
+    assert len(found) == count
+    assert found[0].start_s == pytest.approx(0.02)
+    assert found[-1].end_s == pytest.approx(0.17)
+    assert all(one.confidence == pytest.approx(0.9) for one in found)
+
+
+def test_another_band_or_another_class_is_another_carrier():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:30, :100] = 1
+    mask[34:54, 100:] = 1
+    mask[10:30, 100:] = 2
+    found = find(probabilities(mask), cuts=(100,))
+    assert sorted((one.label, round(one.start_s, 3)) for one in found) == [("LTE", 0.1), ("NR", 0.0), ("NR", 0.1)]
+
+
+def test_a_carrier_is_of_one_class_all_over():
+    """Where the model wavers, in patches or from block to block, what it finds likelier over the whole is the label."""
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:40] = 1
+    mask[10:26, 20:60] = mask[30:40, 120:150] = 2
+    [found] = find(probabilities(mask), cuts=(100,))
+    assert found.label == "NR"
+    assert 0.5 < found.confidence < 0.9
+    wavering = probabilities(mask * 0 + mask.astype(bool), 0.9)
+    wavering[1, :, :80], wavering[2, :, :80] = 0.4 * wavering[1, :, :80], 0.5 * wavering[1, :, :80]
+    [found] = find(wavering, cuts=(80,))
+    assert found.label == "NR"
+    assert found.duration_s == pytest.approx(0.2)
+
+
+def test_bands_side_by_side_are_divided_where_the_model_tells_them_apart():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:25] = 1
+    mask[25:45] = 2
+    found = find(probabilities(mask))
+    assert [one.label for one in found] == ["NR", "LTE"]
+    assert found[0].freq_upper_hz == found[1].freq_lower_hz == pytest.approx(BAND[0] + 25 * ROW_HZ)
+
+
+def test_carriers_that_a_few_wrong_cells_join_are_two():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:25] = 1
+    mask[28:45] = 1
+    mask[25:28, 90:100] = 1  # a thread across the guard band
+    low, high = sorted(find(probabilities(mask)), key=lambda one: one.freq_lower_hz)
+    assert (low.freq_upper_hz - BAND[0]) / ROW_HZ == pytest.approx(25, abs=0.5)
+    assert (high.freq_lower_hz - BAND[0]) / ROW_HZ == pytest.approx(28, abs=0.5)
+
+
+def test_limits_apply_to_whole_carriers():
+    """A carrier of which each block has little is long all the same; specks and doubtful ones are left out."""
+    whole = bursts((0, 200))
+    assert len(find(whole, Limits(min_duration_s=0.2), cuts=tuple(range(5, 200, 5)))) == 1
+    assert not find(bursts((0, 199)), Limits(min_duration_s=0.2))
+    assert len(find(whole, Limits(min_bandwidth_hz=19.9 * ROW_HZ))) == 1
+    assert not find(whole, Limits(min_bandwidth_hz=20.2 * ROW_HZ))
+    assert len(find(whole, Limits(min_confidence=0.89))) == 1
+    assert not find(whole, Limits(min_confidence=0.91))
+    speck = np.zeros((ROWS, COLUMNS), np.uint8)
+    speck[30, 50:90] = 2
+    assert not find(probabilities(speck))
+    assert len(find(probabilities(speck), Limits(min_bandwidth_hz=0))) == 1
+
+
+def test_noise_and_an_empty_finder_give_nothing():
+    assert not find(probabilities(np.zeros((ROWS, COLUMNS), np.uint8)))
+    assert not CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(), BAND).finish()
+
+
+def test_what_is_open_stays_small():
+    """Ten thousand blocks with a burst each: only what a later block can continue is kept open."""
+    finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(bridge_s=5e-3), BAND)
+    block = bursts((20, 60))
+    for number in range(300):
+        finder.add(block, number * COLUMNS)
+        assert len(finder._open) <= 1
+    assert len(finder.finish()) == 300
