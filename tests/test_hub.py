@@ -1,0 +1,155 @@
+"""Files of the Hugging Face hub, from one on this machine."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from support import ROOT
+from web import without_proxies
+
+from util.errors import UserError
+from util.hub import from_hub, page
+
+DATA = os.urandom(10**5)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+SMALL = b"small\n"
+GIT = hashlib.sha1(b"blob 6\0" + SMALL).hexdigest()
+COMMIT = "a" * 40
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from util.download import resolve
+from util.errors import UserError
+for url in sys.argv[1:]:
+    try:
+        print("path", resolve(url))
+    except UserError as error:
+        print("error", " ".join(str(error).split()))
+"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A repository "o/n" with large.pth, small.txt, damaged.pth and, of revision v1, large.pth."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self.server.fetched.append(self.path)
+        self._answer(with_body=True)
+
+    def _answer(self, with_body=False):
+        path = self.path.removeprefix("/o/n/resolve/")
+        large = {f"{revision}/large.pth": (DATA, SHA256) for revision in ("main", "v1")}
+        files = {**large, "main/small.txt": (SMALL, GIT), "main/damaged.pth": (DATA[::-1], "0" * 64)}
+        about = {"X-Repo-Commit": COMMIT}
+        data = b""
+        if path in files:
+            status, (data, etag) = 200, files[path]
+            about |= {"ETag": f'"{etag}"', "X-Linked-Size": len(data)}
+        else:
+            status = 401 if self.path.startswith("/private/") else 404
+            if status == 401 or not self.path.startswith("/o/n/"):
+                about["X-Error-Code"] = "RepoNotFound"
+            else:
+                about["X-Error-Code"] = "EntryNotFound" if path.startswith("main/") else "RevisionNotFound"
+        self.send_response(status)
+        for name, value in {**about, "Content-Length": len(data)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.fetched = []
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    without_proxies(monkeypatch)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, value in {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"),
+                        "RADIO_MAE_HOME": str(tmp_path / "home")}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def resolved(*urls):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *urls], capture_output=True, text=True, timeout=120, check=True)
+    return [line for line in done.stdout.splitlines() if line.startswith(("path", "error"))]
+
+
+def test_the_hub(hub, tmp_path, monkeypatch):
+    urls = [f"hf://o/n{rest}" for rest in ("/large.pth", "/small.txt", "@v1/large.pth")]
+    folder = tmp_path / "home" / "hub" / "models--o--n" / "snapshots" / COMMIT
+    for name in ("large.pth", "small.txt"):
+        assert not (folder / name).exists()
+    expected = [f"path {folder / name}" for name in ("large.pth", "small.txt", "large.pth")]
+    assert resolved(*urls) == expected
+    assert (folder / "large.pth").read_bytes() == DATA
+    assert (folder / "small.txt").read_bytes() == SMALL
+    asked = [path for path in hub.fetched if "/resolve/" in path]
+    assert sorted(asked) == ["/o/n/resolve/main/large.pth", "/o/n/resolve/main/small.txt"]
+
+    hub.fetched.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolved(*urls, "hf://o/n/other.pth") == [
+        *expected, "error hf://o/n/other.pth: expected it in the cache, being offline; found none",
+    ]  # fmt: skip
+    assert hub.fetched == []
+
+
+def test_what_the_hub_does_not_have(hub, tmp_path):
+    errors = resolved("hf://o/n/none.pth", "hf://o/n@v2/large.pth", "hf://o/none/a.pth", "hf://private/n/a.pth",
+                      "hf://o/n/damaged.pth")  # fmt: skip
+    assert errors == [
+        "error hf://o/n/none.pth: expected a file of o/n; found none of this name",
+        "error hf://o/n@v2/large.pth: expected a revision of o/n; found no v2",
+        "error hf://o/none/a.pth: expected a repository that you may read; found none (`hf auth login`?)",
+        "error hf://private/n/a.pth: expected a repository that you may read; found none (`hf auth login`?)",
+        f"error hf://o/n/damaged.pth: expected the checksum {'0' * 64}; found {hashlib.sha256(DATA[::-1]).hexdigest()}",
+    ]
+    assert [path for path in (tmp_path / "home" / "hub").rglob("*") if path.name in ("damaged.pth", "0" * 64)] == []
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (LocalEntryNotFoundError("long\nstory"), "expected an answer of the hub; found none"),
+    (RuntimeError("\nshort\nlong"), "could not be fetched from the hub: short"),
+    (ValueError(), "could not be fetched from the hub: ValueError"),
+])  # fmt: skip
+def test_other_failures(monkeypatch, tmp_path, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(UserError, match=f"^hf://o/n/f.pth: {message}$"):
+        from_hub("hf://o/n/f.pth")
+
+
+@pytest.mark.parametrize("url", ["hf://", "hf://o", "hf://o/n", "hf://o/n/", "hf:///n/f", "hf://o/n/../f", "hf://o/n@/f"])
+def test_addresses(url):
+    with pytest.raises(UserError, match=r"expected hf://owner/name/file or .*; found another form"):
+        from_hub(url)
+    with pytest.raises(UserError):
+        page(url)
+
+
+def test_the_page():
+    assert page("hf://o/n@v1/sub/f.pth") == "https://huggingface.co/o/n"
