@@ -1,0 +1,105 @@
+"""Fetch released weights and public data sets, checked; they are kept in one folder.
+
+    # what there is
+    python main_download.py list
+
+    # weights: their names can also be given wherever a file of weights can, which fetches them
+    python main_download.py mae_vit_base
+    python main_finetune.py --task segmentation --model vit_base_patch16 --finetune mae_vit_base --data_path scenes
+
+    # a file of the Hugging Face hub
+    python main_download.py hf://owner/name/file.safetensors
+
+    # data sets; where a browser or an account is needed, the command says how, and takes the file from there
+    python main_download.py mathworks_spectrum_sensing
+    python main_download.py ntu_fi_har --from ~/Downloads/NTU-Fi_HAR.zip
+    python main_download.py --all-datasets
+
+A download that was stopped goes on when the same command is given again. RADIO_MAE_HOME names the folder, ~/.cache/radio-mae
+by default; --offline, or HF_HUB_OFFLINE=1, uses what is there.
+"""
+
+import argparse
+import sys
+
+from util import download
+from util.errors import UserError, reported
+
+LIST = "list"
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        description="Fetch released weights and public data sets.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="list | NAME",
+                        help="what to fetch, by name or as hf://owner/name/file; list: what there is")
+    parser.add_argument("--all-datasets", "--all_datasets", action="store_true", help="fetch every data set")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="take the one NAME from a file that you fetched")
+    parser.add_argument("--offline", action="store_true", default=None, help="do not use the network; also HF_HUB_OFFLINE=1")
+    return parser
+
+
+def main(args):
+    known = download.entries()
+    if args.names == [LIST] and not args.all_datasets and args.source is None:
+        print_table(known.values())
+        return
+    names = list(dict.fromkeys(args.names))
+    if args.all_datasets:
+        names += [name for name, entry in known.items() if entry.kind == download.DATASET and name not in names]
+    if not names or LIST in names:
+        raise UserError("expected list alone, or names, or --all-datasets; found " + (" ".join(names) or "none"))
+    if args.source is not None and (len(names) != 1 or names[0].startswith(download.HUB)):
+        raise UserError(f"--from {args.source}: expected one name of the list; found {' '.join(names)}")
+    for name in names:
+        if name not in known and not name.startswith(download.HUB):
+            raise download.unknown(name, list(known))
+
+    by_hand = []
+    try:
+        for name in names:
+            if args.all_datasets and known[name].how and not download.cached(known[name]):
+                by_hand.append(name)
+                print(f"{name}: fetch it from {known[name].url}: {known[name].how}")
+            elif name in known:
+                fetch(known[name], args)
+            else:
+                print(f"{name}: {download.resolve(name, args.offline)}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    if by_hand:
+        raise UserError(f"--all-datasets: expected to fetch all; found {', '.join(by_hand)}, which take a person (above); "
+                        "then: python main_download.py NAME --from FILE")  # fmt: skip
+
+
+def fetch(entry, args):
+    path = download.fetch(entry, args.offline, args.source)
+    if entry.kind == download.DATASET:
+        path = download.data_path(path)
+    print(f"{entry.name}: {path}")
+    print(f"cite: {entry.citation}")
+    print(f"use: {entry.use.replace('PATH', str(path))}")
+
+
+def print_table(found):
+    header = ("name", "kind", "bytes", "checksum", "licence", "here", "what it holds")
+    rows = [header]
+    for entry in found:
+        try:
+            here = "yes" if download.cached(entry) else "by hand" if entry.how else "no"
+        except UserError:
+            here = "changed"
+        size = "not published" if entry.size is None else f"{entry.size:,}"
+        rows.append((entry.name, entry.kind, size, entry.check, entry.licence, here, entry.holds))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    for *cells, last in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last]))
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())
