@@ -158,13 +158,14 @@ def test_a_part_goes_on_only_if_it_can_be_told_to_be_the_same(web, tmp_path, eta
     assert web.sent == (400_000 if modified or checked else 1_000_000)
 
 
-@pytest.mark.parametrize("change", ["etag", "url", "side file", "no side file"])
+@pytest.mark.parametrize("change", ["etag", "etag in vain", "url", "side file", "no side file"])
 def test_a_part_of_something_else_is_thrown_away(web, tmp_path, change):
     begin(web, tmp_path / "part")
     path = "/a.bin"
     web.files[path] = DATA[::-1]
-    if change == "etag":
+    if change.startswith("etag"):
         web.etag = '"2"'
+        web.always = (Way.ANY_VERSION,) if "vain" in change else ()
     elif change == "url":
         web.files[path], path = DATA, "/b.bin"
         web.files[path] = DATA[::-1]
@@ -174,6 +175,7 @@ def test_a_part_of_something_else_is_thrown_away(web, tmp_path, change):
         (tmp_path / "part.json").unlink()
     transfer(web.url(path), tmp_path / "part", "a")
     assert (tmp_path / "part").read_bytes() == DATA[::-1]
+    assert len(web.requests) == (2 if change == "etag in vain" else 1)
 
 
 @pytest.mark.parametrize("way", [Way.NO_RANGE, Way.WRONG_RANGE])

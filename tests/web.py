@@ -19,6 +19,7 @@ class Way(enum.Enum):
     UNAVAILABLE = "status 503"
     NO_RANGE = "the whole, whatever was asked for"
     WRONG_RANGE = "the right part, said to be another"
+    ANY_VERSION = "the part that was asked for, of whatever is there now"
     HALF_RANGE = "half of what was asked for"
     LONGER = "a Content-Length that is too large"
     SHORTER = "a Content-Length that is too small"
@@ -78,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             about["ETag"] = web.etag
         if web.modified:
             about["Last-Modified"] = web.modified
-        current = self.headers.get("If-Range") in (None, web.etag, web.modified)
+        current = Way.ANY_VERSION in ways or self.headers.get("If-Range") in (None, web.etag, web.modified)
         if asked and current and Way.NO_RANGE not in ways:
             start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
             if start >= len(data):
