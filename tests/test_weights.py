@@ -2,17 +2,21 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support import ROOT, largest_file
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
 from util import checkpoint
 from util.errors import UserError
-from util.weights import load_pretrained, read_weights, resample_positions
+from util.weights import Weights, load_pretrained, read_weights, resample_positions, write_weights
 
 SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
@@ -236,7 +240,8 @@ def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
              "progress": {}, "num_samples": 0, "args": {"model": "mae_vit_tiny_patch16"}, "classes": ["Noise", "NR"],
              "front_end": {"image_size": [48, 48]}}  # fmt: skip
     checkpoint.save(state, tmp_path)
-    found, front_end, classes, args = read_weights(tmp_path / checkpoint.LAST)
+    found, front_end, classes, args, *others = read_weights(tmp_path / checkpoint.LAST)
+    assert not any(others)
     assert (front_end, classes, args) == (state["front_end"], state["classes"], state["args"])
     assert all(torch.equal(value, found[name]) for name, value in state["model"].items())
     assert set(found) == set(state["model"])
@@ -246,15 +251,79 @@ def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
 def test_safetensors(tmp_path, header):
     save_file(mae_rgb(), tmp_path / "a.safetensors", header and {key: json.dumps(value) for key, value in header.items()})
     state, *about = read_weights(tmp_path / "a.safetensors")
-    assert about == (list(header.values()) if header else [None, [], {}])
+    assert about == (list(header.values()) if header else [None, [], {}]) + [""] * 6
     assert all(torch.equal(value, state[name]) for name, value in mae_rgb().items())
 
 
 def test_a_bare_state_dict(tmp_path):
     torch.save(mae_rgb(), tmp_path / "a.pth")
     state, *about = read_weights(str(tmp_path / "a.pth"))
-    assert about == [None, [], {}]
+    assert about == [None, [], {}] + [""] * 6
     assert set(state) == set(mae_rgb())
+
+
+ABOUT = {
+    "holds": "mae", "preset": "mae_vit_nano", "classes": ["Noise", "5G NR", "µ"], "command": "python main_pretrain.py --x 1",
+    "front_end": {"n_fft": 64, "image_size": [48, 48], "normalize": "none"}, "data": "air", "licence": "CC0-1.0",
+    "args": {"model": "mae_vit_nano", "in_chans": 1},
+}  # fmt: skip
+
+
+def test_what_is_written_is_read_tensors_and_words(tmp_path):
+    state = mae().state_dict() | {"steps": torch.tensor(3)}
+    write_weights(tmp_path / "a.safetensors", state, **ABOUT)
+    found = read_weights(tmp_path / "a.safetensors")
+    assert found == Weights(found.state_dict, **ABOUT)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
+    for read in (found.state_dict, load_file(tmp_path / "a.safetensors")):  # as the library itself has it
+        assert set(read) == set(state)
+        assert all(torch.equal(value, read[name]) for name, value in state.items())
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        words = file.metadata()
+    assert (words["format"], words["radio_mae"]) == ("pt", "1")
+    assert json.loads(words["front_end"]) == ABOUT["front_end"]
+
+
+def test_what_is_not_said_is_empty_and_the_preset_says_the_model(tmp_path):
+    write_weights(tmp_path / "a.safetensors", mae_rgb(), holds="encoder", preset="vit_nano")
+    found = read_weights(tmp_path / "a.safetensors")
+    assert found[1:] == (None, [], {"model": "vit_nano"}, "encoder", "vit_nano", "", "", "not stated", "")
+    save_file(mae_rgb(), tmp_path / "b.safetensors", {"preset": "vit_nano"})
+    assert read_weights(tmp_path / "b.safetensors").args == {"model": "vit_nano"}
+
+
+def test_views_shared_tensors_and_half_precision_are_written_whole_and_in_float32(tmp_path):
+    one = torch.randn(4, 6)
+    state = {"a": one, "again": one, "rows": one[1:3], "turned": one.T, "half": one.half(), "leaf": torch.nn.Parameter(one)}
+    write_weights(tmp_path / "a.safetensors", state, holds="encoder", preset="x")
+    found = read_weights(tmp_path / "a.safetensors").state_dict
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert all(torch.equal(value.float(), found[name]) for name, value in state.items())
+
+
+def test_the_same_weights_are_the_same_bytes_in_any_process(tmp_path):
+    """The library shuffles the words of the header, anew in each process."""
+    state = {"b": torch.arange(6.0), "steps": torch.tensor(3), "a": torch.ones(2, 2)}
+    torch.save(state, tmp_path / "state.pth")
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from util.weights import write_weights
+write_weights("a.safetensors", torch.load("state.pth"), **{ABOUT!r})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120, cwd=tmp_path)
+    write_weights(tmp_path / "b.safetensors", dict(reversed(state.items())), **ABOUT)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_text("mine")
+    with largest_file(1000), pytest.raises(UserError, match=r"a.safetensors: the weights could not be written: .+"):
+        write_weights(path, mae_rgb(), **ABOUT)
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def write_truncated(path):
@@ -269,6 +338,10 @@ def save(content):
     return lambda path: torch.save(content, path)
 
 
+def words(**header):
+    return lambda path: save_file(mae_rgb(), path, header)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "said"),
     [
@@ -278,15 +351,22 @@ def save(content):
         ("a.safetensors", write_truncated, "damaged"),
         ("a.pth", lambda path: path.write_bytes(b""), "damaged"),
         ("a.safetensors", lambda path: path.write_bytes(b""), "damaged"),
-        ("a.pth", lambda path: path.mkdir(), "unreadable"),
-        ("a.safetensors", lambda path: path.mkdir(), "unreadable"),
+        ("a.pth", lambda path: path.mkdir(), "found a folder"),
+        ("a.safetensors", lambda path: path.mkdir(), "found a folder"),
         ("a.pth", save({"model": mae_rgb(), "args": argparse.Namespace(lr=1)}), "other pickled objects"),
         ("a.pth", save([torch.zeros(1)]), "found a list"),
         ("a.pth", save({}), "expected a state dict of tensors"),
         ("a.pth", save({"model": {"norm.weight": 1.0}}), "expected a state dict of tensors"),
         ("a.pth", save({"model": mae_rgb(), "front_end": [48, 48]}), "expected a dict as 'front_end'; found a list"),
         ("a.pth", save({"model": mae_rgb(), "classes": {"NR": 1}}), "expected a list as 'classes'; found a dict"),
-        ("a.safetensors", lambda path: save_file(mae_rgb(), path, {"classes": "NR, LTE"}), "damaged"),
+        ("a.safetensors", words(classes="NR, LTE"), "expected JSON as 'classes' in the header; found 'NR, LTE'"),
+        ("a.safetensors", words(args="[1]"), "expected a dict as 'args'; found a list"),
+        ("a.safetensors", words(radio_mae="2", holds="mae"), "expected weights of radio-mae's format 1; found '2'"),
+        ("a.safetensors", words(radio_mae="1", holds="all"), "expected one of encoder, mae, .* as 'holds'; found 'all'"),
+        ("a.safetensors", words(radio_mae="1"), "as 'holds'; found None"),
+        ("a.safetensors", lambda path: path.write_bytes(bytes([9, *[0] * 7]) + b"not JSON."), "damaged"),
+        ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 64), "damaged"),
+        ("a.safetensors", lambda path: torch.save(mae_rgb(), path), "damaged"),
     ],
 )
 def test_files_without_weights_are_said_in_a_line(tmp_path, name, write, said):

@@ -1,4 +1,4 @@
-"""Start from weights that another run, or another project, trained: what fits is taken, and nothing is dropped unsaid."""
+"""Weights in files, and a start from those of another run or project: what fits is taken, and nothing is dropped unsaid."""
 
 import json
 import math
@@ -8,39 +8,103 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
-from util import checkpoint
+from util import checkpoint, convert
+from util.convert import ENCODER
+from util.download import resolve
 from util.errors import UserError
 
-ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+FORMAT = "1"
+HOLDS = ("encoder", "mae", "segmentation", "classification")
+NOT_STATED = "not stated"
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 PATCHES = "patch_embed.proj.weight"
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds; `front_end` is None and the last two are empty where it does not say."""
+    """What a file of weights holds; where it does not say, `front_end` is None, and what follows it empty."""
 
     state_dict: dict
     front_end: dict | None
     classes: list
-    args: dict
+    args: dict  # what to build the model with: model, task, head, head_depth, global_pool, ...
+    holds: str = ""  # one of HOLDS
+    preset: str = ""
+    command: str = ""
+    data: str = ""
+    licence: str = ""
+    converted: str = ""  # what was changed to make it ours, in words
+
+
+def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
+    """What is said of weights beside their tensors: names to strings, JSON where there is structure, in a fixed order.
+
+    Args:
+        holds: one of `HOLDS`.
+        preset: name of the model's sizes.
+        front_end, classes: as in a checkpoint.
+        args: what else the model is to be built with.
+        command, data, licence: how and on what it was trained, and what may be done with it.
+    """
+    structured = {"front_end": front_end or {}, "classes": list(classes), "args": args or {"model": preset}}
+    return {
+        "radio_mae": FORMAT, "holds": holds, "preset": preset,
+        **{key: json.dumps(value, sort_keys=True) for key, value in structured.items()},
+        "command": command, "data": data, "licence": licence,
+    }  # fmt: skip
+
+
+def write_weights(path, state_dict, **about):
+    """Write a `.safetensors` file, whole or not at all; the same tensors and words make the same bytes.
+
+    Args:
+        state_dict: names to tensors, on any device; floating point becomes float32.
+        about: see `header`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    # Clones, as a file holds neither views nor one tensor under two names.
+    tensors = {
+        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for name, value in state_dict.items()
+    }
+    content = safetensors.torch.save(tensors, {"format": "pt", **header(**about)})
+    # The library writes the words in an order that differs from one process to the next.
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + length])
+    entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    head = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8
+    try:
+        with checkpoint.atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.writelines((len(head).to_bytes(8, "little"), head, memoryview(content)[8 + length :]))
+    except OSError as error:
+        raise UserError(f"{path}: the weights could not be written: {error.strerror}") from error
 
 
 def read_weights(path):
     """Read weights onto the CPU, without unpickling anything but tensors and plain values.
 
-    A `.safetensors` file holds the tensors, and in its header, as JSON, "front_end", "classes" and "args", each or none. Any
-    other file is one of torch: a checkpoint of ours, one with "model" on its top level (MAE's), or a bare state dict.
+    A `.safetensors` file holds the tensors, and in its header what `header` makes, each or none. Any other file is one of
+    torch: a checkpoint of ours, one with "model" on its top level (MAE's), or a bare state dict. Names of timm and of
+    transformers become ours, see `util.convert`.
+
+    Args:
+        path: a file, or a name that `util.download` knows.
 
     Returns:
-        `Weights`, that is (state_dict, front_end, classes, args).
+        `Weights`, that is (state_dict, front_end, classes, args, ...).
 
     Raises:
-        UserError: the file is missing, damaged, holds pickled objects or no state dict.
+        UserError: the file is missing, damaged, of another format, holds pickled objects or no state dict, or is a model
+            that ours is not.
     """
+    path = resolve(path)
     content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else checkpoint.read(path, "a file of weights")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a state dict; found a {type(content).__name__}")
@@ -54,19 +118,36 @@ def read_weights(path):
     for name, value, kind in (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict)):
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {name!r}; found a {type(value).__name__}")
-    return Weights(state_dict, front_end or None, classes, args)
+    converted = ""
+    if not front_end:  # with one it is ours
+        try:
+            state_dict, converted = convert.to_ours(state_dict)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+    said = {key: about[key] for key in ("holds", "preset", "command", "data", "licence") if isinstance(about.get(key), str)}
+    args = args or ({"model": said["preset"]} if said.get("preset") else {})
+    return Weights(state_dict, front_end or None, classes, args, **said, converted=converted)
 
 
 def _read_safetensors(path):
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            about = {key: json.loads(header[key]) for key in ("front_end", "classes", "args") if key in header}
-            return {"model": {key: file.get_tensor(key) for key in file.keys()}, **about}  # noqa: SIM118
+            words = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a file of weights; found no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: expected a file of weights; found a damaged or unreadable file") from error
+    if words.get("radio_mae", FORMAT) != FORMAT:
+        raise UserError(f"{path}: expected weights of radio-mae's format {FORMAT}; found {words['radio_mae']!r}")
+    if "radio_mae" in words and words.get("holds") not in HOLDS:
+        raise UserError(f"{path}: expected one of {', '.join(HOLDS)} as 'holds'; found {words.get('holds')!r}")
+    for key in {"front_end", "classes", "args"} & words.keys():
+        try:
+            words[key] = json.loads(words[key])
+        except ValueError as error:
+            raise UserError(f"{path}: expected JSON as {key!r} in the header; found {words[key][:40]!r}") from error
+    return {**words, "model": tensors}
 
 
 @dataclass
@@ -98,7 +179,7 @@ def by_module(names, others):
     return _collapse(names, {_module(name) for name in others})
 
 
-def load_pretrained(model, state_dict, path, front_end=None):
+def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     """Load into `model` what fits it by name, the whole encoder in any case.
 
     Three things are made to fit:
@@ -113,6 +194,7 @@ def load_pretrained(model, state_dict, path, front_end=None):
         state_dict: names to tensors; ours, or MAE's.
         path: where it comes from, for messages.
         front_end: of the checkpoint; None where it has none.
+        converted: what `read_weights` changed already, for the report.
 
     Returns:
         A `LoadReport`.
@@ -122,7 +204,7 @@ def load_pretrained(model, state_dict, path, front_end=None):
     """
     own = model.state_dict()
     state = dict(state_dict)
-    adapted = []
+    adapted = [converted] if converted else []
     if any(_has_other_shape(state, own, name) for name in own if name.startswith("head.")):
         state = {name: value for name, value in state.items() if not name.startswith("head.")}
 
