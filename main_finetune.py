@@ -17,6 +17,11 @@
 
     # evaluate only
     python main_finetune.py --task segmentation --data_path scenes --eval --resume output_finetune/checkpoint-best.pth
+
+    # the model for other programs, after training or with --eval: all weights, the encoder alone, or for ONNX
+    python main_finetune.py --task segmentation --data_path scenes ... --export model.safetensors
+    python main_finetune.py --task segmentation --data_path scenes ... --export encoder.safetensors
+    python main_finetune.py --task segmentation --data_path scenes ... --export model.onnx
 """
 
 import argparse
@@ -36,7 +41,7 @@ from data import registry, tasks
 from data.labelled import Part
 from data.splits import fewer_labels
 from engine_finetune import MEANS, evaluate, groupings, loader_of, report, train
-from util import checkpoint
+from util import checkpoint, export
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.distributed import require_single_process
 from util.errors import UserError, reported, warn
@@ -47,7 +52,7 @@ RESULTS = "results.json"
 # What a run may have otherwise than the one that it resumes: where things are and how fast they come (what comes of the
 # front end's flags is compared itself), and, with a warning, how it learns. Nothing else.
 FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
-              "input_size", "n_fft", "window_ms"}  # fmt: skip
+              "input_size", "n_fft", "window_ms", "export", "licence"}  # fmt: skip
 LEARNING_FLAGS = {"data_path", "epochs", "batch_size", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
                   "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
 MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool"}
@@ -106,6 +111,7 @@ def get_args_parser():
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
+    export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it; .onnx")
     return parser
 
 
@@ -139,6 +145,11 @@ def check_args(args):
         raise UserError("--eval: expected --resume CHECKPOINT, what to evaluate; found none")
     if args.resume and args.seeds > 1:
         raise UserError(f"--seeds: expected one run, --seed, with --resume; found {args.seeds}")
+    if args.export and args.seeds > 1:
+        raise UserError(f"--export: expected one run, --seeds 1; found {args.seeds}")
+    export.check_args(args, onnx=True)
+    if deeplab and args.export and export.encoder_alone(args.export):
+        raise UserError(f"--export {args.export}: expected a Vision Transformer to take an encoder of; found {args.model}")
     if args.finetune == "random" and args.train not in ("head", "probe"):
         raise UserError(f"--finetune random: expected --train head or probe; found {args.train}")
     if deeplab and (args.task != "segmentation" or args.finetune):
@@ -178,7 +189,7 @@ def build_model(args, data, weights):
             global_pool=args.global_pool,
         )  # fmt: skip
     if weights:
-        print(load_pretrained(model, weights.state_dict, args.finetune, weights.front_end).summary())
+        print(load_pretrained(model, weights.state_dict, args.finetune, weights.front_end, weights.converted).summary())
     names = models_vit.trainable(model, args.train)
     if not args.eval:
         own = dict(model.named_parameters())
@@ -222,6 +233,7 @@ def run(args, folder):
     weights = read_weights(args.finetune) if args.finetune not in ("", "random") and not saved else None
     data = open_data(args, saved, weights, device)
     model = build_model(args, data, weights).to(device)
+    export.check_size(args.export, model)
     if saved:
         checkpoint.load_model(model, saved["model"], args.resume)
 
@@ -243,7 +255,19 @@ def run(args, folder):
         "seconds": round(time.perf_counter() - started, 1), "args": vars(args),
     })  # fmt: skip
     print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
+    if args.export:
+        export_model(args, model, saved if args.eval else checkpoint.load(folder / checkpoint.BEST), data.source.in_chans)
     return measured["results"]
+
+
+def export_model(args, model, saved, in_chans):
+    """Write `--export`: the model as it was tested, with the flags of the checkpoint that it is from."""
+    built = {name: getattr(args, name) for name in sorted(MODEL_FLAGS)} | {"in_chans": in_chans}
+    about = export.about(
+        "main_finetune.py", get_args_parser(), saved["args"], args.licence, holds=tasks.HEADS[args.task],
+        front_end=saved["front_end"], classes=saved["classes"], args=built,
+    )  # fmt: skip
+    export.export(args.export, model, about)
 
 
 def summary(every):
@@ -267,7 +291,7 @@ def main(args):
     require_single_process()
     check_args(args)
     keep_freed_memory()
-    with checkpoint.output_folder(args.output_dir) as folder:
+    with checkpoint.output_folder(args.output_dir) as folder, export.destination(args.export):
         every = []
         for seed in range(args.seed, args.seed + args.seeds):
             own = copy.copy(args)

@@ -14,6 +14,9 @@
 
     # go on with a run that was stopped: the same command, or from one of its checkpoints
     python main_pretrain.py --data_path recordings/ ... --resume output_dir/checkpoint-40.pth
+
+    # the encoder for other programs, also of a run that is finished: the same command and
+    python main_pretrain.py --data_path recordings/ ... --export encoder.safetensors
 """
 
 import argparse
@@ -28,7 +31,7 @@ import models_mae
 from data import registry
 from data.sampling import EpochBatches, MaskedSamples, collate, make_loader, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
-from util import checkpoint
+from util import checkpoint, export
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.distributed import require_single_process
 from util.errors import UserError, reported, warn
@@ -38,6 +41,7 @@ from util.plots import reconstruction_figure
 # Flags that may differ between a run and the one that it resumes: where things are, and how fast they come.
 FREE_FLAGS = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "keep", "save_every_steps", "save_every_epochs",
+    "export", "licence",
 }  # fmt: skip
 PICTURES = 4
 
@@ -84,6 +88,7 @@ def get_args_parser():
     run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
                      help="page-locked buffers on the way to a GPU")
+    export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it, else the decoder too")
     return parser
 
 
@@ -103,6 +108,7 @@ def check_args(args):
             raise UserError(f"--{name}: expected a share of at least 0 and below 1; found {getattr(args, name)}")
     if args.start_epoch >= args.epochs:
         raise UserError(f"--start_epoch: expected less than --epochs {args.epochs}; found {args.start_epoch}")
+    export.check_args(args, onnx=False)
 
 
 def open_data(args, device):
@@ -225,7 +231,7 @@ def main(args):
         }  # fmt: skip
         checkpoint.save(state, args.output_dir, epoch if numbered else None, args.keep)
 
-    with checkpoint.output_folder(args.output_dir) as folder:
+    with checkpoint.output_folder(args.output_dir) as folder, export.destination(args.export):
         args.log_dir = args.log_dir or args.output_dir
         log = RunLog(folder, args.log_dir, first_epoch, progress.step)
         started = time.perf_counter()
@@ -253,6 +259,12 @@ def main(args):
         log.close()
         print(f"trained to epoch {args.epochs} in {time.perf_counter() - started:.0f} s; see {folder}/reconstruction.png, "
               f"{folder}/log.txt, {folder}/{checkpoint.LAST}")
+        if args.export:
+            built = {"model": args.model, "in_chans": source.in_chans, "norm_pix_loss": args.norm_pix_loss,
+                     "mask_kind": args.mask_kind, "mask_ratio": args.mask_ratio}  # fmt: skip
+            about = export.about("main_pretrain.py", get_args_parser(), vars(args), args.licence, holds="mae",
+                                 front_end=settings, args=built)  # fmt: skip
+            export.export(args.export, model, about)
 
 
 if __name__ == "__main__":

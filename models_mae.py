@@ -88,7 +88,8 @@ class ViTEncoder(nn.Module):
 
         # put the class token first
         cls_token = self.cls_token + self.pos_embed[:, :1]
-        tokens = torch.cat([cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        # `len` would fix the batch at what an exporter traces with.
+        tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
         # transformer
         for block in self.blocks:

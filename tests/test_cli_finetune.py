@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -24,8 +26,9 @@ import models_mae
 import models_vit
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
-from util import checkpoint
+from util import checkpoint, convert
 from util.metrics import Confusion
+from util.weights import read_weights
 
 NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
         "decoder_embed_dim": 8, "decoder_depth": 3, "decoder_num_heads": 2}  # fmt: skip
@@ -650,10 +653,82 @@ def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
     assert_same(*(checkpoint.load(tmp_path / name / checkpoint.LAST) for name in "ab"))
 
 
+# Export
+
+
+def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, capsys):
+    """With its header, the same bytes from the run as from its checkpoint; it starts another run with its front end."""
+    model, path = tmp_path / "new" / "model.safetensors", tmp_path / "out" / checkpoint.BEST
+    flags = ("--epochs", 3, "--no-flip", "--head_depth", 1)
+    assert finetune(scenes, tmp_path / "out", *flags, "--export", model, "--licence", "CC0-1.0") == 0
+    assert f"wrote {model}: segmentation weights" in capsys.readouterr().out
+    best, found = checkpoint.load(path), read_weights(model)
+    assert found.state_dict.keys() == best["model"].keys()
+    assert all(torch.equal(value, found.state_dict[name]) for name, value in best["model"].items())
+    assert (found.front_end, found.classes) == (best["front_end"], CLASSES)
+    assert (found.holds, found.preset, found.data, found.licence) == ("segmentation", "vit_nano", "set", "CC0-1.0")
+    assert found.args == {"model": "vit_nano", "task": "segmentation", "head": "decoder", "head_depth": 1,
+                          "global_pool": True, "in_chans": 1}  # fmt: skip
+    assert found.command.startswith("python main_finetune.py --task segmentation --data_path set --val_fraction 0.2 ")
+    for flag in ("--model vit_nano", "--head_depth 1", "--epochs 3", "--no-flip"):
+        assert flag in found.command
+    assert str(tmp_path).encode() not in model.read_bytes()
+
+    again = tmp_path / "again.safetensors"
+    evaluated = ("--eval", "--resume", path, "--export", again, "--licence", "CC0-1.0")
+    assert finetune(scenes, tmp_path / "eval", *flags, *evaluated) == 0
+    assert again.read_bytes() == model.read_bytes()
+    assert finetune(scenes, tmp_path / "more", "--finetune", model, "--head_depth", 1) == 0
+    assert "left 0\nnew 0" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "more" / checkpoint.LAST)["front_end"] == best["front_end"]
+
+
+def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path, capsys):
+    assert finetune(labelled, tmp_path / "out", task="classification") == 0
+    best = checkpoint.load(tmp_path / "out" / checkpoint.BEST)
+    for name in ("model.onnx", "encoder.safetensors"):
+        flags = ("--eval", "--resume", tmp_path / "out" / checkpoint.BEST, "--export", tmp_path / name)
+        assert finetune(labelled, tmp_path / "eval", *flags, task="classification") == 0
+    assert capsys.readouterr().err == ""
+    words = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert (words["holds"], words["preset"], json.loads(words["classes"])) == ("classification", "vit_nano", CLASSES)
+    assert json.loads(words["front_end"]) == best["front_end"]
+    model = models_vit.create_model("vit_nano", "classification", 3, (16, 16)).eval()
+    model.load_state_dict(best["model"])
+    images = torch.randn(5, 1, 16, 16)
+    [found] = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"spectrogram": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(images), atol=1e-4, rtol=0)
+    encoder = read_weights(tmp_path / "encoder.safetensors")
+    assert (encoder.holds, encoder.args) == ("encoder", {"model": "vit_nano", "in_chans": 1})
+    assert encoder.state_dict.keys() == {name for name in best["model"] if not name.startswith("head.")}
+
+
+def test_weights_of_transformers_start_a_run_and_the_run_says_so(scenes, tmp_path, capsys):
+    state = models_mae.create_model("mae_vit_nano", img_size=16).state_dict()
+    torch.save(convert.to_transformers(state), tmp_path / "pytorch_model.bin")
+    assert finetune(scenes, tmp_path / "out", "--finetune", tmp_path / "pytorch_model.bin", "--train", "head") == 0
+    assert "adapted 1: names of transformers -> MAE's" in capsys.readouterr().out.splitlines()
+    trained = checkpoint.load(tmp_path / "out" / checkpoint.LAST)["model"]
+    assert all(torch.equal(trained[name], value) for name, value in state.items() if name.startswith(ENCODER))
+
+
+def test_an_export_that_cannot_be_leaves_nothing(scenes, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for path in ("file/model.onnx", "new/model.safetensors"):
+        flags = ("--export", tmp_path / path, "--train", "last:3")
+        says = "--export" if path.startswith("file") else "--train"
+        refused(capsys, says, scenes, tmp_path / "out", *flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 # Mistakes
 
 
 @pytest.mark.parametrize(("flags", "says"), [
+    (("--export", "model.pth"), "--export: expected a file named .safetensors or .onnx; found model.pth"),
+    (("--export", "a.onnx", "--seeds", 2), "--export: expected one run, --seeds 1; found 2"),
+    (("--export", "encoder.safetensors", "--model", "deeplabv3_resnet50"), "encoder.safetensors: expected a Vision Trans"),
     (("--eval",), "--eval: expected --resume"),
     (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a checkpoint; found no such file"),
     (("--finetune", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_pack
 import main_pretrain
 from util import checkpoint
+from util.weights import read_weights
 
 # Four patches, ten windows: a step takes milliseconds. Batches of 3, two to a step: 3 + 3 and 3 + 1 samples.
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 3,
@@ -190,6 +191,37 @@ def test_a_gpu_trains_and_resumes(air, tmp_path, amp):
     resumed = ("--epochs", 3, "--resume", tmp_path / "out" / checkpoint.LAST)
     assert train(air, tmp_path / "out", *flags, *resumed) == 0
     assert loaded(tmp_path / "out")["epoch"] == 2
+
+
+# Export
+
+
+def test_a_run_exports_its_weights_and_a_finished_one_without_training(air, tmp_path, capsys):
+    flags = ("--norm_pix_loss", "--licence", "CC0-1.0")
+    assert train(air, tmp_path / "out", *flags, "--export", tmp_path / "new" / "mae.safetensors") == 0
+    state, found = loaded(tmp_path / "out"), read_weights(tmp_path / "new" / "mae.safetensors")
+    assert found.state_dict.keys() == state["model"].keys()
+    assert all(torch.equal(value, found.state_dict[name]) for name, value in state["model"].items())
+    assert (found.front_end, found.classes) == (state["front_end"], [])
+    assert (found.holds, found.preset, found.data, found.licence) == ("mae", "mae_vit_tiny_patch16", "air", "CC0-1.0")
+    assert found.args == {"model": "mae_vit_tiny_patch16", "in_chans": 1, "norm_pix_loss": True, "mask_kind": "random",
+                          "mask_ratio": 0.75}  # fmt: skip
+    assert found.command.startswith("python main_pretrain.py --data_path air --window_ms 10.0 --n_fft 64 "), found.command
+    assert "--norm_pix_loss" in found.command
+    assert str(tmp_path).encode() not in (tmp_path / "new" / "mae.safetensors").read_bytes()
+
+    files = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")}
+    capsys.readouterr()
+    for name in ("again.safetensors", "encoder.safetensors"):
+        assert train(air, tmp_path / "out", *flags, "--export", tmp_path / name) == 0
+    printed = capsys.readouterr().out
+    assert "images/s" not in printed
+    assert "encoder.safetensors: encoder, " in printed
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "new" / "mae.safetensors").read_bytes()
+    assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")} == files
+    encoder = read_weights(tmp_path / "encoder.safetensors")
+    assert (encoder.holds, encoder.front_end) == ("encoder", state["front_end"])
+    assert not [name for name in encoder.state_dict if name.startswith(("decoder", "mask_token"))]
 
 
 # Resuming
@@ -373,6 +405,9 @@ BAD_FLAGS = [
     (("--device", "cuda:77"), ("--device", "cuda:77")),
     (("--resume", "none.pth"), ("none.pth", "no such file")),
     (("--amp", "fp16"), ("--amp fp16",)),
+    (("--export", "a.onnx"), ("--export", ".safetensors", "main_finetune.py", "found a.onnx")),
+    (("--export", "encoder"), ("--export", ".safetensors", "found encoder")),
+    (("--export", "main_pretrain.py/a.safetensors"), ("--export main_pretrain.py/a.safetensors", "can be written")),
 ]
 
 
