@@ -23,8 +23,8 @@ PICTURE_COLUMNS = 1600
 class Tiling:
     """Windows over a stretch of samples, each `columns` image columns, on one grid of columns for all of them.
 
-    Windows start a whole number of columns apart; the last ends with the stretch. A stretch shorter than a window is one
-    window of its own length, whose columns stand for less time.
+    Windows start a whole number of columns apart, but for the last, which ends with the stretch. A stretch shorter than a
+    window is one window of its own length, whose columns stand for less time.
     """
 
     num_samples: int
@@ -37,7 +37,7 @@ class Tiling:
     def over(cls, num_samples, window, columns, overlap):
         """Windows of `window` samples that share `overlap` (0 to below 1) of their columns with the one before."""
         window = min(window, num_samples)
-        total = max(columns, round(num_samples * columns / window))
+        total = -(-num_samples * columns // window)  # the last column may stand for less than the others
         step = max(1, round(columns * (1 - overlap)))
         return cls(num_samples, window, columns, total, (*range(0, total - columns, step), total - columns))
 
@@ -160,12 +160,13 @@ class Segmenter:
             return planes
         return planes.reshape(-1, num_channels, *planes.shape[1:]).mean(axis=1)
 
-    def finder(self, sample_rate_hz, center_freq_hz, window, limits):
-        """A `CarrierFinder` for windows of so many samples; an unknown centre frequency, None, is 0."""
+    def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
+        """A `CarrierFinder` for a stretch tiled with windows of so many samples; an unknown centre frequency, None, is 0."""
         center, half = center_freq_hz or 0.0, sample_rate_hz / 2
         column_s = window / self.front_end.image_size[1] / sample_rate_hz
         rows_hz = self.front_end.frequency_axis_hz(sample_rate_hz, center).numpy()
-        return CarrierFinder(self.class_names, rows_hz, column_s, limits, (center - half, center + half))
+        return CarrierFinder(self.class_names, rows_hz, column_s, limits, (center - half, center + half),
+                             num_samples / sample_rate_hz)  # fmt: skip
 
     def stream(self, source, sample_rate_hz, center_freq_hz, limits):
         """Windows of an `IqStream` side by side, as they come; the last may be shorter, but one below an FFT is left out.
@@ -176,7 +177,7 @@ class Segmenter:
         window, start = self.front_end.num_samples(sample_rate_hz), 0
         while len(iq := self._next(source, window)):
             if len(iq) >= self.front_end.n_fft:
-                finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), limits)
+                finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), len(iq), limits)
                 finder.add(self.windows(iq[None])[0][0], 0)
                 self.timings.signal_s += len(iq) / sample_rate_hz
                 yield start, len(iq), finder.finish()

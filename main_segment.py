@@ -19,6 +19,7 @@ to its data beside it; NAME.json, the same as JSON; and NAME.png, waterfall and 
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -163,7 +164,7 @@ def label(one, segmenter, args, limits):
             if tiling.window < wanted:
                 warn(f"{first.name}: shorter ({first.duration_s * 1e3:g} ms) than the windows that the model was trained on "
                      f"({segmenter.front_end.duration_s * 1e3:g} ms): used whole")  # fmt: skip
-            finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, limits)
+            finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, first.num_samples, limits)
             overview = Overview(tiling.total, len(segmenter.class_names), segmenter.front_end.image_size[0])
             truth = Truth(first, segmenter, tiling.window, confusion, left_out) if args.truth else None
             for first_column, probabilities, decibels in segmenter.blocks(channels, args.overlap, bar.update):
@@ -205,7 +206,7 @@ def picture_row(recording, overview, carriers):
 
 
 def write(one, stretches, rows, scores, segmenter, args):
-    """The three files of a recording, each whole or absent, and the link to its data; the metadata last."""
+    """The three files of a recording, all or none of them, and the link to its data."""
     metadata = sigmf_meta.annotated(one.metadata, stretches, args.replace)
     try:
         one.output.parent.mkdir(parents=True, exist_ok=True)
@@ -229,12 +230,12 @@ def write(one, stretches, rows, scores, segmenter, args):
     caption = f"{one.first.path.name}, labelled with {Path(args.weights).name}"
     caption += f"; the first {len(rows)} of {len(stretches)} stretches" if len(rows) < len(stretches) else ""
     try:
-        with checkpoint.atomic_path(one.file(".png")) as temporary:
-            labelled_figure(rows, segmenter.class_names, caption).savefig(temporary, format="png", dpi=100)
-        with checkpoint.atomic_path(one.file(".json")) as temporary:
-            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        with checkpoint.atomic_path(one.file(META_SUFFIX)) as temporary:
-            temporary.write_text(sigmf_meta.to_text(metadata), "utf-8")
+        with contextlib.ExitStack() as stack:  # all are written before any of them gets its name
+            meta, plain, picture = (stack.enter_context(checkpoint.atomic_path(one.file(suffix)))
+                                    for suffix in (META_SUFFIX, ".json", ".png"))  # fmt: skip
+            labelled_figure(rows, segmenter.class_names, caption).savefig(picture, format="png", dpi=100)
+            plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            meta.write_text(sigmf_meta.to_text(metadata), "utf-8")
     except OSError as error:
         raise UserError(f"--output {args.output}: {one.output.name} could not be written: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """From class probabilities on the image cells to carriers: the way back from `radio.carriers.paint`."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,6 +11,8 @@ from radio.carriers import Carrier
 
 # A row or column belongs to a rectangle if at least this share of it has the rectangle's class.
 FILLED = 0.5
+# What hangs on a rectangle is a rectangle too if it has this share of its area, or of its length; else it is its fray.
+LEFTOVER_AREA, LEFTOVER_LENGTH = 0.1, 0.5
 # Rectangles that follow each other are one carrier if their bands agree to this intersection over union.
 SAME_BAND = 0.5
 # A class is told from another without doubt if it is so many times as likely.
@@ -95,15 +98,17 @@ class CarrierFinder:
         column_s: duration of a column.
         limits: `Limits`, which are applied to whole carriers.
         band_hz: (lowest, highest) that an edge can have.
+        duration_s: of the stretch, with which the last column may end early.
     """
 
-    def __init__(self, class_names, rows_hz, column_s, limits, band_hz):
+    def __init__(self, class_names, rows_hz, column_s, limits, band_hz, duration_s=math.inf):
         self.class_names = class_names
         self.rows_hz = np.asarray(rows_hz, np.float64)
         self.row_hz = float(self.rows_hz[1] - self.rows_hz[0])
         self.column_s = column_s
         self.limits = limits
         self.band_hz = band_hz
+        self.duration_s = duration_s
         least = limits.min_bandwidth_hz
         self._min_hz = DEFAULT_ROWS * self.row_hz if least is None else least
         self._min_s = DEFAULT_COLUMNS * column_s if limits.min_duration_s is None else limits.min_duration_s
@@ -134,21 +139,24 @@ class CarrierFinder:
     def _carrier(self, region):
         """In seconds and Hz, or None where it is outside of the limits."""
         edges = self.rows_hz[0] + self.row_hz * (np.array([region.low, region.high]) - 0.5)
-        low, high = np.clip(edges, *self.band_hz).tolist()
-        duration_s = (region.end - region.first) * self.column_s
-        confidence = min(1.0, float(region.chance[region.label]))
+        low, high = np.clip(edges, *self.band_hz).round(1).tolist()
+        start_s = region.first * self.column_s
+        duration_s = min(region.end * self.column_s, self.duration_s) - start_s
+        confidence = min(1.0, round(float(region.chance[region.label]), 4))
         if high - low < self._min_hz - 1e-6 or duration_s < self._min_s - 1e-12 or confidence < self.limits.min_confidence:
             return None
-        return Carrier(self.class_names[region.label], region.first * self.column_s, duration_s, low, high, confidence)
+        return Carrier(self.class_names[region.label], start_s, duration_s, low, high, confidence)
 
 
 def _regions(probabilities, first_column):
     """The regions of one block."""
     occupied = 1 - probabilities[0]  # (rows, columns)
-    waiting = _pieces(occupied >= 0.5)
+    waiting = [(*piece, 0, 0) for piece in _pieces(occupied >= 0.5)]
     while waiting:
-        cells, row, column = waiting.pop()
+        cells, row, column, area, length = waiting.pop()
         low, high, first, end = _rectangle(cells)
+        if (high - low) * (end - first) < LEFTOVER_AREA * area and end - first < LEFTOVER_LENGTH * length:
+            continue
         inside = probabilities[:, row + low : row + high, column + first : column + end]
         over_time = occupied[:, column + first : column + end].mean(axis=1, dtype=np.float64)
         lower, upper = _edges(over_time, row + low, row + high, over_time[row + low : row + high].mean() / 2)
@@ -159,7 +167,8 @@ def _regions(probabilities, first_column):
 
         # what the rectangle leaves of the piece, but for the frayed cells around it
         cells[max(0, low - 1) : high + 1, max(0, first - 1) : end + 1] = False
-        waiting += [(rest, row + below, column + before) for rest, below, before in _pieces(cells)]
+        waiting += [(rest, row + below, column + before, (high - low) * (end - first), end - first)
+                    for rest, below, before in _pieces(cells)]  # fmt: skip
 
 
 def _bands(chances):

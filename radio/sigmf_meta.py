@@ -56,9 +56,12 @@ def new_metadata(recordings: list[Recording]) -> dict:
 
 def completed(metadata: dict, sample_rate_hz: float, center_freq_hz: float | None) -> dict:
     """A copy of the metadata with the sample rate, and captures with the centre frequency, where they did not say."""
-    captures = [{"core:frequency": center_freq_hz, **one} if center_freq_hz is not None else one
-                for one in metadata.get("captures", [])]  # fmt: skip
-    return {**metadata, "global": {"core:sample_rate": sample_rate_hz, **metadata["global"]}, "captures": captures}
+    def with_default(entry, name, value):
+        return entry if value is None or entry.get(name) is not None else {**entry, name: value}
+
+    info = with_default(metadata["global"], "core:sample_rate", sample_rate_hz)
+    captures = [with_default(one, "core:frequency", center_freq_hz) for one in metadata.get("captures", [])]
+    return {**metadata, "global": info, "captures": captures}
 
 
 def annotated(metadata: dict, stretches, replace=False) -> dict:

@@ -1,0 +1,520 @@
+"""main_segment.py as an engineer meets it: what is in this capture, in every format, live, and how right it is."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import sigmf
+import torch
+from matplotlib.figure import Figure
+from support import ROOT, call, command, largest_file, write_sigmf
+
+import main_finetune
+import main_pretrain
+import main_segment
+import main_synthesize
+import models_mae
+import models_vit
+from data.annotated import AnnotatedWindows
+from data.splits import Splits
+from radio.carriers import from_annotation
+from radio.detection import match
+from radio.recordings import find_recordings, open_recording
+from radio.spectrogram import Spectrogram
+from util import checkpoint
+
+NANO = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2,
+        "decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
+# Five narrow carriers beside each other, LTE of 3 MHz and NR of 5, through flat channels.
+RATE, DURATION_S, ROWS = 30.72e6, 5e-3, 64
+ROW_HZ = RATE / ROWS
+SETTINGS = ("--set", "num_carriers=5", "sample_rates_hz=30.72e6", "duration_ms=5", "lte_bandwidths_mhz=3",
+            "nr_bandwidths_mhz=5", "nr_spacings_khz=15", "snr_db=20,30", "raster_hz=1", "gap_hz=5e5,1e6",
+            "doppler_hz=0")  # fmt: skip
+FRONT_END = ("--preset", "classic", "--n_fft", 512, "--input_size", ROWS, "--num_workers", 0)
+SCENE = 3  # of those written: one with five carriers
+
+
+def nano(patch):
+    patch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
+    patch.setitem(models_vit.PRESETS, "vit_nano", NANO)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, request):
+    """A small model, and pictures without anything in them where none looks at them."""
+    nano(monkeypatch)
+    if "picture" not in request.function.__name__:
+        monkeypatch.setattr(main_segment, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with scenes as recordings in iq/, and a model that was trained on others for half a minute in model/."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        nano(patch)
+        patch.setattr(main_synthesize, "SHEET_SCENES", 1)
+        torch.set_num_threads(1)
+        sets, air = folder / "sets", folder / "air"
+        assert call(main_synthesize, "--output", sets, *FRONT_END, "--train", 200, "--val", 8, "--test", 2, *SETTINGS) == 0
+        assert call(main_synthesize, "--output", air, *FRONT_END, "--train", 0, "--val", 0, "--test", 6, "--iq", "only",
+                    *SETTINGS) == 0  # fmt: skip
+        assert call(main_finetune, "--task", "segmentation", "--data_path", sets, "--model", "vit_nano", "--epochs", 40,
+                    "--warmup_epochs", 2, "--batch_size", 16, "--blr", 4e-2, "--drop_path", 0, "--val_every", 8,
+                    "--num_workers", 0, "--device", "cpu", "--amp", "off",
+                    "--output_dir", folder / "model") == 0  # fmt: skip
+    shutil.move(air / "iq" / "test", folder / "iq")
+    return folder
+
+
+@pytest.fixture
+def weights(made):
+    return made / "model" / checkpoint.BEST
+
+
+@pytest.fixture
+def scene(made):
+    return made / "iq" / f"{SCENE:06d}.sigmf-meta"
+
+
+def segment(weights, output, *recordings_and_flags):
+    return call(main_segment, *recordings_and_flags, "--weights", weights, "--output", output, "--device", "cpu")
+
+
+def fails(capsys, weights, output, *recordings_and_flags):
+    """Exit status 2 and one line, which is returned; nothing written."""
+    capsys.readouterr()
+    assert segment(weights, output, *recordings_and_flags) == 2
+    assert not output.exists() or not any(path.is_file() for path in output.rglob("*"))
+    *_, last = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert last.startswith("error: ")
+    return last
+
+
+def found_in(output, name="000003"):
+    return json.loads((output / f"{name}.json").read_text())["carriers"]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def carriers_of(meta, generator_only=True):
+    """Carriers that a labelled recording's annotations tell of, read by the sigmf library."""
+    handle = sigmf.fromfile(meta, skip_checksum=True)
+    handle.validate()
+    chosen = [one for one in handle.get_annotations() if "confidence" in one.get("core:comment", "") or not generator_only]
+    return [from_annotation(one, handle.sample_rate) for one in chosen]
+
+
+def test_a_scene_of_five_carriers(made, weights, scene, tmp_path, capsys):
+    assert segment(weights, tmp_path / "out", scene, "--truth") == 0
+    shown = capsys.readouterr().out
+    true = [from_annotation(one, RATE) for one in open_recording(scene)[0].annotations]
+    assert len(true) == 5
+    found = carriers_of(tmp_path / "out" / scene.name)
+    pairs = match(found, true)
+    assert len(pairs) == 5
+    edges = [(one.freq_lower_hz - other.freq_lower_hz, one.freq_upper_hz - other.freq_upper_hz) for one, other in pairs]
+    assert np.abs(edges).max() <= 2 * ROW_HZ
+
+    # the console says the same
+    lines = shown.splitlines()
+    start = lines.index(f"{scene.name}: {len(found)} carriers")
+    header = ["label", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]
+    assert re.split("  +", lines[start + 1]) == header
+    for line, one in zip(lines[start + 2 : start + 2 + len(found)], found_in(tmp_path / "out"), strict=True):
+        expected = [one["label"], f"{one['center_freq_hz'] / 1e6:.3f}", f"{one['bandwidth_hz'] / 1e6:.3f}",
+                    f"{one['start_s'] * 1e3:.2f}", f"{one['duration_s'] * 1e3:.2f}", f"{one['confidence']:.2f}"]  # fmt: skip
+        assert line.split() == expected
+    [row] = [line.split() for line in lines if line.startswith("all ")]
+    assert row[1] == "5"
+    assert row[4] == "100.0"
+    assert re.search(r"real-time factor \d+\.\d\d \(reading .*, front end .*, network .*, writing .*\)", shown)
+    truth = json.loads((tmp_path / "out" / "000003.json").read_text())["truth"]
+    assert truth["carriers"]["all"]["matched"] == 5
+    assert truth["cells"]["pixel_accuracy"] > 0.8
+
+    # and again the same bytes, its pictures too
+    assert segment(weights, tmp_path / "again", scene, "--truth") == 0
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def test_the_original_stays_whole_and_its_data_are_referred_to(made, weights, scene, tmp_path):
+    before = contents(made / "iq")
+    assert segment(weights, tmp_path / "out", scene) == 0
+    assert contents(made / "iq") == before
+    [old], [new] = open_recording(scene), open_recording(tmp_path / "out" / scene.name)
+    assert (tmp_path / "out" / "000003.sigmf-data").is_symlink()
+    np.testing.assert_array_equal(new.read(0, new.num_samples), old.read(0, old.num_samples))
+    assert len(new.annotations) == len(old.annotations) + len(found_in(tmp_path / "out"))
+    assert (sigmf.fromfile(tmp_path / "out" / scene.name)[:10] == old.read(0, 10)).all()  # the checksum holds too
+
+
+def test_replace_leaves_the_own_annotations_out(weights, scene, tmp_path):
+    assert segment(weights, tmp_path / "out", scene, "--replace") == 0
+    [new] = open_recording(tmp_path / "out" / scene.name)
+    assert len(new.annotations) == len(found_in(tmp_path / "out"))
+
+
+def test_the_cells_agree_with_main_finetune(made, weights, tmp_path):
+    """On windows side by side the confusion matrix is that of `--eval` on the same recordings."""
+    assert segment(weights, tmp_path / "out", made / "iq", "--truth", "--overlap", 0) == 0
+    labelled = [json.loads((tmp_path / "out" / f"{number:06d}.json").read_text()) for number in range(2, 6)]
+    confusion = sum(np.array(one["truth"]["cells"]["confusion"]) for one in labelled)
+    windows = AnnotatedWindows(find_recordings(made / "iq"), Spectrogram(512, DURATION_S, (ROWS, ROWS)))
+    parts = {"train": np.array([0]), "val": np.array([1]), "test": np.arange(2, 6)}
+    Splits(parts, 0).save(tmp_path / "split.json", windows)
+    assert call(main_finetune, "--task", "segmentation", "--data_path", made / "iq", "--model", "vit_nano", "--eval",
+                "--resume", weights, "--split", tmp_path / "split.json", "--num_workers", 0, "--device", "cpu",
+                "--amp", "off", "--output_dir", tmp_path / "eval") == 0  # fmt: skip
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["test"]["confusion"] == confusion.tolist()
+
+
+# Formats
+
+
+def shifted(scene, output, datatype="ci16_le", times=1, gain=1.0):
+    """The scene's samples as another recording's bytes."""
+    [one] = open_recording(scene)
+    iq = np.tile(one.read(0, one.num_samples), times)
+    values = np.stack([iq.real, iq.imag], axis=1) / np.abs(iq.view(np.float32)).max() * gain
+    kind = {"ci16_le": "<i2", "ci16_be": ">i2", "ci8": "i1", "cf32_le": "<f4", "cf32_be": ">f4", "cu8": "u1"}[datatype]
+    if datatype == "cu8":
+        return np.round(values * 127 + 128).astype(kind).tobytes()
+    return (np.round(values * {"2": 32767, "1": 127}[kind[-1]]) if "i" in kind else values).astype(kind).tobytes()
+
+
+@pytest.mark.parametrize("datatype", ["ci16_be", "cf32_be", "cf32_le", "ci8", "cu8"])
+def test_datatypes_and_byte_orders_agree(weights, scene, tmp_path, datatype):
+    captures = [{"core:sample_start": 0, "core:frequency": 4e9}]
+    results = []
+    for kind in ("ci16_le", datatype):
+        folder = tmp_path / kind
+        folder.mkdir(parents=True)
+        meta = write_sigmf(folder, shifted(scene, folder, kind), kind, captures=captures, sample_rate=RATE)
+        assert segment(weights, folder / "out", meta) == 0
+        results.append(carriers_of(folder / "out" / "a.sigmf-meta"))
+    assert len(results[0]) >= 5
+    assert len(match(results[0], results[1], 0.8)) >= 5
+
+
+def test_edges_are_at_rf_in_each_capture_of_a_retuned_recording(made, weights, scene, tmp_path):
+    """Two scenes, tuned to frequencies of their own, in one file whose indices begin at an offset."""
+    other = made / "iq" / "000002.sigmf-meta"
+    samples = open_recording(scene)[0].num_samples
+    data = shifted(scene, tmp_path) + shifted(other, tmp_path)
+    captures = [{"core:sample_start": 1000, "core:frequency": 700e6},
+                {"core:sample_start": 1000 + samples, "core:frequency": 3.6e9, "acme:antenna": 2}]  # fmt: skip
+    meta = write_sigmf(tmp_path, data, "ci16_le", captures=captures, sample_rate=RATE, offset=1000)
+    assert segment(weights, tmp_path / "out", meta) == 0
+    written = open_recording(tmp_path / "out" / "a.sigmf-meta")
+    assert [one.center_freq_hz for one in written] == [700e6, 3.6e9]
+    for number, (source, center) in enumerate(((scene, 700e6), (other, 3.6e9))):
+        alone = tmp_path / str(number)
+        assert segment(weights, alone, source) == 0
+        expected = [(one.label, one.freq_lower_hz - 4e9, one.freq_upper_hz - 4e9, one.start_s, one.duration_s)
+                    for one in carriers_of(alone / source.name)]  # fmt: skip
+        found = [from_annotation(one, RATE) for one in written[number].annotations]
+        assert len(found) == len(expected)
+        for one, (label, low, high, start_s, duration_s) in zip(found, expected, strict=True):
+            assert one.label == label
+            assert one.freq_lower_hz - center == pytest.approx(low, abs=ROW_HZ / 10)
+            assert one.freq_upper_hz - center == pytest.approx(high, abs=ROW_HZ / 10)
+            assert (one.start_s, one.duration_s) == pytest.approx((start_s, duration_s), abs=1e-4)
+    carriers = json.loads((tmp_path / "out" / "a.json").read_text())["carriers"]
+    assert {one["stretch"] for one in carriers} == {0, 1}
+    assert all((one["start_s"] >= samples / RATE) == (one["stretch"] == 1) for one in carriers)
+
+
+def test_what_the_metadata_say_beyond_the_standard_survives(weights, scene, tmp_path):
+    captures = [{"core:sample_start": 0, "core:frequency": 4e9, "acme:gain": {"lna": [1, 2.50, None]}}]
+    own = [{"core:sample_start": 5, "core:sample_count": 10, "core:label": "über", "acme:who": "me"},
+           {"core:sample_start": 0, "core:comment": "no edges"}]  # fmt: skip
+    meta = write_sigmf(tmp_path, shifted(scene, tmp_path), "ci16_le", captures=captures, annotations=own, sample_rate=RATE,
+                       extensions=[{"name": "acme", "version": "1.0.0", "optional": True}], author="Ænne")  # fmt: skip
+    said = json.loads(meta.read_text())
+    said["global"]["acme:site"] = "roof"
+    said["acme:more"] = {"a": 1}
+    meta.write_text(json.dumps(said))
+    assert segment(weights, tmp_path / "out", meta) == 0
+    written = json.loads((tmp_path / "out" / "a.sigmf-meta").read_text())
+    annotations = written.pop("annotations")
+    assert written == {key: value for key, value in said.items() if key != "annotations"}
+    assert [one for one in annotations if one in own] == [own[1], own[0]]  # sorted, as SigMF wants
+    starts = [one["core:sample_start"] for one in annotations]
+    assert starts == sorted(starts)
+    assert len(annotations) > 2
+
+
+def write_as(kind, folder, scene):
+    """The scene as a file without metadata, or in an archive; returns it and whether SigMF can refer to its data."""
+    folder.mkdir()
+    data = shifted(scene, folder)
+    values = np.frombuffer(data, "<i2").reshape(-1, 2)
+    if kind == "cs16":
+        (folder / "a.cs16").write_bytes(data)
+        return folder / "a.cs16", True
+    if kind == "archive":
+        meta = write_sigmf(folder, data, "ci16_le", sample_rate=RATE)
+        with tarfile.open(folder / "a.sigmf", "w") as tar:
+            for path in (meta, meta.with_suffix(".sigmf-data")):
+                tar.add(path, f"a/{path.name}")
+                path.unlink()
+        return folder / "a.sigmf", False
+    np.save(folder / "a.npy", values if kind == "npy" else np.ascontiguousarray(values.T))
+    return folder / "a.npy", kind == "npy"
+
+
+@pytest.mark.parametrize("kind", ["npy", "npy_planes", "cs16", "archive"])
+def test_other_formats_get_metadata_of_their_own(weights, scene, tmp_path, kind):
+    """They name the file itself as dataset where SigMF can describe it, and stand alone where it cannot."""
+    path, refers = write_as(kind, tmp_path / "in", scene)
+    assert segment(weights, tmp_path / "out", path, "--sample_rate", RATE, "--center_freq", 4e9) == 0
+    meta = tmp_path / "out" / "a.sigmf-meta"
+    carriers = carriers_of(meta)
+    assert len(carriers) >= 5
+    assert all(abs(one.center_freq_hz - 4e9) < RATE / 2 for one in carriers)
+    info = json.loads(meta.read_text())["global"]
+    assert info.get("core:metadata_only", False) is not refers
+    if refers:
+        [written], [original] = open_recording(meta), open_recording(path, RATE)
+        np.testing.assert_array_equal(written.read(0, 100), original.read(0, 100))
+        assert written.num_samples == original.num_samples
+
+
+def test_folders_are_labelled_with_their_subfolders_and_several_files_at_once(made, weights, scene, tmp_path, capsys):
+    (tmp_path / "in" / "day1").mkdir(parents=True)
+    (tmp_path / "in" / "day2").mkdir()
+    for day, number in (("day1", 0), ("day2", 0), ("day2", 1)):
+        for suffix in (".sigmf-meta", ".sigmf-data"):
+            shutil.copy(made / "iq" / f"{number:06d}{suffix}", tmp_path / "in" / day)
+    assert segment(weights, tmp_path / "out", tmp_path / "in", "--truth") == 0
+    assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json")} == {
+        "day1/000000.json", "day2/000000.json", "day2/000001.json"}  # fmt: skip
+    assert "all 3 recordings" in capsys.readouterr().out
+
+
+def test_a_long_recording_has_each_carrier_once(weights, scene, tmp_path):
+    """Windows are joined over time, at a length that is no multiple of theirs."""
+    data = shifted(scene, tmp_path, times=6)[: -4 * 33_333]
+    meta = write_sigmf(tmp_path, data, "ci16_le", sample_rate=RATE)
+    assert segment(weights, tmp_path / "out", meta, "--min_confidence", 0.6, "--min_duration_s", 0.01) == 0
+    duration_s = len(data) / 4 / RATE
+    whole = [one for one in found_in(tmp_path / "out", "a") if one["duration_s"] > 0.9 * duration_s]
+    assert len(whole) == 5
+    assert all(one["start_s"] + one["duration_s"] <= duration_s + 1e-12 for one in found_in(tmp_path / "out", "a"))
+
+
+def test_a_recording_shorter_than_a_window_is_used_whole_and_said_to_be(weights, scene, tmp_path, capsys):
+    data = shifted(scene, tmp_path)[: 4 * 90_001]
+    meta = write_sigmf(tmp_path, data, "ci16_le", sample_rate=RATE)
+    assert segment(weights, tmp_path / "out", meta) == 0
+    captured = capsys.readouterr()
+    assert "warning: a.sigmf-meta: shorter (2.92" in captured.err
+    assert "windows that the model was trained on (5 ms): used whole" in captured.err
+    assert max(one["duration_s"] for one in found_in(tmp_path / "out", "a")) == pytest.approx(90_001 / RATE)
+
+
+def test_stretches_shorter_than_an_fft_are_passed_over(weights, scene, tmp_path, capsys):
+    captures = [{"core:sample_start": 0, "core:frequency": 4e9}, {"core:sample_start": 153_000, "core:frequency": 5e9}]
+    meta = write_sigmf(tmp_path, shifted(scene, tmp_path)[: 4 * 153_500], "ci16_le", captures=captures, sample_rate=RATE)
+    assert segment(weights, tmp_path / "out", meta) == 0
+    assert "passed over, 500 samples are less than an FFT of 512" in capsys.readouterr().err
+    short = write_sigmf(tmp_path, bytes(400), "ci16_le", "short", sample_rate=RATE)
+    line = fails(capsys, weights, tmp_path / "o", short)
+    assert "short.sigmf-meta: expected at least 512 samples, an FFT; found 100" in line
+
+
+def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_path, monkeypatch):
+    shown = []
+    real = main_segment.labelled_figure
+    monkeypatch.setattr(main_segment, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
+    assert segment(weights, tmp_path / "out", scene) == 0
+    left, right = shown[0].axes[:2]
+    assert left.get_ylabel() == right.get_ylabel() == "frequency (MHz)"
+    assert left.get_xlabel() == "time (ms)"
+    found = found_in(tmp_path / "out")
+    boxes = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in left.patches]
+    assert boxes == [pytest.approx((one["start_s"] * 1e3, one["freq_lower_hz"] / 1e6, one["duration_s"] * 1e3,
+                                    one["bandwidth_hz"] / 1e6)) for one in found]  # fmt: skip
+    assert [text.get_text() for text in left.texts] == [f"{one['label']} {one['confidence']:.2f}" for one in found]
+    assert (tmp_path / "out" / "000003.png").stat().st_size > 10_000
+
+
+# Live
+
+
+# The command, with the small model of these tests.
+COMMAND = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}]
+import main_segment, models_mae, models_vit
+from util.logger import peak_memory_bytes
+models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = {NANO}
+with main_segment.reported():
+    main_segment.main(main_segment.get_args_parser().parse_args(sys.argv[1:]))
+print("peak", peak_memory_bytes(main_segment.torch.device("cpu")), file=sys.stderr)
+"""
+
+
+def process(*flags, **kwargs):
+    line = [sys.executable, "-c", COMMAND, *map(str, flags), "--device", "cpu"]
+    return subprocess.run(line, capture_output=True, timeout=600, check=False, **kwargs)
+
+
+def stream(weights, data, *more):
+    return process("-", "--weights", weights, "--sample_rate", RATE, "--datatype", "ci16", *more, input=data)
+
+
+def test_a_stream_is_labelled_a_line_a_window(weights, scene, tmp_path):
+    """As the file of the same samples is; the last window is shorter, and what is left is no whole sample."""
+    window = round(DURATION_S * RATE)
+    data = shifted(scene, tmp_path, times=3)[: 4 * (2 * window + 60_000)]
+    done = stream(weights, data + b"abc", "--center_freq", 4e9)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["start_s"], line["duration_s"]) for line in lines] == [
+        (0.0, window / RATE), (window / RATE, window / RATE), (2 * window / RATE, 60_000 / RATE)]  # fmt: skip
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert last == "error: standard input: expected whole samples of 4 bytes (ci16_le); found 3 bytes after the last"
+    meta = write_sigmf(tmp_path, data[: 4 * window], "ci16_le", captures=[{"core:sample_start": 0, "core:frequency": 4e9}],
+                       sample_rate=RATE)  # fmt: skip
+    assert segment(weights, tmp_path / "out", meta, "--amp", "auto") == 0
+    expected = [{key: value for key, value in one.items() if key != "stretch"} for one in found_in(tmp_path / "out", "a")]
+    assert len(expected) >= 5
+    for one, other in zip(lines[0]["carriers"], expected, strict=True):
+        assert one["label"] == other["label"]
+        assert one["freq_lower_hz"] == pytest.approx(other["freq_lower_hz"], abs=ROW_HZ / 10)
+
+
+def test_a_whole_stream_ends_well(weights, scene, tmp_path):
+    done = stream(weights, shifted(scene, tmp_path)[: 4 * 200])  # less than an FFT: nothing to say
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"real-time factor" in done.stderr
+
+
+# Memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_ten_gigabytes_in_constant_memory(weights, tmp_path):
+    """A sparse file: its samples are zeros, but they are read and go through front end and network like any others."""
+    meta = write_sigmf(tmp_path, b"", "cf64_le", sample_rate=RATE)
+    with open(tmp_path / "a.sigmf-data", "wb") as file:
+        file.truncate(10 * 2**30)
+    done = process(meta, "--weights", weights, "--output", tmp_path / "out", "--overlap", 0, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split()[-1]) < 1.5e9
+    assert "a.sigmf-meta: 0 carriers" in done.stdout
+
+
+# Mistakes
+
+
+def test_weights_without_a_segmentation_head_say_which_command_makes_one(made, scene, tmp_path, capsys):
+    assert call(main_pretrain, "--data_path", made / "iq", "--model", "mae_vit_nano", "--window_ms", 5, "--n_fft", 512,
+                "--input_size", ROWS, "--epochs", 1, "--warmup_epochs", 0, "--num_workers", 0, "--device", "cpu",
+                "--output_dir", tmp_path / "pretrained") == 0  # fmt: skip
+    line = fails(capsys, tmp_path / "pretrained" / checkpoint.LAST, tmp_path / "out", scene)
+    assert "expected weights with a segmentation head; found none (python main_finetune.py --task segmentation" in line
+
+
+class Evil:
+    """What no weights may hold."""
+
+
+def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    assert "found other pickled objects" in fails(capsys, tmp_path / "evil.pth", tmp_path / "out", scene)
+    (tmp_path / "cut.safetensors").write_bytes(bytes(100))
+    for name, expected in (("cut.safetensors", "a damaged"), ("gone.pth", "no such file")):
+        line = fails(capsys, tmp_path / name, tmp_path / "out", scene)
+        assert f"{name}: expected a file of weights; found {expected}" in line
+    state = checkpoint.load(weights)
+    for change, expected in (({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
+                             ({"args": state["args"] | {"model": "vit_unknown"}}, "vit_unknown"),
+                             ({"args": {"task": "segmentation"}}, "expected what builds the model"),
+                             ({"classes": ["Noise", "NR"]}, "expected the weights of this model")):  # fmt: skip
+        torch.save(state | change, tmp_path / "changed.pth")
+        assert expected in fails(capsys, tmp_path / "changed.pth", tmp_path / "out", scene)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--overlap", "1"), "--overlap: expected 0 to 0.95; found 1.0"),
+        (("--min_confidence", "1.1"), "--min_confidence: expected 0 to 1"),
+        (("--bridge_s", "-1"), "--bridge_s: expected 0"),
+        (("--center_freq", "nan"), "--center_freq: expected a number of Hz"),
+        (("-",), "-: expected a stream alone; found 1 recordings beside it"),
+    ],
+)
+def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expected):
+    assert expected in fails(capsys, weights, tmp_path / "out", scene, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--datatype", "ci8"), "--sample_rate: expected that of the stream in Hz; found None"),
+        (("--sample_rate", "1e6"), "--datatype: expected that of the stream"),
+        (("--sample_rate", "1e6", "--datatype", "ci7"), "standard input: core:datatype or --datatype: expected one of"),
+        (("--sample_rate", "1e6", "--datatype", "ci8", "--truth"), "--truth, --replace: expected recordings"),
+    ],
+)
+def test_streams_that_do_not_say_what_they_are(weights, tmp_path, capsys, flags, expected):
+    assert expected in fails(capsys, weights, tmp_path / "out", "-", *flags)
+
+
+def test_a_recording_without_sample_rate(weights, scene, tmp_path, capsys):
+    path, _ = write_as("cs16", tmp_path / "in", scene)
+    assert "a.cs16: core:sample_rate or --sample_rate" in fails(capsys, weights, tmp_path / "out", path)
+
+
+def test_nothing_is_written_over(made, weights, scene, tmp_path, capsys):
+    before = contents(made / "iq")
+    assert segment(weights, made / "iq", scene) == 2
+    assert "expected another folder than that of" in capsys.readouterr().err
+    assert contents(made / "iq") == before
+
+    first, _ = write_as("cs16", tmp_path / "in", scene)
+    shutil.copy(first, first.with_suffix(".cf32"))
+    line = fails(capsys, weights, tmp_path / "out", first, first.with_suffix(".cf32"), "--sample_rate", RATE)
+    assert "expected names of their own for what is written" in line
+
+    (tmp_path / "out2").mkdir()
+    (tmp_path / "out2" / "000003.sigmf-data").write_text("mine")
+    assert segment(weights, tmp_path / "out2", scene) == 2
+    assert "expected a free name for a link" in capsys.readouterr().err
+    assert (tmp_path / "out2" / "000003.sigmf-data").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_file(weights, scene, tmp_path, capsys):
+    with largest_file(1000):
+        assert segment(weights, tmp_path / "out", scene) == 2
+    assert "could not be written" in capsys.readouterr().err
+    assert all(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_truth_names_what_it_leaves_out(weights, scene, tmp_path, capsys):
+    own = [{"core:sample_start": 0, "core:freq_lower_edge": 1.0, "core:freq_upper_edge": 2.0, "core:label": "radar"},
+           {"core:sample_start": 0, "core:label": "NR"}]  # fmt: skip
+    meta = write_sigmf(tmp_path, shifted(scene, tmp_path), "ci16_le", annotations=own, sample_rate=RATE)
+    assert segment(weights, tmp_path / "out", meta, "--truth") == 0
+    assert "left out of the truth: radar (1), without frequency edges (1)" in capsys.readouterr().err
+
+
+def test_the_real_command(weights, tmp_path):
+    """Without the small model of these tests: the manual, and a mistake in one line."""
+    assert "--bridge_s" in command("main_segment.py", "--help").stdout
+    done = command("main_segment.py", "nowhere.sigmf-meta", "--weights", "nothing.safetensors")
+    assert done.returncode == 2
+    assert done.stderr == "error: nothing.safetensors: expected a file of weights; found no such file\n"
