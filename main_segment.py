@@ -272,6 +272,7 @@ def label_stream(segmenter, args, limits):
 
 
 def main(args):
+    """Returns the `Timings`."""
     check_args(args)
     keep_freed_memory()
     segmenter = open_segmenter(args, pick_device(args.device))
@@ -281,7 +282,7 @@ def main(args):
         if STREAM in args.recordings:
             label_stream(segmenter, args, limits)
             print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
-            return
+            return segmenter.timings
         recordings = open_recordings(args)
         pairs = [pair for one in recordings for pair in label(one, segmenter, args, limits)]
     if args.truth and len(recordings) > 1:
@@ -289,6 +290,7 @@ def main(args):
         print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
     print(f"\n{segmenter.timings.summary(time.perf_counter() - started)}")
     print(f"see {args.output}/: annotations, JSON, pictures")
+    return segmenter.timings
 
 
 if __name__ == "__main__":
