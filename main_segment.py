@@ -276,6 +276,9 @@ def main(args):
     check_args(args)
     keep_freed_memory()
     segmenter = open_segmenter(args, pick_device(args.device))
+    if segmenter.device.type == "cpu":
+        segmenter.workers = max(segmenter.workers, torch.get_num_threads())
+        torch.set_num_threads(1)
     limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
     started = time.perf_counter()
     with torch.inference_mode():

@@ -34,6 +34,7 @@ from util.weights import write_weights
 
 MODEL = "vit_tiny_patch16"
 SCENES = 4
+THREADS = torch.get_num_threads()  # the command takes them all for itself
 RATE_HZ, WINDOW_S = 61.44e6, 0.04
 PARTS = ("reading", "front end", "network", "carriers", "writing")
 
@@ -78,6 +79,7 @@ def untrained(folder):
 
 def turn(flags):
     """(seconds, {part: seconds}) of one run of the command."""
+    torch.set_num_threads(THREADS)
     args = main_segment.get_args_parser().parse_args(flags)
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
