@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def get_args_parser():
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--weights", help="of a segmentation model; an untrained one where not given")
-    parser.add_argument("--duration_s", type=float, default=2.0, help="length of the recording")
+    parser.add_argument("--duration_s", type=float, default=8.0, help="length of the recording")
     common.add_arguments(parser, repeats=5)
     return parser
 
@@ -60,6 +61,8 @@ def write_recording(folder, duration_s):
     with open(folder / "a.sigmf-data", "wb") as file:
         for number in range(round(duration_s / WINDOW_S)):
             file.write(blocks[number % SCENES])
+        file.flush()
+        os.fsync(file.fileno())  # else the first file that is written after it waits for this one too
     info = {"core:datatype": "ci16_le", "core:sample_rate": RATE_HZ, "core:version": "1.2.0"}
     meta = {"global": info, "captures": [{"core:sample_start": 0, "core:frequency": 4e9}], "annotations": []}
     (folder / "a.sigmf-meta").write_text(json.dumps(meta))

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 MASK_COLOUR = "0.82"
+LABELLED_SHARE = 0.03  # of the time axis that a box has to span to have its label written on it
 CLASS_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -108,6 +109,8 @@ def labelled_figure(rows, class_names, caption):
             corner = (carrier.start_s * 1e3, carrier.freq_lower_hz / 1e6)
             size = (carrier.duration_s * 1e3, carrier.bandwidth_hz / 1e6)
             line[0].add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.8))
+            if row["extent"] and carrier.duration_s < LABELLED_SHARE * (row["extent"][1] - row["extent"][0]):
+                continue  # hundreds of short bursts: their names would cover them, and take seconds to draw
             line[0].annotate(f"{carrier.label} {carrier.confidence:.2f}", (corner[0], carrier.freq_upper_hz / 1e6),
                              xytext=(3, -3), textcoords="offset points", va="top", fontsize=8, color="white",
                              bbox={"facecolor": colour, "edgecolor": "none", "pad": 1}, clip_on=True)  # fmt: skip
