@@ -271,7 +271,8 @@ def _read_image(frame):
         except (OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{frame.image}: expected a picture; found a damaged file: {error}") from error
     if values.ndim == 3 and values.shape[2] == 3:
-        values = values.astype(np.float32) @ LUMA
+        # .mat files lie by columns: a product over other strides is summed in another order, on some processors.
+        values = np.ascontiguousarray(values, np.float32) @ LUMA
     if values.ndim != 2:
         raise UserError(f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}")
     values = values.astype(np.float32)
