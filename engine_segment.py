@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,24 +92,40 @@ class Segmenter:
     workers: int = 1
     timings: Timings = field(default_factory=Timings)
 
-    def windows(self, iq):
-        """Windows of equal length: complex64 [B, samples] -> probabilities [B, classes, F, T], dB [B, F, T]; float32."""
-        parts = np.array_split(iq, min(len(iq), self.workers))
+    def windows(self, reads):
+        """Windows of equal length.
+
+        Args:
+            reads: a function for each window, that gives its IQ: complex64 [samples].
+
+        Returns:
+            Probabilities [windows, classes, F, T], dB [windows, F, T]; float32.
+        """
+        parts = [reads[number :: self.workers] for number in range(min(len(reads), self.workers))]
         if len(parts) == 1:
-            done = [self._windows(iq)]
+            done = [self._windows(reads)]
         else:
             with ThreadPoolExecutor(len(parts)) as pool:
                 done = list(pool.map(self._windows, parts))
+        order = np.argsort(np.concatenate([np.arange(len(reads))[number :: self.workers] for number in range(len(parts))]))
         probabilities, decibels, timings = zip(*done, strict=True)
         for one in timings:  # they ran side by side
             self.timings.seconds.update({name: seconds / len(timings) for name, seconds in one.seconds.items()})
-        return np.concatenate(probabilities), np.concatenate(decibels)
+        return np.concatenate(probabilities)[order], np.concatenate(decibels)[order]
 
     @torch.inference_mode()
-    def _windows(self, iq):
-        timings = Timings()
+    def _windows(self, reads):
+        timings, decibels = Timings(), []
+        # A CPU makes one spectrogram at a time, while the samples are in its cache; a GPU wants them together.
+        size = 1 if self.device.type == "cpu" else len(reads)
+        for first in range(0, len(reads), size):
+            with timings.part("reading"):
+                iq = [read() for read in reads[first : first + size]]
+            with timings.part("front end"):
+                batch = torch.from_numpy(iq[0][None] if size == 1 else np.stack(iq))
+                decibels.append(self.front_end.decibels(batch.to(self.device)))
         with timings.part("front end"):
-            decibels = self.front_end.decibels(torch.from_numpy(iq).to(self.device))
+            decibels = torch.cat(decibels)
             images = self.front_end.from_decibels(decibels)
             self._wait()
         with timings.part("network"):
@@ -139,14 +156,12 @@ class Segmenter:
         starts = list(tiling.first_columns)
         batches = [starts[place : place + size] for place in range(0, len(starts), size)]
         averages = _Averages(tiling.columns)
-        with ThreadPoolExecutor(1) as reader:  # reads the next batch while this one is computed
-            coming = reader.submit(self._read, channels, tiling, batches[0])
+        with ThreadPoolExecutor(1) as ahead:  # computes the next batch while the caller looks at this one
+            coming = ahead.submit(self._planes, channels, tiling, batches[0])
             for number, batch in enumerate(batches):
-                with self.timings.part("reading"):
-                    iq = coming.result()  # (windows * channels, samples)
+                planes = coming.result()
                 if number + 1 < len(batches):
-                    coming = reader.submit(self._read, channels, tiling, batches[number + 1])
-                planes = self._planes(iq, len(channels))
+                    coming = ahead.submit(self._planes, channels, tiling, batches[number + 1])
                 following = [*batch[1:], batches[number + 1][0] if number + 1 < len(batches) else tiling.total]
                 for first_column, plane, until in zip(batch, planes, following, strict=True):
                     done = averages.add(first_column, plane, until)
@@ -160,20 +175,14 @@ class Segmenter:
         window = self.front_end.num_samples(recording.sample_rate_hz)
         return Tiling.over(recording.num_samples, window, self.front_end.image_size[1], overlap)
 
-    @staticmethod
-    def _read(channels, tiling, batch):
-        iq = np.empty((len(batch) * len(channels), tiling.window), np.complex64)
-        for row, (column, channel) in enumerate((column, channel) for column in batch for channel in channels):
-            iq[row] = channel.read(tiling.start(column), tiling.window)
-        return iq
-
-    def _planes(self, iq, num_channels):
+    def _planes(self, channels, tiling, batch):
         """Probabilities and, as the last plane, dB, averaged over channels: float32 [windows, classes + 1, F, T]."""
-        probabilities, decibels = self.windows(iq)
+        reads = [partial(channel.read, tiling.start(column), tiling.window) for column in batch for channel in channels]
+        probabilities, decibels = self.windows(reads)
         planes = np.concatenate([probabilities, decibels[:, None]], axis=1)
-        if num_channels == 1:
+        if len(channels) == 1:
             return planes
-        return planes.reshape(-1, num_channels, *planes.shape[1:]).mean(axis=1)
+        return planes.reshape(-1, len(channels), *planes.shape[1:]).mean(axis=1)
 
     def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
         """A `CarrierFinder` for a stretch tiled with windows of so many samples; an unknown centre frequency, None, is 0."""
@@ -193,7 +202,7 @@ class Segmenter:
         while len(iq := self._next(source, window)):
             if len(iq) >= self.front_end.n_fft:
                 finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), len(iq), limits)
-                finder.add(self.windows(iq[None])[0][0], 0)
+                finder.add(self.windows([lambda iq=iq: iq])[0][0], 0)
                 self.timings.signal_s += len(iq) / sample_rate_hz
                 yield start, len(iq), finder.finish()
             start += len(iq)

@@ -52,18 +52,20 @@ def whole(recording, one, overlap):
     sums, counts = np.zeros((4, 8, tiling.total)), np.zeros(tiling.total)
     for column in tiling.first_columns:
         iq = recording.read(tiling.start(column), tiling.window)
-        probabilities, decibels = one.windows(iq[None])
+        probabilities, decibels = one.windows([lambda iq=iq: iq])
         sums[:3, :, column : column + 16] += probabilities[0]
         sums[3, :, column : column + 16] += decibels[0]
         counts[column : column + 16] += 1
     return sums / counts
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.8])
 @pytest.mark.parametrize("duration_s", [1e-3, 1.03e-3, 12.7e-3, 0.4e-3])
-def test_blocks_are_the_means_of_the_windows_over_each_column(tmp_path, duration_s, overlap):
+def test_blocks_are_the_means_of_the_windows_over_each_column(tmp_path, duration_s, overlap, workers):
     [recording] = open_recording(write_ci16(tmp_path, duration_s=duration_s, sample_rate_hz=1e6))
     one, done = segmenter(), []
+    one.workers = workers
     blocks = list(one.blocks([recording], overlap, done.append))
     expected = whole(recording, one, overlap)
     firsts = np.cumsum([0, *(block[2].shape[1] for block in blocks)])
