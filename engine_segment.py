@@ -138,19 +138,17 @@ class Segmenter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def blocks(self, channels, overlap, progress=None):
+    def blocks(self, channels, tiling, progress=None):
         """A stretch from left to right, each of its columns once.
 
         Args:
             channels: the `Recording`s of a stretch's channels, which see the same band: their probabilities are averaged.
-            overlap: share of a window that the next one covers too; probabilities are averaged there.
+            tiling: of `tiling`; where windows overlap, probabilities are averaged.
             progress: called with the number of samples that are done since the last call.
 
         Yields:
             (first column, probabilities [classes, F, columns], dB [F, columns]), float32.
         """
-        first = channels[0]
-        tiling = self.tiling(first, overlap)
         limit = BATCH_WINDOWS_CPU if self.device.type == "cpu" else BATCH_WINDOWS_ACCELERATOR
         size = max(1, min(limit // len(channels), BATCH_SAMPLES // (tiling.window * len(channels))))
         starts = list(tiling.first_columns)
@@ -169,9 +167,10 @@ class Segmenter:
                     if progress is not None:
                         progress(tiling.start(until) - tiling.start(first_column) if until < tiling.total
                                  else tiling.num_samples - tiling.start(first_column))  # fmt: skip
-        self.timings.signal_s += first.duration_s
+        self.timings.signal_s += channels[0].duration_s
 
     def tiling(self, recording, overlap):
+        """A stretch's `Tiling` in the windows that the model was trained on, which share `overlap` with the next."""
         window = self.front_end.num_samples(recording.sample_rate_hz)
         return Tiling.over(recording.num_samples, window, self.front_end.image_size[1], overlap)
 
@@ -250,8 +249,8 @@ class Overview:
     def add(self, first_column, probabilities, decibels):
         places = (first_column + np.arange(decibels.shape[1])) // self.per_column
         starts = np.flatnonzero(np.diff(places, prepend=-1))
-        planes = np.concatenate([probabilities, decibels[None]])
-        self.sums[..., places[starts]] += np.add.reduceat(planes, starts, axis=2)
+        self.sums[:-1, :, places[starts]] += np.add.reduceat(probabilities, starts, axis=2)
+        self.sums[-1, :, places[starts]] += np.add.reduceat(decibels, starts, axis=1).T  # numpy puts the places first
         self.counts[places[starts]] += np.diff(np.append(starts, len(places)))
 
     @property
@@ -272,23 +271,20 @@ class Truth:
 
     Args:
         recording: any channel of the stretch.
+        finder: the stretch's `CarrierFinder`, whose cells and band these are.
         confusion: a `util.metrics.Confusion`, which gets the cells of every block.
         left_out: a Counter of the labels that were left out.
     """
 
-    def __init__(self, recording, segmenter, window, confusion, left_out):
-        self.class_names, self.confusion = segmenter.class_names, confusion
-        rate, center = recording.sample_rate_hz, recording.center_freq_hz or 0.0
-        self.rows_hz = segmenter.front_end.frequency_axis_hz(rate, center).numpy()
-        self.column_s = window / segmenter.front_end.image_size[1] / rate
-        band = (center - rate / 2, center + rate / 2)
+    def __init__(self, recording, finder, confusion, left_out):
+        self.finder, self.class_names, self.confusion = finder, finder.class_names, confusion
         self._painted = []  # cut to the stretch and its band
         for annotation in recording.annotations or ():
-            carrier = from_annotation(annotation, rate)
+            carrier = from_annotation(annotation, recording.sample_rate_hz)
             if carrier is None or carrier.label not in self.class_names:
                 left_out[carrier.label if carrier else "without frequency edges"] += 1
                 continue
-            low, high = np.clip((carrier.freq_lower_hz, carrier.freq_upper_hz), *band).tolist()
+            low, high = np.clip((carrier.freq_lower_hz, carrier.freq_upper_hz), *finder.band_hz).tolist()
             start, end = max(0.0, carrier.start_s), min(recording.duration_s, carrier.end_s)
             if low < high and start < end:
                 self._painted.append(replace(carrier, start_s=start, duration_s=end - start, freq_lower_hz=low,
@@ -300,7 +296,7 @@ class Truth:
         return [one for one in self._painted if one.label != self.class_names[0]]
 
     def add(self, first_column, probabilities):
-        columns_s = (first_column + np.arange(probabilities.shape[2]) + 0.5) * self.column_s
-        target = paint_cells(self._painted, self.rows_hz, columns_s, self.class_names)
+        columns_s = (first_column + np.arange(probabilities.shape[2]) + 0.5) * self.finder.column_s
+        target = paint_cells(self._painted, self.finder.rows_hz, columns_s, self.class_names)
         pred = probabilities.argmax(axis=0)
         self.confusion.update(torch.from_numpy(pred)[None], torch.from_numpy(target.astype(np.int64))[None])

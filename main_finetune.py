@@ -45,6 +45,7 @@ from util import checkpoint, export
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.distributed import require_single_process
 from util.errors import UserError, reported, warn
+from util.files import atomic_path
 from util.logger import RunLog
 from util.weights import by_module, load_pretrained, read_weights
 
@@ -283,7 +284,7 @@ def summary(every):
 
 
 def write_json(path, content):
-    with checkpoint.atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -45,6 +46,7 @@ from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.errors import UserError, reported, warn
+from util.files import atomic_path, writable_folder
 from util.metrics import Confusion, aligned, table
 from util.plots import labelled_figure
 from util.weights import read_weights
@@ -166,8 +168,8 @@ def label(one, segmenter, args, limits):
                      f"({segmenter.front_end.duration_s * 1e3:g} ms): used whole")  # fmt: skip
             finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, first.num_samples, limits)
             overview = Overview(tiling.total, len(segmenter.class_names), segmenter.front_end.image_size[0])
-            truth = Truth(first, segmenter, tiling.window, confusion, left_out) if args.truth else None
-            for first_column, probabilities, decibels in segmenter.blocks(channels, args.overlap, bar.update):
+            truth = Truth(first, finder, confusion, left_out) if args.truth else None
+            for first_column, probabilities, decibels in segmenter.blocks(channels, tiling, bar.update):
                 with segmenter.timings.part("carriers"):
                     finder.add(probabilities, first_column)
                     overview.add(first_column, probabilities, decibels)
@@ -214,7 +216,7 @@ def write(one, stretches, rows, scores, segmenter, args):
     except OSError as error:
         raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
     if wrong := sigmf_meta.problem(metadata):
-        warn(f"{one.file(META_SUFFIX)}: no valid SigMF, as {one.first.path} is none: {wrong}")
+        warn(f"{one.file(META_SUFFIX)}: no valid SigMF, for what it keeps of {one.first.path}: {wrong}")
     about = {
         "recording": one.first.path.name,
         "weights": Path(args.weights).name,
@@ -231,7 +233,7 @@ def write(one, stretches, rows, scores, segmenter, args):
     caption += f"; the first {len(rows)} of {len(stretches)} stretches" if len(rows) < len(stretches) else ""
     try:
         with contextlib.ExitStack() as stack:  # all are written before any of them gets its name
-            meta, plain, picture = (stack.enter_context(checkpoint.atomic_path(one.file(suffix)))
+            meta, plain, picture = (stack.enter_context(atomic_path(one.file(suffix)))
                                     for suffix in (META_SUFFIX, ".json", ".png"))  # fmt: skip
             labelled_figure(rows, segmenter.class_names, caption).savefig(picture, format="png", dpi=100)
             plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -262,13 +264,18 @@ def show(one, stretches):
 
 
 def label_stream(segmenter, args, limits):
-    """A JSON line for each window of standard input; ends quietly when nobody reads them any more."""
+    """A JSON line for each window of standard input, until it ends, Ctrl-C, or nobody reads them any more."""
     source = IqStream(sys.stdin.buffer, full_datatype("standard input", args.datatype), "standard input")
-    for start, count, carriers in segmenter.stream(source, args.sample_rate, args.center_freq, limits):
-        start_s = start / args.sample_rate
-        line = {"start_s": start_s, "duration_s": count / args.sample_rate,
-                "carriers": [as_json(carrier, start_s) for carrier in carriers]}  # fmt: skip
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+    try:
+        for start, count, carriers in segmenter.stream(source, args.sample_rate, args.center_freq, limits):
+            start_s = start / args.sample_rate
+            line = {"start_s": start_s, "duration_s": count / args.sample_rate,
+                    "carriers": [as_json(carrier, start_s) for carrier in carriers]}  # fmt: skip
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:  # how the air is listened to until it is enough
+        pass
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it again at its end
 
 
 def main(args):
@@ -277,16 +284,16 @@ def main(args):
     keep_freed_memory()
     segmenter = open_segmenter(args, pick_device(args.device))
     if segmenter.device.type == "cpu":
-        segmenter.workers = max(segmenter.workers, torch.get_num_threads())
+        segmenter.workers = torch.get_num_threads()
         torch.set_num_threads(1)
     limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
     started = time.perf_counter()
-    with torch.inference_mode():
-        if STREAM in args.recordings:
-            label_stream(segmenter, args, limits)
-            print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
-            return segmenter.timings
-        recordings = open_recordings(args)
+    if STREAM in args.recordings:
+        label_stream(segmenter, args, limits)
+        print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
+        return segmenter.timings
+    recordings = open_recordings(args)
+    with writable_folder(args.output, f"--output {args.output}"):
         pairs = [pair for one in recordings for pair in label(one, segmenter, args, limits)]
     if args.truth and len(recordings) > 1:
         figures = detection_figures(pairs, segmenter.class_names[1:])

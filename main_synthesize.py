@@ -36,9 +36,10 @@ from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.scene import TEST, TRAINING, VALIDATION, render
 from radio.scene_config import PRESETS
-from util.checkpoint import atomic_path, remove_torn
+from util.checkpoint import remove_torn
 from util.device import keep_freed_memory
 from util.errors import RunError, UserError, reported
+from util.files import atomic_path
 from util.plots import scene_sheet
 
 SPLITS = {"train": TRAINING, "val": VALIDATION, "test": TEST}

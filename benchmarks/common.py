@@ -15,8 +15,8 @@ import torch
 # Python looks for modules beside the script; the project lies above it and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util.checkpoint import atomic_path
 from util.errors import UserError
+from util.files import atomic_path
 
 
 def add_arguments(parser, repeats):

@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 
 import main_finetune
-from util.checkpoint import atomic_path
 from util.errors import UserError, reported
+from util.files import atomic_path
 
 KINDS = {"pretrained": (), "from scratch": (), "random, frozen": ("--train", "head")}
 FIGURES = ("pixel_accuracy", "mean_accuracy", "mean_iou")

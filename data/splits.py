@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from data.sampling import generator
-from util.checkpoint import atomic_path
 from util.errors import UserError
+from util.files import atomic_path
 
 FORMAT = 1
 PARTS = ("train", "val", "test")

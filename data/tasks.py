@@ -20,8 +20,8 @@ from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
 from radio.scene import TEST, TRAINING, VALIDATION
 from radio.spectrogram import Spectrogram
-from util.checkpoint import atomic_path
 from util.errors import UserError
+from util.files import atomic_path
 
 PARTS = ("train", "val", "test")
 KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -401,6 +402,28 @@ def test_a_whole_stream_ends_well(weights, scene, tmp_path):
     assert b"real-time factor" in done.stderr
 
 
+@pytest.mark.parametrize("end", ["reader", "signal"])
+def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
+    """Nobody reads its lines any more, or Ctrl-C: no traceback, exit status 0."""
+    line = [sys.executable, "-c", COMMAND, "-", "--weights", str(weights), "--sample_rate", str(RATE), "--datatype", "ci8",
+            "--device", "cpu"]  # fmt: skip
+    with open("/dev/zero", "rb") as air, subprocess.Popen(
+        line, stdin=air, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process_:  # fmt: skip
+        assert json.loads(process_.stdout.readline())["start_s"] == 0
+        if end == "reader":
+            process_.stdout.close()
+        else:
+            process_.send_signal(signal.SIGINT)
+            process_.stdout.read()
+        said = process_.stderr.read().decode()
+        assert process_.wait(60) == 0, said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    assert "real-time factor" in said
+
+
 # Memory
 
 
@@ -495,6 +518,14 @@ def test_nothing_is_written_over(made, weights, scene, tmp_path, capsys):
     assert segment(weights, tmp_path / "out2", scene) == 2
     assert "expected a free name for a link" in capsys.readouterr().err
     assert (tmp_path / "out2" / "000003.sigmf-data").read_text() == "mine"
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_labelled(weights, scene, tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert segment(weights, tmp_path / "out", scene) == 2
+    captured = capsys.readouterr()
+    assert "out: expected a folder that can be written; File exists" in captured.err
+    assert "carriers" not in captured.out
 
 
 def test_a_full_disk_leaves_no_half_file(weights, scene, tmp_path, capsys):

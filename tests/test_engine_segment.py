@@ -66,7 +66,7 @@ def test_blocks_are_the_means_of_the_windows_over_each_column(tmp_path, duration
     [recording] = open_recording(write_ci16(tmp_path, duration_s=duration_s, sample_rate_hz=1e6))
     one, done = segmenter(), []
     one.workers = workers
-    blocks = list(one.blocks([recording], overlap, done.append))
+    blocks = list(one.blocks([recording], one.tiling(recording, overlap), done.append))
     expected = whole(recording, one, overlap)
     firsts = np.cumsum([0, *(block[2].shape[1] for block in blocks)])
     assert [block[0] for block in blocks] == firsts[:-1].tolist()
@@ -81,8 +81,8 @@ def test_channels_see_one_band_and_are_averaged(tmp_path):
     values = rng.integers(-1000, 1000, (4000, 2, 2)).astype("<i2")
     channels = open_recording(write_sigmf(tmp_path, values.tobytes(), "ci16_le", num_channels=2))
     one = segmenter()
-    both = [block[1] for block in one.blocks(channels, 0.25)]
-    each = [[block[1] for block in one.blocks([channel], 0.25)] for channel in channels]
+    both = [block[1] for block in one.blocks(channels, one.tiling(channels[0], 0.25))]
+    each = [[block[1] for block in one.blocks([channel], one.tiling(channel, 0.25))] for channel in channels]
     for mean, *parts in zip(both, *each, strict=True):
         np.testing.assert_allclose(mean, np.mean(parts, axis=0), atol=1e-6)
 

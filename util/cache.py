@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from util.errors import UserError
+from util.files import atomic_path
 
 
 def home():
@@ -55,12 +56,8 @@ def digests(path, algorithms):
 
 def write_json(path, content):
     """A small file that is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from util.errors import UserError
+from util.files import atomic_path, writable_folder
 
 FORMAT = 1
 LAST = "checkpoint-last.pth"
@@ -18,30 +19,6 @@ KEYS = (
     "model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress",
     "num_samples",
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def atomic_path(path):
-    """A temporary path beside `path`, flushed to disk and renamed to it if the block ends well, removed if not."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder):
-    # A rename is on disk only when its folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(state, folder, completed_epoch=None, keep=0, name=LAST):
@@ -81,22 +58,9 @@ def output_folder(path):
     Raises:
         UserError: it cannot be written.
     """
-    folder = Path(path)
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
+    with writable_folder(path, f"--output_dir {path}") as folder:
         remove_torn(folder)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: expected a folder that can be written; {error.strerror}") from error
-    try:
         yield folder
-    except UserError:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
 
 
 def remove_torn(folder):

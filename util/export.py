@@ -5,7 +5,6 @@ import copy
 import importlib
 import io
 import logging
-import os
 import shlex
 import warnings
 from argparse import BooleanOptionalAction
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 
 from util import convert
-from util.checkpoint import atomic_path
 from util.errors import UserError
+from util.files import atomic_path, writable_folder
 from util.weights import NOT_STATED, header, write_weights
 
 OPSET = 18
@@ -85,21 +84,8 @@ def destination(path):
         return
     if Path(path).is_dir():
         raise UserError(f"--export {path}: expected a file; found a folder")
-    folder = Path(path).parent
-    existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{Path(path).name}.{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--export {path}: expected a file that can be written; {error.strerror}") from error
-    try:
+    with writable_folder(Path(path).parent, f"--export {path}", "a file"):
         yield
-    except UserError:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
 
 
 def command_line(script, parser, flags):

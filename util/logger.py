@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from util.checkpoint import atomic_path
+from util.files import atomic_path
 
 
 class RunLog:

@@ -17,6 +17,7 @@ from util import checkpoint, convert
 from util.convert import ENCODER
 from util.download import resolve
 from util.errors import UserError
+from util.files import atomic_path
 
 FORMAT = "1"
 HOLDS = ("encoder", "mae", "segmentation", "classification")
@@ -81,7 +82,7 @@ def write_weights(path, state_dict, **about):
     head = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)  # tensors begin at a multiple of 8
     try:
-        with checkpoint.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
             file.writelines((len(head).to_bytes(8, "little"), head, memoryview(content)[8 + length :]))
     except OSError as error:
         raise UserError(f"{path}: the weights could not be written: {error.strerror}") from error
