@@ -1,70 +1,254 @@
-"""Checkpoints are whole or absent, and what they refuse they name in a line."""
+"""Checkpoints are whole or passed over, and what they refuse they name in a line."""
 
+import errno
+import io
 import os
 import pickle
+import random
+import shutil
+import zipfile
 
 import pytest
 import torch
+from support import largest_file
 
 from util import checkpoint
 from util.errors import UserError
+from util.weights import read_weights
 
 
-def state(value=0.0):
+def state(value=0.0, step=0):
     dicts = {key: {} for key in ("optimizer", "args", "front_end", "progress")}
     weights = {"weight": torch.full((3,), value)}
-    return dict.fromkeys(checkpoint.KEYS) | dicts | {"model": weights, "format": checkpoint.FORMAT}
+    return dict.fromkeys(checkpoint.KEYS) | dicts | {"model": weights, "format": checkpoint.FORMAT, "step": step}
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def saved(folder, *steps):
+    """Write checkpoints under these names, of these steps, one after the other."""
+    for name, step in steps:
+        checkpoint.save(state(float(step), step), folder, name)
+    return folder
+
+
+def flip(path, position=-200):
+    """Another byte at a position of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x20
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def test_round_trip(tmp_path):
-    checkpoint.save(state(7.0), tmp_path)
+    checkpoint.save(state(7.0, 41), tmp_path)
     assert names(tmp_path) == ["checkpoint-last.pth"]
-    assert torch.equal(checkpoint.load(tmp_path / "checkpoint-last.pth")["model"]["weight"], torch.full((3,), 7.0))
+    path = tmp_path / "checkpoint-last.pth"
+    assert torch.equal(checkpoint.load(path)["model"]["weight"], torch.full((3,), 7.0))
+    assert checkpoint.whole_step(path) == 41
 
 
-def test_epoch_checkpoints_are_numbered_and_pruned(tmp_path):
-    for epoch in range(12):
-        checkpoint.save(state(epoch), tmp_path, epoch, keep=3)
-    # Epoch 10 is newer than 9, though not to a sort of names.
-    assert names(tmp_path) == ["checkpoint-10.pth", "checkpoint-11.pth", "checkpoint-9.pth", "checkpoint-last.pth"]
-    assert checkpoint.newest(tmp_path).name == "checkpoint-last.pth"
-    assert os.path.samefile(tmp_path / "checkpoint-11.pth", tmp_path / "checkpoint-last.pth")
-    (tmp_path / "checkpoint-last.pth").unlink()
+def test_a_checkpoint_is_an_archive_to_every_reader(tmp_path):
+    checkpoint.save(state(7.0, 41), tmp_path, checkpoint.BEST)
+    path = tmp_path / checkpoint.BEST
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert any(name.endswith("data.pkl") for name in archive.namelist())
+        says = archive.comment.decode()
+    assert says.startswith("radio-mae checkpoint save=00000001 step=000000000041 ")
+    assert f" length={size - len(says):016d} " in says
+    for mmap in (False, True):
+        found = torch.load(path, weights_only=True, mmap=mmap)
+        assert torch.equal(found["model"]["weight"], torch.full((3,), 7.0))
+    assert torch.equal(read_weights(path).state_dict["weight"], torch.full((3,), 7.0))
+
+
+def test_any_byte_that_changes_is_noticed(tmp_path):
+    path = saved(tmp_path, (checkpoint.LAST, 3)) / checkpoint.LAST
+    whole = path.read_bytes()
+    end = len(whole) - checkpoint.TRAILER_BYTES
+    rng = random.Random(0)
+    places = {0, end - 22, *range(end - 2, len(whole)), *rng.sample(range(end), 60)}
+    for place in sorted(places):
+        for bit in {1 << rng.randrange(8), 0x20}:  # 0x20: another case of a letter
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            assert checkpoint.whole_step(path) is None, (place, bit)
+            with pytest.raises(UserError, match=r"checkpoint-last\.pth: expected .*; found"):
+                checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.whole_step(path) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "damaged"),
+        (lambda whole: whole[:-1], "no trailer"),
+        (lambda whole: b"", "damaged"),
+        (lambda whole: whole + b"0", "no trailer"),
+        (lambda whole: whole[:200] + whole[300:], r"\d+ bytes of \d+"),
+        (lambda whole: whole[:200] + b"more" + whole[200:], r"\d+ bytes of \d+"),
+        (lambda whole: whole[-checkpoint.TRAILER_BYTES :], r"\d+ bytes of \d+"),
+        (lambda whole: whole[:700] + bytes(100) + whole[800:], "a checksum that differs"),
+    ],
+)
+def test_a_file_of_another_size_or_content_is_refused(tmp_path, damage, found):
+    path = saved(tmp_path, (checkpoint.LAST, 3)) / checkpoint.LAST
+    path.write_bytes(damage(path.read_bytes()))
+    assert checkpoint.whole_step(path) is None
+    with pytest.raises(UserError, match=f"^{path}: expected a whole checkpoint; found .*{found}") as error:
+        checkpoint.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path):
+    path = saved(tmp_path, (checkpoint.LAST, 3)) / checkpoint.LAST
+    content = path.read_bytes()
+    place = content.index(torch.full((3,), 3.0).numpy().tobytes())
+    flip(path, place)
+    assert torch.load(path)["model"]["weight"][0] != 3  # torch does not notice
+    with pytest.raises(UserError, match="expected a file of weights; found a damaged file, with a checksum that differs"):
+        read_weights(path)
+
+
+def test_whole_step_of_what_is_no_file(tmp_path):
+    assert checkpoint.whole_step(tmp_path / "none.pth") is None
+    assert checkpoint.whole_step(tmp_path) is None
+
+
+def test_a_checkpoint_of_the_first_format_is_named_as_such(tmp_path):
+    torch.save(state() | {"format": 1}, tmp_path / "old.pth")
+    with pytest.raises(UserError, match=r"old\.pth: expected checkpoint format 2; found 1$"):
+        checkpoint.load(tmp_path / "old.pth")
+    torch.save(state(), tmp_path / "new.pth")
+    with pytest.raises(UserError, match=r"new\.pth: expected a whole checkpoint; found no trailer"):
+        checkpoint.load(tmp_path / "new.pth")
+
+
+def test_the_newest_is_of_the_latest_save(tmp_path):
+    assert checkpoint.newest(tmp_path) is None
+    assert checkpoint.newest(tmp_path / "none") is None
+    saved(tmp_path, ("checkpoint-9.pth", 90))
+    assert checkpoint.newest(tmp_path).name == "checkpoint-9.pth"
+    saved(tmp_path, ("checkpoint-10.pth", 100))
+    assert checkpoint.newest(tmp_path).name == "checkpoint-10.pth"
+    saved(tmp_path, (checkpoint.PREVIOUS, 101), (checkpoint.LAST, 102), (checkpoint.BEST, 200), ("checkpoint-x.pth", 300))
+    assert checkpoint.newest(tmp_path).name == checkpoint.LAST
+    # A run that went back to an earlier checkpoint: its steps are fewer, its saves later.
+    saved(tmp_path, (checkpoint.LAST, 91))
+    assert checkpoint.newest(tmp_path).name == checkpoint.LAST
+    # One that was killed after the epoch's name and before the last's.
+    saved(tmp_path, ("checkpoint-11.pth", 110))
     assert checkpoint.newest(tmp_path).name == "checkpoint-11.pth"
+    # Two names of one.
+    shutil.copy(tmp_path / "checkpoint-11.pth", tmp_path / checkpoint.LAST)
+    assert checkpoint.newest(tmp_path).name == checkpoint.LAST
 
 
-def test_keep_zero_keeps_all(tmp_path):
-    for epoch in range(5):
-        checkpoint.save(state(), tmp_path, epoch, keep=0)
-    assert len(names(tmp_path)) == 6
+@pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
+def test_damaged_ones_are_passed_over_with_a_warning(tmp_path, capsys, damage):
+    saved(tmp_path, ("checkpoint-1.pth", 10), ("checkpoint-2.pth", 20), (checkpoint.PREVIOUS, 21), (checkpoint.LAST, 22))
+
+    def chosen():
+        name = checkpoint.newest(tmp_path).name
+        warnings = capsys.readouterr().err.splitlines()
+        assert all(line.startswith("warning: ") and f"passed over for {name} of step" in line for line in warnings)
+        return name, [line.split(":")[1].rpartition("/")[2] for line in warnings]
+
+    assert chosen() == (checkpoint.LAST, [])
+    damage(tmp_path / checkpoint.LAST)
+    assert chosen() == (checkpoint.PREVIOUS, [checkpoint.LAST])
+    damage(tmp_path / checkpoint.PREVIOUS)
+    name, passed = chosen()
+    assert name == "checkpoint-2.pth"
+    assert passed[0] == checkpoint.LAST
+    damage(tmp_path / "checkpoint-2.pth")
+    name, passed = chosen()
+    assert name == "checkpoint-1.pth"
+    assert {checkpoint.LAST, "checkpoint-2.pth"} <= set(passed)
 
 
-def test_a_later_step_does_not_change_an_epochs_checkpoint(tmp_path):
-    checkpoint.save(state(1.0), tmp_path, 0)
-    checkpoint.save(state(2.0), tmp_path)
-    assert checkpoint.load(tmp_path / "checkpoint-0.pth")["model"]["weight"][0] == 1
-    assert checkpoint.load(tmp_path / "checkpoint-last.pth")["model"]["weight"][0] == 2
+def test_what_is_older_than_the_chosen_one_is_not_read(tmp_path, capsys, monkeypatch):
+    saved(tmp_path, ("checkpoint-1.pth", 10), ("checkpoint-2.pth", 20), (checkpoint.LAST, 22))
+    for name in ("checkpoint-1.pth", "checkpoint-2.pth"):
+        flip(tmp_path / name)
+    read, examine = [], checkpoint.examine
+    monkeypatch.setattr(checkpoint, "examine", lambda path: (read.append(path.name), examine(path))[1])
+    assert checkpoint.newest(tmp_path).name == checkpoint.LAST
+    assert read == [checkpoint.LAST]
+    assert not capsys.readouterr().err
 
 
-def test_without_hard_links_both_are_written(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no links here")
+def test_without_a_whole_one_there_is_no_newest(tmp_path):
+    saved(tmp_path, ("checkpoint-2.pth", 20), (checkpoint.LAST, 22))
+    flip(tmp_path / "checkpoint-2.pth")
+    cut(tmp_path / checkpoint.LAST)
+    with pytest.raises(UserError, match=f"^{tmp_path}: expected a whole checkpoint; found 2 damaged, the newest "
+                                        f"{checkpoint.LAST} with no trailer"):  # fmt: skip
+        checkpoint.newest(tmp_path)
 
-    monkeypatch.setattr(os, "link", refuse)
-    checkpoint.save(state(3.0), tmp_path, 0)
-    for name in ("checkpoint-0.pth", "checkpoint-last.pth"):
-        assert checkpoint.load(tmp_path / name)["model"]["weight"][0] == 3
+
+def test_a_full_disk_leaves_the_old_one(tmp_path):
+    saved(tmp_path, (checkpoint.LAST, 1))
+    with largest_file(1 << 16), pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: File too"):
+        checkpoint.save(state(step=2) | {"model": {"weight": torch.zeros(1 << 15)}}, tmp_path)
+    assert names(tmp_path) == [checkpoint.LAST]
+    assert checkpoint.whole_step(tmp_path / checkpoint.LAST) == 1
+
+
+def test_an_error_that_passes_is_one_all_the_same(tmp_path, monkeypatch):
+    class Flaky(io.FileIO):
+        failures = 1
+
+        def write(self, data):
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", lambda path, mode: Flaky(path, mode), raising=False)
+    with pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: Input/output error$"):
+        checkpoint.save(state(), tmp_path)
+    assert not names(tmp_path)
+
+
+def test_what_reads_back_as_another_does_not_get_the_name(tmp_path, monkeypatch):
+    saved(tmp_path, (checkpoint.LAST, 1))
+    fsync = os.fsync
+
+    def lose_a_page(descriptor):
+        fsync(descriptor)
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(".tmp"):
+            with open(path, "r+b") as file:
+                file.seek(700)
+                file.write(bytes(50))
+
+    monkeypatch.setattr(os, "fsync", lose_a_page)
+    with pytest.raises(UserError, match="it reads back with a checksum that differs"):
+        checkpoint.save(state(step=2), tmp_path)
+    assert names(tmp_path) == [checkpoint.LAST]
+    assert checkpoint.whole_step(tmp_path / checkpoint.LAST) == 1
+
+
+def test_a_leftover_that_is_another_name_of_a_checkpoint_is_not_written_into(tmp_path):
+    saved(tmp_path, ("checkpoint-0.pth", 1))
+    os.link(tmp_path / "checkpoint-0.pth", tmp_path / f".{checkpoint.LAST}.{os.getpid()}.tmp")
+    saved(tmp_path, (checkpoint.LAST, 2))
+    assert checkpoint.whole_step(tmp_path / "checkpoint-0.pth") == 1
 
 
 def test_a_save_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     checkpoint.save(state(1.0), tmp_path)
 
-    def fail(_, path):
-        path.write_bytes(b"half")
+    def fail(_, file):
+        file.write(b"half")
         raise RuntimeError("no space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
@@ -80,7 +264,7 @@ def test_the_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
     checkpoint.save(state(), tmp_path)
-    assert calls == ["flush", "rename", "flush"]
+    assert calls == ["flush", "flush", "rename", "flush"]
 
 
 def test_torn_files_of_a_killed_process_are_removed(tmp_path):
@@ -97,8 +281,7 @@ class Harmful:
 
 
 def damaged_files(folder):
-    good = folder / "good.pth"
-    torch.save(state(), good)
+    good = saved(folder, ("good.pth", 0)) / "good.pth"
     yield "missing", folder / "none.pth", "no such file"
     truncated = folder / "truncated.pth"
     truncated.write_bytes(good.read_bytes()[:-200])
@@ -126,8 +309,8 @@ def damaged_files(folder):
     torch.save(state() | {"args": [1, 2]}, odd)
     yield "odd", odd, "args is a list"
     later = folder / "later.pth"
-    torch.save(state() | {"format": 99}, later)
-    yield "later", later, "format 1; found 99"
+    checkpoint.save(state() | {"format": 99}, folder, later.name)
+    yield "later", later, "format 2; found 99"
 
 
 def test_what_is_no_checkpoint_is_named_and_never_run(tmp_path, monkeypatch):

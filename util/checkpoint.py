@@ -1,54 +1,162 @@
-"""Checkpoints that are whole or absent, hold tensors and plain values only, and bring a run back exactly."""
+"""Checkpoints that are whole or passed over, hold tensors and plain values only, and bring a run back exactly.
+
+A file is what torch.save writes, a zip archive, and ends with a line that says so as the archive's comment: which save of
+its folder it is, the step, the archive's length and a checksum. Any reader of such archives opens it; only with that line,
+and all of it right, is it a checkpoint.
+"""
 
 import contextlib
 import os
 import pickle
 import re
 import warnings
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.files import atomic_path, writable_folder
 
-FORMAT = 1
+FORMAT = 2  # 1 had no trailer
 LAST = "checkpoint-last.pth"
+PREVIOUS = "checkpoint-previous.pth"
 BEST = "checkpoint-best.pth"
 KEYS = (
     "model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress",
     "num_samples",
 )  # fmt: skip
 
+SAYS = b"radio-mae checkpoint save=%08d step=%012d length=%016d crc32="
+TRAILER = re.compile(rb"(radio-mae checkpoint save=(\d{8}) step=(\d{12}) length=(\d{16}) crc32=)([0-9a-f]{8})")
+TRAILER_BYTES = len(SAYS % (0, 0, 0)) + 8
+COMMENT_LENGTH = TRAILER_BYTES.to_bytes(2, "little")  # the last field of a zip archive before its comment; torch's is zero
+NO_TRAILER = "no trailer: damaged, or of a version before there were any"
+CHUNK_BYTES = 1 << 20
 
-def save(state, folder, completed_epoch=None, keep=0, name=LAST):
-    """Write `checkpoint-last.pth`, or `name`, and after an epoch `checkpoint-<epoch>.pth`, of which the newest `keep` stay.
 
-    Both names are one file on disk where the file system has hard links.
+class Trailer(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    number: int  # of the save in its folder: a run that goes back to an earlier checkpoint has steps twice, saves never
+    step: int
+    length: int  # bytes before the trailer
+    crc32: int  # of them, the comment's length taken as zero, and of the trailer up to here
+    says: bytes  # the trailer up to here
+
+
+class _Summed:
+    """A file for torch.save that sums what goes by; an error is kept, as torch's writer would make another of it."""
+
+    def __init__(self, file):
+        self.file, self.crc32, self.length, self.error = file, 0, 0, None
+
+    def write(self, data):
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self.length += len(data)
+        return len(data)
+
+    def flush(self):
+        pass
+
+
+def write(state, path, number):
+    """Write a checkpoint to the disk and read it back; a file that fails is left to the caller.
 
     Args:
         state: a dict with the keys of `KEYS` and more, tensors and plain values throughout.
-        completed_epoch: index of the epoch that just ended; None in the middle of one.
-        keep: how many epochs' checkpoints to keep; 0 keeps all.
+        number: see `Trailer`.
+
+    Raises:
+        OSError, or RuntimeError of torch's: it could not be written, or reads back as another.
+    """
+    Path(path).unlink(missing_ok=True)  # what a killed process left may be another name of a checkpoint that counts
+    with open(path, "wb") as file:
+        summed = _Summed(file)
+        torch.save(state, summed)
+        if summed.error:
+            raise summed.error
+        says = SAYS % (number, state["step"], summed.length)
+        file.seek(summed.length - len(COMMENT_LENGTH))
+        file.write(COMMENT_LENGTH + says + b"%08x" % zlib.crc32(says, summed.crc32))
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # forget it, to be read back from the disk and not from memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if found := examine(path)[1]:
+        raise OSError(f"it reads back with {found}")
+
+
+def next_number(folder):
+    """Number of the next save into a folder, see `Trailer`."""
+    return 1 + max((found.number for found in map(trailer, checkpoints(folder)) if found), default=0)
+
+
+def save(state, folder, name=LAST):
+    """Write one checkpoint, whole or not at all; for those of a run see `util.saver`.
+
+    Raises:
+        UserError: it could not be written.
     """
     folder = Path(folder)
     try:
-        if completed_epoch is None:
-            with atomic_path(folder / name) as temporary:
-                torch.save(state, temporary)
-            return
-        numbered = folder / f"checkpoint-{completed_epoch}.pth"
-        with atomic_path(numbered) as temporary:
-            torch.save(state, temporary)
-        with atomic_path(folder / LAST) as temporary:
-            try:
-                os.link(numbered, temporary)
-            except OSError:
-                torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        raise UserError(f"{folder}: the checkpoint could not be written: {error}") from error
-    for old in epoch_checkpoints(folder)[: -keep or None] if keep else []:
-        old.unlink()
+        with atomic_path(folder / name) as temporary:
+            write(state, temporary, next_number(folder))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder / name}: the checkpoint could not be written: {reason(error)}") from error
+
+
+def reason(error):
+    """An error of the system or of torch in a line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def trailer(path):
+    """What a file says of itself, a `Trailer`, or None; the rest of it is not looked at."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return _read_trailer(file)
+    return None
+
+
+def _read_trailer(file):
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TRAILER_BYTES))
+    match = TRAILER.fullmatch(file.read(TRAILER_BYTES))
+    return match and Trailer(int(match[2]), int(match[3]), int(match[4]), int(match[5], 16), match[1])
+
+
+def examine(path):
+    """Read all of a file: (its `Trailer` or None, what is wrong with it, "" of a whole checkpoint)."""
+    try:
+        with open(path, "rb") as file:
+            found = _read_trailer(file)
+            if found is None:
+                return None, NO_TRAILER
+            size = file.seek(0, os.SEEK_END)
+            if size != found.length + TRAILER_BYTES:
+                return found, f"{size} bytes of {found.length + TRAILER_BYTES}"
+            file.seek(0)
+            crc32, left = 0, found.length - len(COMMENT_LENGTH)
+            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+                crc32, left = zlib.crc32(chunk, crc32), left - len(chunk)
+            crc32 = zlib.crc32(bytes(len(COMMENT_LENGTH)) + found.says, crc32)
+            if file.read(len(COMMENT_LENGTH)) != COMMENT_LENGTH or crc32 != found.crc32:
+                return found, "a checksum that differs"
+            return found, ""
+    except OSError as error:
+        return None, reason(error)
+
+
+def whole_step(path):
+    """The step of a whole checkpoint, else None."""
+    found, wrong = examine(path)
+    return None if wrong else found.step
 
 
 @contextlib.contextmanager
@@ -75,12 +183,50 @@ def epoch_checkpoints(folder):
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
+def checkpoints(folder):
+    """What a run can resume from, damaged or not: the last, those of epochs from the newest on, the one before the last."""
+    folder = Path(folder)
+    found = (folder / LAST, *reversed(epoch_checkpoints(folder)), folder / PREVIOUS)
+    return [path for path in found if os.path.exists(path)]
+
+
+def search(folder):
+    """The newest whole checkpoint of a folder, by the number of its save; the last is preferred to its other names.
+
+    Returns:
+        its path and its step, or None and None; {path: what is wrong} of the damaged ones that are newer, or may be.
+    """
+    found = checkpoints(folder)
+    said = {path: trailer(path) for path in found}
+    damaged, chosen, step = {}, None, None
+    for path in sorted(filter(said.get, found), key=lambda path: -said[path].number):
+        whole, wrong = examine(path)
+        if not wrong:
+            chosen, step = path, whole.step
+            break
+        damaged[path] = wrong
+    listed_before = found[: found.index(chosen)] if chosen else found
+    damaged |= {path: examine(path)[1] for path in listed_before if not said[path]}
+    return chosen, step, damaged
+
+
 def newest(folder):
-    """The checkpoint that a run in this folder resumes from, or None."""
-    last = Path(folder) / LAST
-    if last.exists():
-        return last
-    return next(reversed(epoch_checkpoints(folder)), None)
+    """The checkpoint that a run in this folder resumes from, or None; warns of damaged ones that it passes over.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    try:
+        chosen, step, damaged = search(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder of checkpoints; {reason(error)}") from error
+    if chosen is None and damaged:
+        first = next(path for path in checkpoints(folder) if path in damaged)
+        raise UserError(f"{folder}: expected a whole checkpoint; found {len(damaged)} damaged, the newest {first.name} with "
+                        f"{damaged[first]}")  # fmt: skip
+    for path, wrong in damaged.items():
+        warn(f"{path}: expected a whole checkpoint; found {wrong}; passed over for {chosen.name} of step {step}")
+    return chosen
 
 
 def read(path, what):
@@ -92,6 +238,19 @@ def read(path, what):
     Raises:
         UserError: the file is missing, damaged or holds pickled objects.
     """
+    _refuse_damaged(path, what)
+    return _read(path, what)
+
+
+def _refuse_damaged(path, what):
+    """Raise for a checkpoint that is not whole; returns what is wrong with a file that says nothing of itself."""
+    found, wrong = examine(path)
+    if found and wrong:
+        raise UserError(f"{path}: expected {what}; found a damaged file, with {wrong}")
+    return wrong
+
+
+def _read(path, what):
     try:
         with warnings.catch_warnings():
             # What torch has to say of a foreign pickle, our error says.
@@ -108,12 +267,13 @@ def read(path, what):
 
 
 def load(path):
-    """Read a checkpoint onto the CPU, without unpickling anything but tensors and plain values.
+    """Read a whole checkpoint onto the CPU, without unpickling anything but tensors and plain values.
 
     Raises:
         UserError: the file is missing, damaged, holds pickled objects, or is not a checkpoint of this project.
     """
-    state = read(path, "a checkpoint")
+    wrong = _refuse_damaged(path, "a whole checkpoint")
+    state = _read(path, "a whole checkpoint")
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else KEYS
     if missing:
         raise UserError(f"{path}: expected a checkpoint to resume from; found a file without {', '.join(missing)}")
@@ -122,6 +282,8 @@ def load(path):
         raise UserError(f"{path}: expected dicts in a checkpoint; {odd[0]} is a {type(state[odd[0]]).__name__}")
     if state["format"] != FORMAT:
         raise UserError(f"{path}: expected checkpoint format {FORMAT}; found {state['format']}")
+    if wrong:
+        raise UserError(f"{path}: expected a whole checkpoint; found {wrong}")
     return state
 
 

@@ -1,0 +1,298 @@
+"""Writing a run's checkpoints while it trains: which stay, and what is said when one cannot be written."""
+
+import contextlib
+import copy
+import itertools
+import mmap
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from util import checkpoint
+from util.checkpoint import BEST, LAST, PREVIOUS, reason
+from util.errors import UserError, warn
+from util.files import atomic_path
+
+ALIGNMENT_BYTES = 64  # a cache line, and a multiple of what any dtype needs
+COPY_THREADS = 4  # one core does not fill a machine's memory bandwidth; more than a few gain nothing
+LARGE_BYTES = 1 << 16
+RESERVE = 1.1  # of the memory asked for: tensors of a few bytes take ALIGNMENT_BYTES
+
+
+class Saver:
+    """Writes the checkpoints of one run into its folder, one at a time, each whole or not at all.
+
+    With `background`, a save copies the state and returns, and a thread writes the copy. A save that fails is warned of, at
+    every try, while an older whole checkpoint is there; else it is raised by the next call. Used as a context, it ends with
+    `close`; an exception that passes through waits for the running write and goes on.
+
+    Args:
+        keep: how many epochs' checkpoints to keep; 0 keeps all.
+
+    Attributes:
+        waited_s, written_s: how long the last save held its caller, and how long its writing took, both in seconds;
+        total_waited_s, total_written_s: the same of all.
+    """
+
+    def __init__(self, folder, keep=0, background=True):
+        self.folder, self.keep, self.background = Path(folder), keep, background
+        self.waited_s = self.written_s = self.total_waited_s = self.total_written_s = 0.0
+        self._copies = HostCopies()
+        self._file_system = None  # where the last save went
+        self._thread = None
+        self._error = None  # to be raised on the caller's thread
+        self._lost = None  # what to say if no later save makes up for one that failed
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.close()
+            return
+        self._wait()
+        if self._error is not None:
+            warn(self._error)
+            self._error = None
+
+    def reserve(self, size_bytes, pinned=False):
+        """Have memory for the copy of a state of about so many bytes before the first save, which else waits for it.
+
+        Args:
+            pinned: whether tensors are on a GPU.
+        """
+        if self.background:
+            self._wait()
+            self._thread = threading.Thread(target=self._reserve, args=(round(size_bytes * RESERVE), pinned))
+            self._thread.start()
+
+    def _reserve(self, size_bytes, pinned):
+        with contextlib.suppress(OSError, RuntimeError, MemoryError, ValueError):  # the first save will see for itself
+            self._copies.reserve(size_bytes, pinned)
+
+    def save(self, state, completed_epoch=None, best=False):
+        """Write `checkpoint-last.pth`, and of the same save what else it is.
+
+        Args:
+            state: see `checkpoint.write`; with `background` it may change as soon as this returns.
+            completed_epoch: index of the epoch that just ended, for `checkpoint-<epoch>.pth`; None in the middle of one.
+            best: whether it is `checkpoint-best.pth` too.
+
+        Raises:
+            UserError: this save (the one before, with `background`) failed, and there is no older whole checkpoint.
+        """
+        started = time.perf_counter()
+        self._wait()
+        self.poll()
+        copied = self._copied(state) if self.background else None
+        if copied is not None:
+            # No daemon: an interpreter that exits lets it finish.
+            self._thread = threading.Thread(target=self._write, args=(copied, completed_epoch, best))
+            self._thread.start()
+        else:
+            self._write(state, completed_epoch, best)
+        self.waited_s = time.perf_counter() - started
+        self.total_waited_s += self.waited_s
+        if copied is None:
+            self.poll()
+
+    def poll(self):
+        """Raise what writing in the background left to raise; does not wait."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self):
+        """Wait for the write that is running.
+
+        Raises:
+            UserError: the last save failed.
+        """
+        self._wait()
+        self.poll()
+        lost, self._lost = self._lost, None
+        if lost:
+            raise UserError(lost)
+
+    def _wait(self):
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _copied(self, state):
+        try:
+            return self._copies.of(state)
+        except (OSError, RuntimeError, MemoryError) as error:
+            copying = f"no memory to copy the state of step {state['step']}: {reason(error)}"
+            warn(f"{self.folder}: {copying}; training waits until it is written")
+            return None
+
+    def _write(self, state, completed_epoch, best):
+        """Write, and leave to `poll` what is to be raised, whatever it is: nobody looks at the end of a thread."""
+        started = time.perf_counter()
+        try:
+            try:
+                self._put(state, completed_epoch, best)
+                self._lost = None
+            except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+                self._report(f"{self.folder}: the checkpoint of step {state['step']} could not be written: {reason(error)}")
+        except BaseException as error:
+            self._error = error
+        self.written_s = time.perf_counter() - started
+        self.total_written_s += self.written_s
+
+    def _report(self, failure):
+        try:
+            older, step, _ = checkpoint.search(self.folder)
+        except OSError:  # the folder itself is out of reach
+            older = None
+        if older is None:
+            raise UserError(f"{failure}; there is no older whole one")
+        self._lost = f"{failure}; the newest whole one is of step {step} ({older.name})"
+        warn(f"{failure}; training goes on, the newest whole one is of step {step} ({older.name})")
+
+    def _put(self, state, completed_epoch, best):
+        file_system = os.stat(self.folder).st_dev
+        if file_system != (self._file_system or file_system) and not checkpoint.checkpoints(self.folder):
+            raise OSError("another file system is there, without the checkpoints so far: was the folder unmounted?")
+        before, _, _ = checkpoint.search(self.folder)
+        names = [BEST] if best else []
+        if completed_epoch is not None:
+            names.append(f"checkpoint-{completed_epoch}.pth")
+        epochs, surplus = self._epochs(names)
+        # The save before stays too, under the name of an epoch or of its own.
+        if before == self.folder / LAST:
+            has_name = any(same(before, path) for path in epochs if path not in surplus)
+        else:
+            has_name = before in epochs
+        with contextlib.ExitStack() as renames:  # the last to be entered is the first to be renamed
+            if before == self.folder / LAST and not has_name:
+                link_or_copy(before, renames.enter_context(atomic_path(self.folder / PREVIOUS)))
+            temporary = renames.enter_context(atomic_path(self.folder / LAST))
+            checkpoint.write(state, temporary, checkpoint.next_number(self.folder))
+            for name in names:
+                with atomic_path(self.folder / name) as named:
+                    link_or_copy(temporary, named)
+        self._file_system = file_system
+        try:
+            for path in surplus:
+                if path != before:
+                    path.unlink()
+            if has_name:
+                (self.folder / PREVIOUS).unlink(missing_ok=True)
+        except OSError as error:
+            warn(f"{self.folder}: an old checkpoint could not be removed: {reason(error)}")
+
+    def _epochs(self, names):
+        """Checkpoints of epochs that a save under `names` leaves alone, and which of them are more than `keep` with it."""
+        found = [path for path in checkpoint.epoch_checkpoints(self.folder) if path.name not in names]
+        said = {path: checkpoint.trailer(path) for path in found}
+        found.sort(key=lambda path: said[path].number if said[path] else -1)
+        surplus = len(found) + len(set(names) - {BEST}) - self.keep
+        return found, found[: max(0, surplus)] if self.keep else []
+
+
+def link_or_copy(whole, path):
+    """Give a whole checkpoint another name, by a copy where the file system has no hard links."""
+    path.unlink(missing_ok=True)  # what a killed process left may be another name of a checkpoint that counts
+    try:
+        os.link(whole, path)
+    except OSError:
+        shutil.copyfile(whole, path)
+        if wrong := checkpoint.examine(path)[1]:
+            raise OSError(f"a copy reads back with {wrong}") from None
+
+
+def same(whole, other):
+    """Whether a checkpoint is one with a whole one, or its whole copy."""
+    if checkpoint.trailer(whole) != checkpoint.trailer(other):
+        return False
+    return os.path.samefile(whole, other) or not checkpoint.examine(other)[1]
+
+
+class HostCopies:
+    """Copies of tensors, in host memory that is kept from one to the next: fresh pages cost more than the copying."""
+
+    def __init__(self):
+        self._memory, self._pinned = np.empty(0, np.uint8), False
+        self._layout, self._places = [], []  # dtype and shape of every tensor, and where its copy goes
+
+    @torch.no_grad()
+    def of(self, state):
+        """A deep copy of nested dicts, lists and tuples with every tensor on the CPU, until the next call overwrites it."""
+        tensors = list({id(tensor): tensor for tensor in _tensors(state)}.values())
+        self._lay_out(tensors)
+        large = []
+        for tensor, place in zip(tensors, self._places, strict=True):
+            if tensor.device.type == "cpu" and tensor.nbytes >= LARGE_BYTES:
+                large.append((place, tensor))
+            else:
+                place.copy_(tensor, non_blocking=True)
+        _copy(large)
+        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+            torch.cuda.synchronize(device)
+        return copy.deepcopy(state, {id(tensor): place for tensor, place in zip(tensors, self._places, strict=True)})
+
+    def _lay_out(self, tensors):
+        layout = [(tensor.dtype, tensor.shape) for tensor in tensors]
+        sizes = [-(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for tensor in tensors]
+        if self.reserve(sum(sizes), any(tensor.is_cuda for tensor in tensors)) or layout != self._layout:
+            starts = itertools.accumulate(sizes, initial=0)
+            self._layout, self._places = layout, list(map(self._place, tensors, starts))
+
+    def _place(self, tensor, start):
+        """An uninitialised tensor, as a storage of its own, as torch.save writes whole storages."""
+        if not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
+
+    def reserve(self, size_bytes, pinned):
+        """Have so much memory, page-locked for a GPU if `pinned`; returns whether it is new."""
+        if size_bytes <= self._memory.nbytes and pinned == self._pinned:
+            return False
+        self._memory, self._places = np.empty(0, np.uint8), []  # let go of the old before there is a new one
+        if pinned:
+            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+        else:
+            pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # Huge pages are there sooner. Shared with a process that loads data, each would be copied when it is written.
+            for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
+                with contextlib.suppress(AttributeError, OSError):  # Linux has them, if its kernel was built so
+                    pages.madvise(getattr(mmap, advice))
+            self._memory = np.frombuffer(pages, np.uint8)
+            self._memory[:: mmap.PAGESIZE] = 0
+        self._pinned = pinned
+        return True
+
+
+def _tensors(value):
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _copy(pairs):
+    """Copy tensors, each by one of several threads: torch's own wait for one another after every tensor."""
+    left = iter(pairs)
+
+    def work():
+        for place, tensor in left:
+            _as_bytes(place)[:] = _as_bytes(tensor)
+
+    helpers = [threading.Thread(target=work) for _ in range(min(COPY_THREADS, torch.get_num_threads()) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+
+
+def _as_bytes(tensor):
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
