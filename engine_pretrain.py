@@ -9,8 +9,9 @@ from einops import repeat
 
 from data.sampling import to_images
 from models_mae import patch_statistics
-from util.errors import RunError
-from util.logger import Stopwatch, peak_memory_bytes, report_step
+from util import distributed, parallel
+from util.errors import RunError, StoppedError
+from util.logger import Stopwatch, peak_memory_bytes, report_steps
 from util.lr_sched import half_cosine, set_lr
 
 PRINT_EVERY_STEPS = 20
@@ -20,176 +21,257 @@ PRINT_EVERY_STEPS = 20
 class Progress:
     """Where a run is, and what it has seen of the current epoch; saved and restored with its checkpoints.
 
-    `step` counts optimizer steps since the start of the run.
+    `step` counts optimizer steps since the start of the run, `epoch_step` those of the current epoch. `loss_sum` and
+    `weight` are of all processes.
     """
 
     step: int = 0
+    epoch_step: int = 0
     loss_sum: float = 0.0
-    samples: int = 0
+    weight: float = 0.0
 
     def start_epoch(self):
-        self.loss_sum, self.samples = 0.0, 0
+        self.epoch_step, self.loss_sum, self.weight = 0, 0.0, 0.0
+
+
+@dataclass
+class Step:
+    """What an optimizer step came to: mean loss, learning rate, norm of the gradient; `weight` of the loss in means."""
+
+    number: int
+    loss: float
+    weight: float
+    lr: float
+    grad_norm: float
 
 
 @dataclass
 class LossTrace:
     """Losses and gradient norms left on the device until somebody asks, so that the device is not made to wait.
 
-    `entries` are (step, epoch, sample indices, loss, gradient norm or None). A scaler meets infinite gradients by design
-    and skips their steps: with `norms_may_overflow` they are no error.
+    `entries` are (step, epoch, sample indices, sum of the losses, weight of the sum, learning rate, gradient norm or None),
+    the last of a step with its norm. A scaler meets infinite gradients by design and skips their steps: with
+    `norms_may_overflow` they are no error.
     """
 
     dataset: object
     norms_may_overflow: bool
     entries: list = field(default_factory=list)
 
-    def add(self, step, epoch, index, loss, grad_norm):
-        self.entries.append((step, epoch, index, loss, grad_norm))
+    def add(self, step, epoch, index, loss_sum, weight, lr, grad_norm=None):
+        self.entries.append((step, epoch, index, loss_sum, weight, lr, grad_norm))
 
     def read(self, progress):
-        """Bring the losses to the host and add them to the epoch's: (mean loss, last gradient norm) since the last read.
+        """Bring the losses to the host, sum them over all processes and add them to the epoch's.
+
+        Returns:
+            A list of `Step` since the last read.
 
         Raises:
-            RunError: a loss or a gradient norm was not finite; names the step and its samples.
+            RunError: a loss or a gradient norm was not finite; names the step and its samples. On all processes alike.
         """
         if not self.entries:
-            return math.nan, math.nan
-        zero = torch.zeros_like(self.entries[0][3])
+            return []
+        zero = torch.zeros_like(self.entries[0][3], dtype=torch.float64)
         table = torch.stack([
-            torch.stack([loss, zero if norm is None else norm.to(zero.dtype)]) for *_, loss, norm in self.entries
-        ]).tolist()
-        for (step, epoch, index, _, _), (loss, grad_norm) in zip(self.entries, table, strict=True):
-            if not (math.isfinite(loss) and (math.isfinite(grad_norm) or self.norms_may_overflow)):
-                what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {grad_norm}"
-                named = self._named(epoch, index)
-                raise RunError(f"{what} at step {step} of epoch {epoch}, expected a finite number; samples {named}")
-        counts = [len(index) for _, _, index, _, _ in self.entries]
-        total = sum(count * loss for count, (loss, _) in zip(counts, table, strict=True))
-        norms = [row[1] for row, entry in zip(table, self.entries, strict=True) if entry[4] is not None]
+            torch.stack([loss.double(), zero + weight, zero if norm is None else norm.double()])
+            for *_, loss, weight, _, norm in self.entries
+        ])  # fmt: skip
+        own = table[:, 0].tolist()
+        sums = distributed.total(table[:, :2].flatten().tolist())
+        steps = []
+        for place, (entry, norm) in enumerate(zip(self.entries, table[:, 2].tolist(), strict=True)):
+            number, epoch, index, _, _, lr, has_norm = entry
+            loss, weight = sums[2 * place : 2 * place + 2]
+            if not (math.isfinite(loss) and (math.isfinite(norm) or self.norms_may_overflow)):
+                what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+                mine = self._named(epoch, index) if math.isfinite(loss) or not math.isfinite(own[place]) else []
+                named = [name for names in distributed.gathered(mine) for name in names]
+                more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+                raise RunError(f"{what} at step {number} of epoch {epoch}, expected a finite number; samples "
+                               f"{', '.join(named[:8])}{more}")  # fmt: skip
+            if not steps or steps[-1].number != number + 1:
+                steps.append(Step(number + 1, 0.0, 0.0, lr, math.nan))
+            step = steps[-1]
+            step.loss = (step.loss * step.weight + loss) / ((step.weight + weight) or 1.0)
+            step.weight += weight
+            step.grad_norm = norm if has_norm is not None else step.grad_norm
+            progress.loss_sum += loss
+            progress.weight += weight
         self.entries = []
-        progress.loss_sum += total
-        progress.samples += sum(counts)
-        return total / sum(counts), norms[-1] if norms else math.nan
+        return steps
 
     def _named(self, epoch, index):
         named = []
-        for sample in index.tolist()[:8]:
+        for sample in index.tolist():
             about = self.dataset.describe(epoch, sample)
             at = f" at {about['start_s'] * 1e3:.3f} ms" if "start_s" in about else ""
             named.append(f"{sample} ({about['name']}{at})")
-        return ", ".join(named) + (f" and {len(index) - 8} more" if len(index) > 8 else "")
+        return named
 
 
-def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast, save):
+class Reporter:
+    """What training says of itself while an epoch runs; see `util.logger.report_steps`.
+
+    Rates are of all processes together, the share of waiting is their mean, and the memory that of the largest.
+    """
+
+    def __init__(self, trace, progress, log, device, steps_per_epoch, epochs):
+        self.trace, self.progress, self.log, self.device = trace, progress, log, device
+        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
+        self.images = 0
+        self._first_step = progress.epoch_step
+        self._lap, self._whole = Stopwatch(), Stopwatch()
+        self._since_print = []
+        self._waited = self._counted = 0
+
+    def batches(self, loader):
+        return self._lap.batches(loader)
+
+    def read(self):
+        """Bring all losses so far to the log."""
+        steps = self.trace.read(self.progress)
+        self.log.steps(steps)
+        self._since_print += steps
+
+    def after_step(self, epoch):
+        step = self.progress.epoch_step
+        if step % PRINT_EVERY_STEPS and step != self.steps_per_epoch:
+            return
+        self.read()
+        self._lap.images, self._counted = self.images - self._counted, self.images
+        self._waited += self._lap.waited
+        _, images_per_s, data_wait = self._lap.read()
+        images_per_s, data_wait = distributed.total([images_per_s, data_wait / distributed.world_size()])
+        memory = distributed.greatest(peak_memory_bytes(self.device))
+        left = (self.epochs - epoch) * self.steps_per_epoch - step
+        eta_s = left * self._whole.read()[0] / (step - self._first_step)
+        where = f"epoch {epoch}/{self.epochs} step {step}/{self.steps_per_epoch}"
+        report_steps(self.log, self._since_print, where, eta_s, images_per_s, data_wait, memory)
+        self._since_print = []
+        self._lap.lap()
+
+    def epoch_stats(self, lr):
+        seconds = self._whole.read()[0]
+        images, waited = distributed.total([self.images, self._waited / distributed.world_size()])
+        return {
+            "train_loss": self.progress.loss_sum / self.progress.weight,
+            "lr": lr,
+            "images_per_s": round(images / seconds, 2),
+            "data_wait": round(waited / seconds, 4),
+            "memory_bytes": distributed.greatest(peak_memory_bytes(self.device)),
+            "seconds": round(seconds, 2),
+        }
+
+
+def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast, save, stop):
     """Train from the loader's first batch to the end of the epoch.
 
-    A group of `accum_iter` batches makes a step, a smaller one at the end of the epoch too. Every sample of a group weighs
-    the same, so that the step is the one that a batch of the group's size would give.
+    A group of `accum_iter` batches of each process makes a step, a smaller one at the end of the epoch too. Every sample of
+    a group weighs the same, so that the step is the one that a single batch of the group's size would give.
 
     Args:
+        model: as `util.parallel.spread` returned it.
         loader: of `data.sampling.make_loader`; its batch sampler says where in the epoch to start.
         progress: a `Progress`, counted on.
         autocast: makes the context of mixed precision.
         save: called after every `args.save_every_steps` steps but the epoch's last.
+        stop: a `util.distributed.StopSignal`.
 
     Returns:
         dict of the epoch's statistics, for log.txt and TensorBoard.
 
     Raises:
         RunError: a loss or gradient that is not finite.
+        StoppedError: a signal asked for it; the step before is whole, and is to be saved.
     """
     model.train()
     batches = loader.batch_sampler
-    num_batches, first_batch = len(batches), batches.first_batch
+    num_batches = len(batches)
     steps_per_epoch = math.ceil(num_batches / args.accum_iter)
-    trace = LossTrace(loader.dataset, norms_may_overflow=scaler.is_enabled())
-    watch, whole = Stopwatch(), Stopwatch()
-    waited = 0.0
+    reporter = Reporter(LossTrace(loader.dataset, scaler.is_enabled()), progress, log, device, steps_per_epoch, args.epochs)
+    processes = distributed.world_size()
 
-    for number, batch in enumerate(watch.batches(loader), start=first_batch):
+    for number, batch in enumerate(reporter.batches(loader), start=batches.first_batch):
         # start a group of accumulated batches
         if number % args.accum_iter == 0:
-            lr = half_cosine(epoch + number / num_batches, args.lr, args.min_lr, args.warmup_epochs, args.epochs)
+            lr = rate(args, epoch, progress.epoch_step, steps_per_epoch)
             set_lr(optimizer, lr)
             optimizer.zero_grad(set_to_none=True)
-            group_samples = min(args.accum_iter * args.batch_size, batches.num_samples - number * args.batch_size)
+            group_samples = min(args.accum_iter * batches.together, batches.num_samples - number * batches.together)
+        ends_group = (number + 1) % args.accum_iter == 0 or number + 1 == num_batches
+        if ends_group:
+            stop.ask()
 
         # front end and mask on the training device
         images = to_images(batch["parts"], front_end, device)
         noise = batch["noise"].to(device, non_blocking=True)
+        real = batches.real(number)
 
-        # forward and backward
-        with autocast():
-            loss, _, _ = model(images, args.mask_ratio, noise)
-        scaler.scale(loss * (len(images) / group_samples)).backward()
-        watch.images += len(images)
-        whole.images += len(images)
-        ends_group = (number + 1) % args.accum_iter == 0 or number + 1 == num_batches
+        # forward and backward; torch takes the mean over the processes
+        with parallel.exchange(model, ends_group):
+            with autocast():
+                loss, _, _ = model(images, args.mask_ratio, noise)
+            scaler.scale(loss * (real * processes / group_samples)).backward()
+        reporter.images += real
         if not ends_group:
-            trace.add(progress.step, epoch, batch["index"], loss.detach(), None)
+            reporter.trace.add(progress.step, epoch, batch["index"], loss.detach() * real, real, lr)
             continue
 
         # step
         scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad or math.inf)
+        grad_norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad or math.inf))
         scaler.step(optimizer)
         scaler.update()
-        trace.add(progress.step, epoch, batch["index"], loss.detach(), grad_norm)
+        reporter.trace.add(progress.step, epoch, batch["index"], loss.detach() * real, real, lr, grad_norm)
         progress.step += 1
+        progress.epoch_step += 1
 
-        # report
-        step_in_epoch = number // args.accum_iter + 1
-        if step_in_epoch % PRINT_EVERY_STEPS == 0 or step_in_epoch == steps_per_epoch:
-            mean_loss, norm = trace.read(progress)
-            seconds, images_per_s, data_wait = watch.read()
-            waited += watch.waited
-            steps_left = (args.epochs - epoch) * steps_per_epoch - step_in_epoch
-            steps_done = step_in_epoch - first_batch // args.accum_iter
-            eta_s = steps_left * whole.read()[0] / steps_done
-            where = f"epoch {epoch}/{args.epochs} step {step_in_epoch}/{steps_per_epoch}"
-            memory = peak_memory_bytes(device)
-            report_step(log, progress.step, where, eta_s, mean_loss, lr, norm, images_per_s, data_wait, memory)
-            watch.lap()
-        # After an epoch's last step its checkpoint waits for the evaluation.
-        ends_epoch = step_in_epoch == steps_per_epoch
-        if args.save_every_steps and progress.step % args.save_every_steps == 0 and not ends_epoch:
-            trace.read(progress)
+        # report and save; after an epoch's last step its checkpoint waits for the evaluation
+        reporter.after_step(epoch)
+        if name := stop.answer():
+            reporter.read()
+            raise StoppedError(f"{name} after step {progress.step}")
+        if args.save_every_steps and progress.step % args.save_every_steps == 0 and progress.epoch_step < steps_per_epoch:
+            reporter.read()
             save()
+    return reporter.epoch_stats(rate(args, epoch, steps_per_epoch - 1, steps_per_epoch))
 
-    seconds, images_per_s, _ = whole.read()
-    return {
-        "train_loss": progress.loss_sum / progress.samples,
-        "lr": lr,
-        "images_per_s": round(images_per_s, 2),
-        "data_wait": round(waited / seconds, 4),
-        "memory_bytes": peak_memory_bytes(device),
-        "seconds": round(seconds, 2),
-    }
+
+def rate(args, epoch, epoch_step, steps_per_epoch):
+    return half_cosine(epoch + epoch_step / steps_per_epoch, args.lr, args.min_lr, args.warmup_epochs, args.epochs)
 
 
 @torch.no_grad()
-def evaluate(model, front_end, loader, device, mask_ratio, autocast):
+def evaluate(model, front_end, loader, device, mask_ratio, autocast, stop):
     """Loss over all held-out samples under their fixed masks, and that of predicting each image's mean.
 
     Returns:
-        dict of `val_loss`, `val_mean_loss`, `val_samples`, `val_seconds`.
+        dict of `val_loss`, `val_mean_loss`, `val_samples`, `val_seconds`, of all processes.
+
+    Raises:
+        StoppedError: a signal asked for it.
     """
     model.eval()
     started = time.perf_counter()
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     samples = 0
-    for batch in loader:
+    for number, batch in enumerate(loader):
+        stop.ask()
         images = to_images(batch["parts"], front_end, device)
         noise = batch["noise"].to(device, non_blocking=True)
         with autocast():
             loss, _, mask = model(images, mask_ratio, noise)
-        sums += len(images) * torch.stack([loss.float(), model.mean_loss(images, mask)]).double()
-        samples += len(images)
-    loss, mean_loss = (sums / samples).tolist()
+        real = loader.batch_sampler.real(number)
+        sums += real * torch.stack([loss.float(), model.mean_loss(images, mask)]).double()
+        samples += real
+        if name := stop.answer():
+            raise StoppedError(f"{name} while evaluating")
+    loss, mean_loss, samples = distributed.total([*sums.tolist(), samples])
     return {
-        "val_loss": loss,
-        "val_mean_loss": mean_loss,
-        "val_samples": samples,
+        "val_loss": loss / samples,
+        "val_mean_loss": mean_loss / samples,
+        "val_samples": round(samples),
         "val_seconds": round(time.perf_counter() - started, 2),
     }
 

@@ -12,7 +12,10 @@
     python main_finetune.py --task sensing --finetune checkpoint.pth --data_path NTU-Fi_HAR
     python main_finetune.py --task classification --finetune checkpoint.pth --data_path folders
 
-    # go on with a run that was stopped: the same command and its checkpoint
+    # eight GPUs
+    torchrun --nproc_per_node=8 main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
+
+    # go on with a run that was stopped: the same command, or from its checkpoint with other flags
     python main_finetune.py --task segmentation --data_path scenes ... --resume output_finetune/checkpoint-last.pth
 
     # evaluate only
@@ -25,10 +28,9 @@
 """
 
 import argparse
+import contextlib
 import copy
 import json
-import math
-import os
 import statistics
 import time
 from pathlib import Path
@@ -40,21 +42,22 @@ import models_vit
 from data import registry, tasks
 from data.labelled import Part
 from data.splits import fewer_labels
-from engine_finetune import MEANS, evaluate, groupings, loader_of, report, train
-from util import checkpoint, export
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
-from util.distributed import require_single_process
+from engine_evaluate import MEANS, evaluate, groupings, report
+from engine_finetune import loader_of, train
+from util import checkpoint, distributed, export, parallel, resume
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp
 from util.errors import UserError, reported, warn
 from util.files import atomic_path
-from util.logger import RunLog
+from util.logger import NoLog, RunLog
 from util.weights import by_module, load_pretrained, read_weights
 
 RESULTS = "results.json"
 # What a run may have otherwise than the one that it resumes: where things are and how fast they come (what comes of the
 # front end's flags is compared itself), and, with a warning, how it learns. Nothing else.
 FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
-              "input_size", "n_fft", "window_ms", "export", "licence"}  # fmt: skip
-LEARNING_FLAGS = {"data_path", "epochs", "batch_size", "accum_iter", "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
+              "input_size", "n_fft", "window_ms", "export", "licence", "async_save", "save_every_steps",
+              *distributed.FLAGS}  # fmt: skip
+LEARNING_FLAGS = {"data_path", "epochs", *resume.BATCH_FLAGS, "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
                   "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
 MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool"}
 DIVIDING_FLAGS = {"seed", "val_fraction", "test_fraction", "split_by", "test_groups", "protocol", "split"}
@@ -83,10 +86,10 @@ def get_args_parser():
     model.add_argument("--drop_path", type=float, default=0.1)
 
     training = parser.add_argument_group("training (where not given: as the model's published recipe has it)")
-    training.add_argument("--batch_size", type=int, help="64; DeepLabV3 4")
+    training.add_argument("--batch_size", type=int, help="samples of a process at a time: 64; DeepLabV3 4")
     training.add_argument("--epochs", type=int, default=50)
     training.add_argument("--accum_iter", type=int, default=1, help="batches to a step")
-    training.add_argument("--lr", type=float, help="learning rate; blr * batch_size * accum_iter / 256; DeepLabV3 0.02")
+    training.add_argument("--lr", type=float, help="learning rate; blr * samples of a step / 256; DeepLabV3 0.02")
     training.add_argument("--blr", type=float, default=1e-3, help="base learning rate")
     training.add_argument("--layer_decay", type=float, help="0.75; from scratch 1, as no layer has anything to keep")
     training.add_argument("--min_lr", type=float, default=1e-6)
@@ -105,13 +108,19 @@ def get_args_parser():
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="./output_finetune", help="checkpoints, log.txt, results.json, pictures")
     run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
-    run.add_argument("--resume", default="", metavar="PATH", help="checkpoint of this command: go on with it, or --eval it")
+    run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
+                     help="checkpoint of this command, to go on with or to --eval; auto: that of the output folder, if "
+                          "there is one; none: start anew in an empty one")
+    run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
+    run.add_argument("--async_save", action=argparse.BooleanOptionalAction, default=True,
+                     help="write checkpoints while training goes on")
     run.add_argument("--val_every", type=int, default=1, help="epochs from a validation and checkpoint to the next")
     run.add_argument("--eval", action="store_true", help="evaluate --resume on the test part, and nothing else")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
-    run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
+    run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
+    distributed.add_arguments(run)
     export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it; .onnx")
     return parser
 
@@ -125,13 +134,11 @@ def check_args(args):
             setattr(args, name, recipe[name])
     if args.layer_decay is None:
         args.layer_decay = 0.75 if args.finetune else 1.0
-    if args.lr is None:
-        args.lr = args.blr * args.batch_size * args.accum_iter / 256
     least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "lr": 0, "blr": 0, "min_lr": 0, "warmup_epochs": 0, "seed": 0,
              "seeds": 1, "weight_decay": 0, "num_workers": 0, "head_depth": 1, "mixup": 0, "cutmix": 0, "smoothing": 0,
-             "scenes": 1, "val_every": 1}  # fmt: skip
+             "scenes": 1, "val_every": 1, "save_every_steps": 0}  # fmt: skip
     for name, low in least.items():
-        if not getattr(args, name) >= low:
+        if getattr(args, name) is not None and not getattr(args, name) >= low:
             raise UserError(f"--{name}: expected at least {low}; found {getattr(args, name)}")
     for name in ("val_fraction", "test_fraction", "drop_path", "smoothing"):
         if not 0 <= getattr(args, name) < 1:
@@ -142,9 +149,10 @@ def check_args(args):
         raise UserError(f"--clip_grad: expected a positive number; found {args.clip_grad}")
     if not 0 < args.layer_decay <= 1:
         raise UserError(f"--layer_decay: expected a factor above 0, up to 1; found {args.layer_decay}")
-    if args.eval and not args.resume:
+    named = args.resume not in ("auto", "none")
+    if args.eval and not named:
         raise UserError("--eval: expected --resume CHECKPOINT, what to evaluate; found none")
-    if args.resume and args.seeds > 1:
+    if named and args.seeds > 1:
         raise UserError(f"--seeds: expected one run, --seed, with --resume; found {args.seeds}")
     if args.export and args.seeds > 1:
         raise UserError(f"--export: expected one run, --seeds 1; found {args.seeds}")
@@ -156,6 +164,8 @@ def check_args(args):
     if deeplab and (args.task != "segmentation" or args.finetune):
         raise UserError(f"--model {args.model}: expected --task segmentation, and no --finetune; found "
                         f"{args.task} {args.finetune}".rstrip())  # fmt: skip
+    if deeplab and args.shard:
+        raise UserError(f"--shard: expected a Vision Transformer; found {args.model}")
     if deeplab and args.batch_size < 2:
         raise UserError(f"--batch_size: expected at least 2 for {args.model}; found {args.batch_size}")
     if args.labels_per_class is not None and (args.labels_per_class < 1 or tasks.HEADS[args.task] != "classification"):
@@ -164,11 +174,11 @@ def check_args(args):
         raise UserError(f"--mixup, --cutmix: expected a task that classifies samples; found {args.task}")
 
 
-def open_data(args, saved, weights, device):
+def open_data(args, path, saved, weights, device):
     """The labelled data with the front end of the checkpoint or the pretrained weights, and as many labels as asked for."""
     data = tasks.open_labelled(args, saved["front_end"] if saved else weights and weights.front_end, device.type != "cpu")
     if saved and saved["classes"] != data.class_names:
-        raise UserError(f"{args.resume}: expected a model of the classes {data.class_names}; found {saved['classes']}")
+        raise UserError(f"{path}: expected a model of the classes {data.class_names}; found {saved['classes']}")
     if args.label_fraction < 1 or args.labels_per_class:
         part = data.parts["train"]
         targets = list(part.targets()) if tasks.HEADS[args.task] == "classification" else None
@@ -200,64 +210,79 @@ def build_model(args, data, weights):
     return model
 
 
-def check_resumed(args, saved):
+def check_resumed(args, flags, path, saved):
     """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the same.
 
-    With --split the division is what that file says. Checkpoints of older versions lack flags that came later.
+    A run that goes on by itself is to have all its flags; one that was named may learn otherwise, with a warning. With
+    --split the division is what that file says. Checkpoints of older versions lack flags that came later.
     """
     theirs = saved["args"]
     if "best_epoch" not in saved:
-        raise UserError(f"{args.resume}: expected a checkpoint of main_finetune.py; found one of another command")
-    found = {name: (theirs[name], value) for name, value in vars(args).items() if theirs.get(name, value) != value}
-    fixed = MODEL_FLAGS | DIVIDING_FLAGS if args.eval else vars(args).keys() - FREE_FLAGS - LEARNING_FLAGS
+        raise UserError(f"{path}: expected a checkpoint of main_finetune.py; found one of another command")
+    batch = resume.effective_batch(args)
+    changed = resume.differences(saved, flags, FREE_FLAGS, batch)
+    if args.resume == "auto" and changed:
+        raise UserError(f"{path}: expected the flags of the run to resume; found {'; '.join(changed)} (give --resume {path} "
+                        "to go on with the new ones, or another --output_dir)")
+    found = {name: (theirs[name], value) for name, value in flags.items() if theirs.get(name, value) != value}
+    fixed = MODEL_FLAGS | DIVIDING_FLAGS if args.eval else flags.keys() - FREE_FLAGS - LEARNING_FLAGS
     if args.split:
         fixed = fixed - DIVIDING_FLAGS | (set() if args.eval else {"seed"})
     for name in sorted(fixed & found.keys()):
         there, here = found[name]
-        raise UserError(f"--{name}: expected {there}, as the run of {args.resume} has it; found {here}")
-    changed = sorted((LEARNING_FLAGS & found.keys()) - {"data_path"})
+        raise UserError(f"--{name}: expected {there}, as the run of {path} has it; found {here}")
+    changed = resume.differences(saved, {name: flags[name] for name in LEARNING_FLAGS - {"data_path"}}, (), batch)
     if changed and not args.eval:
-        warn(f"resuming {args.resume} with other flags: "
-             + "; ".join(f"--{name} {found[name][0]} there, {found[name][1]} here" for name in changed))  # fmt: skip
+        warn(f"resuming {path} with other flags: {'; '.join(sorted(changed))}")
 
 
-def run(args, folder):
+def run(args, folder, device, stop):
     """Train and test, or evaluate, one seed: the figures of the test part."""
     started = time.perf_counter()
-    device = pick_device(args.device)
     args.amp = pick_amp(args.amp, device)
     autocast, scaler = mixed_precision(args.amp, device)
     torch.manual_seed(args.seed)
-    saved = checkpoint.load(args.resume) if args.resume else None
+    path, saved = resume.find(args.resume, folder)
+    flags = vars(args).copy()
+    if saved and not args.eval:
+        resume.keep_effective_batch(args, saved)
+    if args.lr is None:
+        args.lr = flags["lr"] = args.blr * resume.effective_batch(args) / 256
     if saved:
-        check_resumed(args, saved)
+        check_resumed(args, flags, path, saved)
     weights = read_weights(args.finetune) if args.finetune not in ("", "random") and not saved else None
-    data = open_data(args, saved, weights, device)
-    model = build_model(args, data, weights).to(device)
+    data = open_data(args, path, saved, weights, device)
+    model = build_model(args, data, weights)
+    if not args.shard:
+        model.to(device)
     export.check_size(args.export, model)
     if saved:
-        checkpoint.load_model(model, saved["model"], args.resume)
+        checkpoint.load_model(model, saved["model"], path)
 
     if args.eval:
         trained = {"best_epoch": saved["epoch"], "step": saved["step"], "seconds_training": 0.0}
     else:
-        trained = train(args, data, model, saved, folder, device, autocast, scaler)
+        trained = train(args, flags, data, model, path, saved, folder, device, autocast, scaler, stop)
 
     test = data.parts["test"]
     loader = loader_of(test, args, device)
-    measured = evaluate(model, data.front_end, loader, device, autocast, data.class_names, groupings(test))
+    measured = evaluate(model, data.front_end, loader, device, autocast, data.class_names, stop, groupings(test))
     print(f"\ntest part, {len(test)} samples, model of epoch {trained['best_epoch']}")
-    log = RunLog(folder, args.log_dir, first_epoch=math.inf)
+    log = RunLog(folder, args.log_dir) if distributed.is_main() else NoLog()
     pictures = report(measured, model, data.front_end, loader.dataset, device, autocast, data.class_names, log,
                       trained["step"], args.model)  # fmt: skip
     log.close()
-    write_json(folder / RESULTS, {
-        "test": measured["results"], "groups": measured["groups"], "loss": measured["loss"], **trained,
-        "seconds": round(time.perf_counter() - started, 1), "args": vars(args),
-    })  # fmt: skip
-    print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
+    if distributed.is_main():
+        write_json(folder / RESULTS, {
+            "test": measured["results"], "groups": measured["groups"], "loss": measured["loss"], **trained,
+            "seconds": round(time.perf_counter() - started, 1), "args": flags,
+        })  # fmt: skip
+        print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
     if args.export:
-        export_model(args, model, saved if args.eval else checkpoint.load(folder / checkpoint.BEST), data.source.in_chans)
+        model = parallel.undivided(model, lambda: build_model(args, data, None))
+        if distributed.is_main():
+            tested = saved if args.eval else checkpoint.load(folder / checkpoint.BEST)
+            export_model(args, model, tested, data.source.in_chans)
     return measured["results"]
 
 
@@ -289,19 +314,22 @@ def write_json(path, content):
 
 
 def main(args):
-    require_single_process()
-    check_args(args)
-    keep_freed_memory()
-    with checkpoint.output_folder(args.output_dir) as folder, export.destination(args.export):
+    with distributed.joined(args) as device, distributed.StopSignal() as stop:
+        check_args(args)
+        keep_freed_memory()
         every = []
-        for seed in range(args.seed, args.seed + args.seeds):
-            own = copy.copy(args)
-            own.seed, name = seed, f"seed-{seed}" if args.seeds > 1 else ""
-            own.log_dir = str(Path(args.log_dir or folder, name))
-            with checkpoint.output_folder(folder / name) as place:
-                every.append(run(own, place))
-        if args.seeds > 1:
-            write_json(folder / RESULTS, {"seeds": args.seeds, "test": summary(every)})
+        with contextlib.ExitStack() as opened:
+            if distributed.is_main():
+                opened.enter_context(checkpoint.output_folder(args.output_dir))
+                opened.enter_context(export.destination(args.export))
+            for seed in range(args.seed, args.seed + args.seeds):
+                own = copy.copy(args)
+                own.seed, place = seed, Path(args.output_dir, f"seed-{seed}" if args.seeds > 1 else "")
+                own.log_dir = str(Path(args.log_dir, place.name if args.seeds > 1 else "") if args.log_dir else place)
+                with checkpoint.output_folder(place) if distributed.is_main() else contextlib.nullcontext():
+                    every.append(run(own, place, device, stop))
+            if args.seeds > 1 and distributed.is_main():
+                write_json(Path(args.output_dir, RESULTS), {"seeds": args.seeds, "test": summary(every)})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@
     # scenes of NR, LTE and others, made while training
     python main_pretrain.py --data_path synthetic
 
+    # eight GPUs; two machines of eight, the same line on both
+    torchrun --nproc_per_node=8 main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=first-machine:29500 --max-restarts=3 \
+        main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
+
     # raw IQ, two folders
     python main_pretrain.py --data_path day1/ day2/ --sample_rate 20e6 --datatype ci16
 
@@ -20,7 +25,7 @@
 """
 
 import argparse
-import os
+import contextlib
 import time
 from functools import partial
 
@@ -31,17 +36,18 @@ import models_mae
 from data import registry
 from data.sampling import EpochBatches, MaskedSamples, collate, make_loader, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
-from util import checkpoint, export
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
-from util.distributed import require_single_process
-from util.errors import UserError, reported, warn
-from util.logger import RunLog
+from util import checkpoint, distributed, export, parallel
+from util import resume as resuming
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp
+from util.errors import StoppedError, UserError, reported, warn
+from util.logger import NoLog, RunLog
 from util.plots import reconstruction_figure
+from util.saver import Saver
 
 # Flags that may differ between a run and the one that it resumes: where things are, and how fast they come.
 FREE_FLAGS = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "keep", "save_every_steps", "save_every_epochs",
-    "export", "licence",
+    "export", "licence", "async_save", *distributed.FLAGS,
 }  # fmt: skip
 PICTURES = 4
 
@@ -63,11 +69,11 @@ def get_args_parser():
     model.add_argument("--norm_pix_loss", action="store_true", help="predict patches of zero mean and unit variance")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--batch_size", type=int, default=64)
+    training.add_argument("--batch_size", type=int, default=64, help="samples of a process at a time")
     training.add_argument("--epochs", type=int, default=400)
     training.add_argument("--accum_iter", type=int, default=1, help="batches to a step")
     training.add_argument("--weight_decay", type=float, default=0.05)
-    training.add_argument("--lr", type=float, help="learning rate; blr * batch_size * accum_iter / 256 where not given")
+    training.add_argument("--lr", type=float, help="learning rate; where not given blr * samples of a step / 256")
     training.add_argument("--blr", type=float, default=1e-3, help="base learning rate")
     training.add_argument("--min_lr", type=float, default=0.0, help="rate at the end of the cosine")
     training.add_argument("--warmup_epochs", type=int, default=40)
@@ -83,11 +89,14 @@ def get_args_parser():
     run.add_argument("--save_every_epochs", type=int, default=1, help="epochs from a checkpoint and picture to the next")
     run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
     run.add_argument("--keep", type=int, default=3, help="newest checkpoint-<epoch>.pth to keep; 0 keeps all")
+    run.add_argument("--async_save", action=argparse.BooleanOptionalAction, default=True,
+                     help="write checkpoints while training goes on")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
-    run.add_argument("--num_workers", type=int, default=min(10, (os.cpu_count() or 1) // 2), help="data loading processes")
+    run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
                      help="page-locked buffers on the way to a GPU")
+    distributed.add_arguments(run)
     export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it, else the decoder too")
     return parser
 
@@ -122,45 +131,29 @@ def open_data(args, device):
     return *source.split(args.val_fraction, args.seed), front_end, settings
 
 
-def resume(args, run_flags, model, optimizer, scaler, settings, num_samples):
-    """Load the checkpoint that the flags name, if any: (progress, whether anything was loaded)."""
-    if args.resume == "auto":
-        path = checkpoint.newest(args.output_dir)
-        if path is None:
-            return Progress(), False
-    elif args.resume in ("none", ""):
-        if checkpoint.newest(args.output_dir):
-            raise UserError(f"--resume none: expected an --output_dir without checkpoints; found some in {args.output_dir}")
-        return Progress(), False
-    else:
-        path = args.resume
-    state = checkpoint.load(path)
-
-    saved = state["args"]
-    if saved.get("model") != args.model:
-        raise UserError(f"{path}: expected a checkpoint of {args.model}; found one of {saved.get('model')}")
-    checkpoint.load_model(model, state["model"], path)
+def check_resumed(args, path, state, flags, settings, num_samples):
+    """See that a checkpoint is of this run; warn of flags that have changed where it was named."""
+    if state["args"].get("model") != args.model:
+        raise UserError(f"{path}: expected a checkpoint of {args.model}; found one of {state['args'].get('model')}")
     if state["front_end"] != settings:
         raise UserError(f"{path}: expected the front end {settings}; found one trained with {state['front_end']}")
-    changed = [f"--{name} {saved.get(name)} there, {value} here" for name, value in run_flags.items()
-               if saved.get(name) != value]
+    changed = resuming.differences(state, flags, FREE_FLAGS, resuming.effective_batch(args))
     if changed and args.resume == "auto":
         raise UserError(f"{path}: expected the flags of the run to resume; found {'; '.join(changed)} (give --resume "
                         f"{path} to go on with the new ones, or another --output_dir)")
     if changed:
         warn(f"resuming {path} with other flags: {'; '.join(changed)}")
-    progress = Progress(**state["progress"])
     if state["num_samples"] != num_samples:
         raise UserError(f"{path}: expected a run on {num_samples} training samples; found one on {state['num_samples']}")
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    checkpoint.set_random_state(state["rng"])
-    print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
-    return progress, True
 
 
 def picture(model, front_end, source, dataset, args, device, epoch):
-    """Reconstructions of a few samples, spread over the source, with axes where they are known."""
+    """Reconstructions of a few samples, spread over the source, with axes where they are known; drawn by rank 0 alone.
+
+    A model that is divided computes with all processes.
+    """
+    if not (distributed.is_main() or args.shard):
+        return None
     count = min(PICTURES, len(dataset))
     chosen = [number * len(dataset) // count for number in range(count)]
     rows = []
@@ -177,79 +170,116 @@ def picture(model, front_end, source, dataset, args, device, epoch):
     caption = f"{args.model}, epoch {epoch}, {args.mask_ratio:.0%} removed ({args.mask_kind}); visible patches as they are"
     if args.norm_pix_loss:
         caption += "; predicted patches are put back with the mean and variance of the original patches"
-    return reconstruction_figure(rows, caption)
+    return reconstruction_figure(rows, caption) if distributed.is_main() else None
 
 
 def main(args):
-    require_single_process()
-    check_args(args)
-    keep_freed_memory()
-    device = pick_device(args.device)
-    args.amp = pick_amp(args.amp, device)
+    with distributed.joined(args) as device, distributed.StopSignal() as stop:
+        check_args(args)
+        keep_freed_memory()
+        args.amp = pick_amp(args.amp, device)
+        train(args, device, stop)
+
+
+def train(args, device, stop):
     autocast, scaler = mixed_precision(args.amp, device)
     torch.manual_seed(args.seed)
 
+    # data
     source, held_out, front_end, settings = open_data(args, device)
-    model = models_mae.create_model(
-        args.model, img_size=front_end.image_size, in_chans=source.in_chans, norm_pix_loss=args.norm_pix_loss,
-        mask_kind=args.mask_kind,
-    ).to(device)  # fmt: skip
-    front_end = front_end.to(device)
+    path, state = resuming.find(args.resume, args.output_dir)
+    flags = vars(args).copy()
+    if state:
+        resuming.keep_effective_batch(args, state)
+    args.lr = args.lr if args.lr is not None else args.blr * resuming.effective_batch(args) / 256
+    flags["lr"] = args.lr
 
-    if args.lr is None:
-        args.lr = args.blr * args.batch_size * args.accum_iter / 256
+    # model
+    create = partial(models_mae.create_model, args.model, img_size=front_end.image_size, in_chans=source.in_chans,
+                     norm_pix_loss=args.norm_pix_loss, mask_kind=args.mask_kind)  # fmt: skip
+    model = create()
+    front_end = front_end.to(device)
+    if state:
+        check_resumed(args, path, state, flags, settings, len(source))
+        checkpoint.load_model(model, state["model"], path)
+    shape = (1, source.in_chans, *front_end.image_size)
+    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1)
+    parallel.rehearse(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])
     groups = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
 
+    # batches
     dataset = MaskedSamples(source, model.num_patches, args.seed, training=True)
-    batches = EpochBatches(len(dataset), args.batch_size, args.seed, shuffle=True)
+    ours = {"part": distributed.rank(), "parts": distributed.world_size()}
+    batches = EpochBatches(len(dataset), args.batch_size, args.seed, shuffle=True, **ours)
     pin = args.pin_mem and device.type == "cuda"
     loader = make_loader(dataset, batches, args.num_workers, pin)
     if held_out is not None:
         held_out = MaskedSamples(held_out, model.num_patches, args.seed, training=False)
-        held_out_batches = EpochBatches(len(held_out), args.batch_size, args.seed, shuffle=False)
+        held_out_batches = EpochBatches(len(held_out), args.batch_size, args.seed, shuffle=False, **ours)
         held_out_loader = make_loader(held_out, held_out_batches, args.num_workers, pin)
-
     steps_per_epoch = -(-len(batches) // args.accum_iter)
-    run_flags = {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
-    progress, resumed = resume(args, run_flags, model, optimizer, scaler, settings, len(dataset))
-    if not resumed:
-        progress.step = args.start_epoch * steps_per_epoch
-    first_epoch, first_step = divmod(progress.step, steps_per_epoch)
 
+    # where to go on
+    progress, first_epoch = Progress(args.start_epoch * steps_per_epoch), args.start_epoch
+    if state:
+        first_epoch, _ = resuming.position(args, state, resuming.effective_batch(args))
+        progress = Progress(**state["progress"])
+        parallel.load_optimizer(optimizer, state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        checkpoint.set_random_state(state["rng"])
+        print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
+        del state
+
+    processes = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {device}, amp {args.amp}")
     print(f"front end: {settings}")
-    print(f"{len(dataset)} training samples, {len(held_out or ())} held out; batch {args.batch_size} x {args.accum_iter}, "
-          f"lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")
+    print(f"{len(dataset)} training samples, {len(held_out or ())} held out; batch {args.batch_size} x {args.accum_iter}"
+          f"{processes}, lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")  # fmt: skip
 
-    def save(epoch, completed=False, numbered=False):
-        state = {
-            "format": checkpoint.FORMAT, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(), "epoch": epoch if completed else epoch - 1, "step": progress.step,
-            "progress": vars(progress).copy(), "num_samples": len(dataset), "rng": checkpoint.random_state(),
-            "args": vars(args).copy(), "front_end": settings, "classes": [],
-        }  # fmt: skip
-        checkpoint.save(state, args.output_dir, epoch if numbered else None, args.keep)
+    args.log_dir = args.log_dir or args.output_dir
+    with contextlib.ExitStack() as opened:
+        log = saver = None
+        if distributed.is_main():
+            folder = opened.enter_context(checkpoint.output_folder(args.output_dir))
+            opened.enter_context(export.destination(args.export))
+            saver = opened.enter_context(Saver(folder, args.keep, args.async_save))
+            saver.reserve(3 * parallel.size_bytes(model), pinned=device.type == "cuda")  # weights and two moments
+            log = RunLog(folder, args.log_dir, first_epoch, progress.step)
+        log = log or NoLog()
 
-    with checkpoint.output_folder(args.output_dir) as folder, export.destination(args.export):
-        args.log_dir = args.log_dir or args.output_dir
-        log = RunLog(folder, args.log_dir, first_epoch, progress.step)
+        def save(epoch, completed=False, numbered=False):
+            whole = parallel.whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            log.flush()
+            if saver is not None:
+                saver.save({
+                    "format": checkpoint.FORMAT, **whole, "scaler": scaler.state_dict(),
+                    "epoch": epoch if completed else epoch - 1, "step": progress.step, "progress": vars(progress).copy(),
+                    "num_samples": len(dataset), "effective_batch": resuming.effective_batch(args),
+                    "rng": checkpoint.random_state(), "args": flags, "front_end": settings, "classes": [],
+                }, epoch if numbered else None)  # fmt: skip
+
         started = time.perf_counter()
         for epoch in range(first_epoch, args.epochs):
-            if first_step == 0:
+            if progress.epoch_step == 0:
                 progress.start_epoch()
-            batches.epoch, batches.first_batch = epoch, first_step * args.accum_iter
-            first_step = 0
-            stats = train_one_epoch(
-                model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast,
-                partial(save, epoch),
-            )  # fmt: skip
+            batches.epoch, batches.first_batch = epoch, progress.epoch_step * args.accum_iter
+            try:
+                stats = train_one_epoch(
+                    trained, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast,
+                    partial(save, epoch), stop,
+                )  # fmt: skip
+                if held_out is not None:
+                    stats |= evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast, stop)
+            except StoppedError as reason:
+                save(epoch)
+                raise StoppedError(f"{reason}; saved in {args.output_dir}, the same command goes on from there") from None
             if held_out is not None:
-                stats |= evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast)
                 print(f"epoch {epoch}/{args.epochs} held out: loss {stats['val_loss']:.4f}, predicting the mean "
                       f"{stats['val_mean_loss']:.4f}  ({stats['val_samples']} samples)", flush=True)
                 log.scalars(progress.step, {"val/loss": stats["val_loss"], "val/mean_loss": stats["val_mean_loss"]})
             log.epoch({"epoch": epoch, "step": progress.step, **stats})
+            progress.start_epoch()
             if (epoch + 1) % args.save_every_epochs == 0 or epoch + 1 == args.epochs:
                 shown = (held_out.source, held_out) if held_out is not None else (source, dataset)
                 log.figure(progress.step, picture(model, front_end, *shown, args, device, epoch))
@@ -257,14 +287,18 @@ def main(args):
             elif args.save_every_steps:
                 save(epoch, completed=True)
         log.close()
-        print(f"trained to epoch {args.epochs} in {time.perf_counter() - started:.0f} s; see {folder}/reconstruction.png, "
-              f"{folder}/log.txt, {folder}/{checkpoint.LAST}")
+        if saver is not None:
+            saver.close()
+        print(f"trained to epoch {args.epochs} in {time.perf_counter() - started:.0f} s; see "
+              f"{args.output_dir}/reconstruction.png, log.txt, {checkpoint.LAST}")
         if args.export:
             built = {"model": args.model, "in_chans": source.in_chans, "norm_pix_loss": args.norm_pix_loss,
                      "mask_kind": args.mask_kind, "mask_ratio": args.mask_ratio}  # fmt: skip
-            about = export.about("main_pretrain.py", get_args_parser(), vars(args), args.licence, holds="mae",
+            about = export.about("main_pretrain.py", get_args_parser(), flags, args.licence, holds="mae",
                                  front_end=settings, args=built)  # fmt: skip
-            export.export(args.export, model, about)
+            model = parallel.undivided(model, create)
+            if distributed.is_main():
+                export.export(args.export, model, about)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,15 @@ class ViTEncoder(nn.Module):
     def num_patches(self):
         return self.grid_size[0] * self.grid_size[1]
 
+    @property
+    def drop_paths(self):
+        return [module for module in self.modules() if isinstance(module, DropPath)]
+
+    def set_drop_numbers(self, numbers):
+        """Decide which samples skip which branch in the next forward pass: float [N, number of `drop_paths`], or None."""
+        for place, drop_path in enumerate(self.drop_paths):
+            drop_path.numbers = None if numbers is None else numbers[:, place]
+
     def patchify(self, imgs):
         """[N, C, F, T] -> [N, L, patch * patch * C], patches row by row, channels innermost."""
         return rearrange(imgs, "n c (h p) (w q) -> n (h w) (p q c)", p=self.patch_size, q=self.patch_size)
@@ -87,9 +96,9 @@ class ViTEncoder(nn.Module):
             tokens = _gather(tokens, ids_keep)  # (N, kept, D)
 
         # put the class token first
-        cls_token = self.cls_token + self.pos_embed[:, :1]
+        cls_token = self.cls_token.flatten() + self.pos_embed[0, 0]  # (D,): so flat a gradient can be exchanged in place
         # `len` would fix the batch at what an exporter traces with.
-        tokens = torch.cat([cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = torch.cat([cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
 
         # transformer
         for block in self.blocks:
@@ -193,7 +202,7 @@ class MaskedAutoencoderViT(ViTEncoder):
 
         # append mask tokens, then put every patch in its place
         missing = ids_restore.shape[1] + 1 - tokens.shape[1]
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(len(tokens), missing, -1)
+        mask_tokens = self.mask_token.flatten().to(tokens.dtype).expand(len(tokens), missing, -1)
         patches = _gather(torch.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)  # (N, L, D)
         tokens = torch.cat([tokens[:, :1], patches], dim=1)
 
@@ -248,12 +257,36 @@ def patch_statistics(patches):
     return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training a sample skips the branch with probability `rate`.
+
+    Which samples do, `numbers` decides, float [N] in [0, 1), so that it can be the same however samples are put into
+    batches; where it is None, torch's generator.
+    """
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+        self.numbers = None
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        numbers = torch.rand(x.shape[0], device=x.device) if self.numbers is None else self.numbers
+        kept = (numbers >= self.rate).to(x.dtype) / (1 - self.rate)
+        return x * kept.view(-1, *[1] * (x.dim() - 1))
+
+    def extra_repr(self):
+        return f"{self.rate:.3f}"
+
+
 def transformer_blocks(depth, width, num_heads, mlp_ratio, norm_layer, drop_path=0.0):
     """`depth` blocks, their drop path growing linearly from 0 to `drop_path`."""
-    rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
-    return nn.ModuleList(
-        Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate) for rate in rates
-    )
+    blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+    for number, block in enumerate(blocks):
+        if rate := drop_path * number / max(1, depth - 1):
+            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+    return blocks
 
 
 def _init_weights(module):

@@ -79,9 +79,10 @@ class SegmentationViT(ViTEncoder):
             tokens = block(tokens)
         return self.decoder_norm(tokens)
 
-    def forward(self, imgs):
-        """Images [N, in_chans, frequency, time] -> logits [N, num_classes, frequency, time]."""
+    def forward(self, imgs, drop_numbers=None):
+        """Images [N, in_chans, frequency, time] -> logits [N, num_classes, frequency, time]; see `set_drop_numbers`."""
         # encode
+        self.set_drop_numbers(drop_numbers)
         tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
 
         # decode
@@ -136,9 +137,10 @@ class ClassificationViT(ViTEncoder):
         """What is trained anew for the task, whatever becomes of the encoder."""
         return [self.fc_norm, self.head] if self.global_pool else [self.head]
 
-    def forward(self, imgs):
-        """Images [N, in_chans, frequency, time] -> logits [N, num_classes]."""
+    def forward(self, imgs, drop_numbers=None):
+        """Images [N, in_chans, frequency, time] -> logits [N, num_classes]; see `set_drop_numbers`."""
         # encode
+        self.set_drop_numbers(drop_numbers)
         tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
 
         # pool

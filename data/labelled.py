@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from data.sampling import TRAINING, collate, generator
 
-# Random numbers that a training sample comes with: what an augmentation makes of them is its own affair.
+# Random numbers that a training sample comes with for augmentation, which makes of them what it likes. Those that decide its
+# drop path may follow.
 RANDOM_NUMBERS = 4
 
 MIXING = 5  # stream of `generator`, beside those in data/sampling.py and data/splits.py
@@ -42,10 +43,12 @@ class LabelledSamples(Dataset):
 
     Args:
         fresh: give the source the epoch, so that one that makes its samples makes new ones.
+        more_numbers: random numbers beyond `RANDOM_NUMBERS`.
     """
 
-    def __init__(self, part, seed, fresh=False):
+    def __init__(self, part, seed, fresh=False, more_numbers=0):
         self.part, self.seed, self.fresh = part, seed, fresh
+        self.count = RANDOM_NUMBERS + more_numbers
 
     def __len__(self):
         return len(self.part)
@@ -55,7 +58,7 @@ class LabelledSamples(Dataset):
         index, source = int(self.part.indices[number]), self.part.source
         made_in = epoch if self.fresh else 0
         kind, values = source.load(index, None, made_in)
-        numbers = generator(self.seed, TRAINING, epoch, index).random(RANDOM_NUMBERS, dtype=np.float32)
+        numbers = generator(self.seed, TRAINING, epoch, index).random(self.count, dtype=np.float32)
         return kind, values, numbers, number, source.target(index, made_in)
 
     def describe(self, epoch, number):
@@ -90,25 +93,27 @@ def shift_and_flip(images, masks, numbers, shift=True, flip=True):
     return images.transpose(0, 1)[:, *place].transpose(0, 1), masks[place]
 
 
-def mix(images, targets, mixup, seed, epoch, number):
-    """timm's Mixup or CutMix of a batch, decided by (seed, epoch, number of the batch).
+def mix(images, targets, mixup, seed, epoch, first):
+    """timm's Mixup or CutMix of pairs, decided by (seed, epoch, place of the pair's first sample in the epoch).
 
-    It mixes the first image with the last, the second with the last but one, and so on; of an odd number of images the last
-    stays as it is.
+    It mixes the first image with the second, the third with the fourth, and so on, so that batches of even numbers are mixed
+    alike however an epoch is cut into them; of an odd number of images the last stays as it is.
 
     Args:
-        images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`.
+        images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`; first: place of images[0].
 
     Returns:
         (images, targets as shares of the classes: float [B, classes]).
     """
     paired = len(images) - len(images) % 2
-    shares = [mixup_target(targets[paired:], mixup.num_classes, smoothing=mixup.label_smoothing)]
-    if paired:
+    shares = []
+    for start in range(0, paired, 2):
         # timm draws from numpy's global generator, of which a resumed run would know nothing.
-        np.random.seed(int(generator(seed, MIXING, epoch, number).integers(2**32)))
-        mixed, mixed_shares = mixup(images[:paired], targets[:paired])
-        images, shares = torch.cat([mixed, images[paired:]]), [mixed_shares, *shares]
+        np.random.seed(int(generator(seed, MIXING, epoch, first + start).integers(2**32)))
+        pair = slice(start, start + 2)
+        images[pair], mixed = mixup(images[pair], targets[pair])
+        shares.append(mixed)
+    shares.append(mixup_target(targets[paired:], mixup.num_classes, smoothing=mixup.label_smoothing))
     return images, torch.cat(shares)
 
 

@@ -1,5 +1,7 @@
 """From a source's samples to batches of images, with every random choice a function of (seed, epoch, sample)."""
 
+import signal
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -136,29 +138,60 @@ class MaskedSamples(Dataset):
 class EpochBatches:
     """Batch sampler: the batches of one epoch as lists of (epoch, sample), in an order that (seed, epoch) decides.
 
-    The last, smaller batch is kept; one of a single sample is left out with `drop_single`, for models that cannot train on
-    it. Set `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
+    Of several processes, which take `part` 0 to `parts` - 1, each has `batch_size` samples of the `parts` * `batch_size`
+    that they see at a time, so that samples meet in the same step however many processes share them. What is left at the end
+    is divided in runs of an even number, for pairs to stay together (`data.labelled.mix`). A process that gets none of it
+    loads a sample that `real` says is not to count: all have as many batches.
+
+    A last batch with a single sample for somebody is left out with `drop_single`, for models that cannot train on it. Set
+    `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
     """
 
-    def __init__(self, num_samples, batch_size, seed, shuffle, drop_single=False):
+    def __init__(self, num_samples, batch_size, seed, shuffle, drop_single=False, part=0, parts=1):
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        self.kept_samples = num_samples - (drop_single and num_samples % batch_size == 1)
+        self.part = part
+        self.together = batch_size * parts  # samples that the processes see at a time
+        left = num_samples % self.together
+        least = min(self._share(0, left, part) for part in range(parts))
+        self.kept_samples = num_samples - (left if drop_single and least < 2 else 0)
         self.epoch = 0
         self.first_batch = 0
 
     def __len__(self):
-        return -(-self.kept_samples // self.batch_size)
+        return -(-self.kept_samples // self.together)
+
+    def _share(self, start, stop, part):
+        """How many of the samples `start` to `stop` are those of a part."""
+        each = -(-(stop - start) * self.batch_size // self.together)
+        each = min(each + each % 2, self.batch_size)
+        return max(0, min(each, stop - start - part * each))
+
+    def _range(self, number, part):
+        start = number * self.together
+        stop = min(start + self.together, self.kept_samples)
+        each = self._share(start, stop, 0)
+        return start + min(part * each, stop - start), self._share(start, stop, part)
+
+    def first(self, number):
+        """Place in the epoch of the first sample of this process's batch `number`."""
+        return self._range(number, self.part)[0]
+
+    def real(self, number):
+        """How many samples of this process's batch `number` count: all of them, or none."""
+        return self._range(number, self.part)[1]
 
     def __iter__(self):
         order = np.arange(self.num_samples)
         if self.shuffle:
             order = generator(self.seed, ORDER, self.epoch).permutation(self.num_samples)
-        order = order[: self.kept_samples]
-        for start in range(self.first_batch * self.batch_size, self.kept_samples, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+        for number in range(self.first_batch, len(self)):
+            first, count = self._range(number, self.part)
+            # the sample that does not count: the first of all processes' batch
+            chosen = order[first : first + count] if count else order[number * self.together :][:1]
+            yield [(self.epoch, int(index)) for index in chosen]
 
 
 def collate(samples):
@@ -195,6 +228,12 @@ def to_images(parts, front_end, device):
     return torch.cat([images for images, _ in done])[order.to(device, non_blocking=True)]
 
 
+def _ignore_stop_signals(_worker):
+    # They reach all processes of a job; the one that trains answers them, and needs its data until it has.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
     """A DataLoader over `EpochBatches` whose workers live as long as it does."""
     return DataLoader(
@@ -204,6 +243,7 @@ def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_stop_signals,
         # Its own generator: drawing the workers' seed from torch's would make the run depend on how often it resumed.
         generator=torch.Generator(),
     )

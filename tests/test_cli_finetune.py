@@ -19,6 +19,7 @@ from test_mathworks import columns_of, write_frame, write_resaved
 from test_mathworks import write_set as write_frames
 from test_tasks import CLASSES, FRONT_END
 
+import engine_evaluate
 import engine_finetune
 import main_finetune
 import main_pretrain
@@ -28,6 +29,7 @@ from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from util import checkpoint, convert
 from util.metrics import Confusion
+from util.saver import Saver
 from util.weights import read_weights
 
 NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
@@ -47,7 +49,7 @@ def quick(monkeypatch, request):
     monkeypatch.setitem(models_vit.PRESETS, "vit_nano", NANO)
     if "pictures" not in request.function.__name__:
         for name in ("confusion_figure", "prediction_sheet"):
-            monkeypatch.setattr(engine_finetune, name, lambda *_: Figure(figsize=(1, 1)))
+            monkeypatch.setattr(engine_evaluate, name, lambda *_: Figure(figsize=(1, 1)))
     torch.set_num_threads(1)
 
 
@@ -320,8 +322,8 @@ def test_learning_works(tmp_path):
 def test_a_run_leaves_figures_pictures_and_curves(scenes, tmp_path, capsys):
     assert finetune(scenes, tmp_path / "out", "--epochs", 2, "--log_dir", tmp_path / "events") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "checkpoint-best.pth", "checkpoint-last.pth", "confusion.png", "log.txt", "predictions.png", "results.json",
-        "split.json",
+        "checkpoint-best.pth", "checkpoint-last.pth", "checkpoint-previous.pth", "confusion.png", "log.txt",
+        "predictions.png", "results.json", "split.json",
     ]  # fmt: skip
     printed = capsys.readouterr().out
     lines = log_of(tmp_path / "out")
@@ -346,16 +348,15 @@ def test_a_run_leaves_figures_pictures_and_curves(scenes, tmp_path, capsys):
 
 def stop_after(monkeypatch, epochs):
     """Have a run die when the next epoch's checkpoint is due."""
-    real, done = checkpoint.save, []
+    real = Saver.save
 
-    def dying(state, folder, *rest, **kwargs):
+    def dying(self, state, *rest, **kwargs):
         if state["epoch"] == epochs:
             raise KeyboardInterrupt
-        done.append(state["epoch"])
-        real(state, folder, *rest, **kwargs)
+        real(self, state, *rest, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save", dying)
-    return lambda: monkeypatch.setattr(checkpoint, "save", real)
+    monkeypatch.setattr(Saver, "save", dying)
+    return lambda: monkeypatch.setattr(Saver, "save", real)
 
 
 @pytest.mark.parametrize(("task", "flags"), [
@@ -412,7 +413,7 @@ def test_the_best_epoch_so_far_goes_along_to_another_folder(scenes, tmp_path, ca
 
     (tmp_path / "a" / checkpoint.BEST).unlink()
     assert finetune(scenes, tmp_path / "c", *resume) == 2
-    assert "checkpoint-best.pth: expected a checkpoint; found no such file" in capsys.readouterr().err
+    assert "checkpoint-best.pth: expected a whole checkpoint; found no such file" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
 
@@ -430,7 +431,7 @@ def run(scenes, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models_vit.PRESETS, "vit_nano", NANO)
         for name in ("confusion_figure", "prediction_sheet"):
-            patch.setattr(engine_finetune, name, lambda *_: Figure(figsize=(1, 1)))
+            patch.setattr(engine_evaluate, name, lambda *_: Figure(figsize=(1, 1)))
         assert finetune(scenes, folder, "--epochs", 2) == 0
     return folder
 
@@ -475,8 +476,9 @@ def test_checkpoints_of_something_else_are_refused(scenes, labelled, run, pretra
     fewer = write_scenes(tmp_path / "fewer", count=15)
     flags = ("--epochs", 2, "--resume", run / checkpoint.LAST)
     refused(capsys, "expected a run on 9 training samples; found one on 12", fewer, tmp_path / "out", *flags)
-    (tmp_path / "torn.pth").write_bytes((run / checkpoint.BEST).read_bytes()[:-2000])
-    refused(capsys, "torn.pth: expected a checkpoint", scenes, tmp_path / "out", "--eval", "--resume", tmp_path / "torn.pth")
+    torn = tmp_path / "torn.pth"
+    torn.write_bytes((run / checkpoint.BEST).read_bytes()[:-2000])
+    refused(capsys, "torn.pth: expected a whole checkpoint", scenes, tmp_path / "out", "--eval", "--resume", torn)
 
 
 def test_an_evaluation_uses_the_statistics_of_the_run(tmp_path):
@@ -730,7 +732,7 @@ def test_an_export_that_cannot_be_leaves_nothing(scenes, tmp_path, capsys):
     (("--export", "a.onnx", "--seeds", 2), "--export: expected one run, --seeds 1; found 2"),
     (("--export", "encoder.safetensors", "--model", "deeplabv3_resnet50"), "encoder.safetensors: expected a Vision Trans"),
     (("--eval",), "--eval: expected --resume"),
-    (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a checkpoint; found no such file"),
+    (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a whole checkpoint; found no such file"),
     (("--finetune", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
     (("--finetune", "random"), "--finetune random: expected --train head or probe; found full"),
     (("--train", "last:3"), "--train: expected full, head, probe or last:N, N from 1 to 2"),

@@ -175,7 +175,7 @@ def test_a_new_classifier_is_undecided():
 
 def test_drop_path_grows_with_depth_and_spares_the_head():
     model = segmenter(drop_path=0.4)
-    rates = [[getattr(path, "drop_prob", 0) for path in (block.drop_path1, block.drop_path2)] for block in model.blocks]
+    rates = [[getattr(path, "rate", 0) for path in (block.drop_path1, block.drop_path2)] for block in model.blocks]
     assert rates == [[0, 0], [0.2, 0.2], [0.4, 0.4]]
     assert not any("DropPath" in type(module).__name__ for module in model.decoder_blocks.modules())
 
@@ -217,6 +217,23 @@ def test_frozen_parts_are_in_eval_mode(kind, mode):
             assert module.training == (f"{name}.{parameter}" in names)
     dropping = [number for number, block in enumerate(model.blocks) if block.drop_path1.training]
     assert dropping == {"full": [0, 1, 2], "last:2": [1, 2]}.get(mode, [])
+
+
+def test_given_numbers_decide_which_samples_skip_which_branch():
+    """As timm's drop path does it with its own: kept branches are scaled up, and a batch may be cut as one likes."""
+    model, images = segmenter(drop_path=0.5).train(), torch.randn(6, 1, 24, 40)
+    assert len(model.drop_paths) == 4
+    numbers = torch.rand(6, 4)
+    together = model(images, numbers)
+    assert torch.equal(together, model(images, numbers))
+    apart = torch.cat([model(images[rows], numbers[rows]) for rows in (slice(0, 1), slice(1, 6))])
+    torch.testing.assert_close(apart, together)
+    assert not torch.allclose(together, model(images, numbers.flip(0)), atol=1e-3)
+
+    path = model.drop_paths[-1]
+    path.numbers = torch.tensor([0.49, 0.5, 0.99])
+    assert path(torch.ones(3, 2, 1)).flatten().tolist() == [0, 0, 2, 2, 2, 2]
+    torch.testing.assert_close(model.eval()(images, torch.zeros(6, 4)), model(images))
 
 
 def test_a_frozen_encoder_drops_no_path():

@@ -13,9 +13,21 @@ class UserError(Exception):
     The message names the file or flag, says what was expected and what was found, in one line.
     """
 
+    status = 2
+    kind = "error"
+
 
 class RunError(UserError):
     """A run that had to stop though its input was well formed (a loss that is not finite): exit status 1."""
+
+    status = 1
+
+
+class StoppedError(UserError):
+    """A run that was told to stop by a signal and can go on: exit status 75, <sysexits.h>'s for "try again"."""
+
+    status = 75
+    kind = "stopped"
 
 
 def one_line(error: BaseException) -> str:
@@ -34,14 +46,27 @@ def reported():
     """Run a command's main: a `UserError` becomes one line on stderr and the exit status, without a traceback."""
     try:
         yield
-    except RunError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        # In one write: other processes of the run may have something to say too.
+        print(f"{error.kind}: {one_line(error)}\n", end="", file=sys.stderr, flush=True)
+        sys.exit(error.status)
 
 
 def warn(message):
     """A line on stderr about something a user should know, though the command goes on."""
-    print(f"warning: {message}", file=sys.stderr)
+    if not _silent:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def silent_warnings():
+    """For the processes of a run that would say what the first one says."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+_silent = False

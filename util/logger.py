@@ -1,14 +1,21 @@
 """What a run says of itself: console lines, TensorBoard, and `log.txt` with a JSON line an epoch."""
 
+import contextlib
 import json
 import re
 import resource
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
+from util.errors import warn
 from util.files import atomic_path
+
+FIGURE_DPI = 110
 
 
 class RunLog:
@@ -17,16 +24,18 @@ class RunLog:
     Args:
         output_dir: folder of `log.txt` and the pictures.
         log_dir: folder of the TensorBoard events.
-        first_epoch, first_step: where this process takes over; later entries of an interrupted one are dropped.
+        first_epoch, first_step: where this process takes over: what an interrupted one wrote from there on is dropped. None
+            drops nothing.
     """
 
-    def __init__(self, output_dir, log_dir, first_epoch=0, first_step=0):
+    def __init__(self, output_dir, log_dir, first_epoch=None, first_step=None):
         self.text_path = Path(output_dir) / "log.txt"
         self.output_dir = Path(output_dir)
         self.log_dir = log_dir
         self.first_step = first_step
         self._writer = None
-        self._drop_from(first_epoch)
+        if first_epoch is not None:
+            self._drop_from(first_epoch)
 
     def _drop_from(self, epoch):
         if not self.text_path.exists():
@@ -43,27 +52,64 @@ class RunLog:
             # Imported when first needed: it takes longer to import than many commands take to fail.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self.log_dir, purge_step=self.first_step + 1 if self.first_step else None)
+            self._writer = SummaryWriter(self.log_dir, purge_step=None if self.first_step is None else self.first_step + 1)
         return self._writer
 
     def scalars(self, step, values):
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with self._tried("TensorBoard's events"):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def steps(self, steps):
+        """What each step of training came to, to TensorBoard."""
+        for step in steps:
+            self.scalars(step.number, {"train/loss": step.loss, "train/lr": step.lr, "train/grad_norm": step.grad_norm})
 
     def figure(self, step, figure, name="reconstruction"):
         """Save a figure as `<name>.png` of the run, and to TensorBoard."""
-        with atomic_path(self.output_dir / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
-        self.writer.add_figure(name, figure, step)
+        # Drawn once for both: it takes a second.
+        figure.set_dpi(FIGURE_DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        picture = np.asarray(canvas.buffer_rgba())[..., :3]
+        with self._tried(f"{name}.png"):
+            with atomic_path(self.output_dir / f"{name}.png") as temporary:
+                Image.fromarray(picture).save(temporary, format="png")
+            self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def epoch(self, values):
         """Append the line of an epoch to log.txt."""
-        with open(self.text_path, "a") as file:
+        with self._tried("log.txt"), open(self.text_path, "a") as file:
             file.write(json.dumps(values) + "\n")
 
+    def flush(self):
+        """Hand TensorBoard's events to the system: a checkpoint must not be ahead of the log."""
+        with self._tried("TensorBoard's events"):
+            if self._writer is not None:
+                self._writer.flush()
+
     def close(self):
-        if self._writer is not None:
-            self._writer.close()
+        with self._tried("TensorBoard's events"):
+            if self._writer is not None:
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _tried(self, what):
+        """A log that cannot be written is no reason to lose the training that it is about; it is said every time."""
+        try:
+            yield
+        except OSError as error:
+            warn(f"{self.output_dir}: {what} could not be written: {error.strerror or error}")
+            self._writer = None
+
+
+class NoLog:
+    """What the processes of a run have that do not write: `RunLog` without a file."""
+
+    def scalars(self, *_):
+        pass
+
+    steps = figure = epoch = flush = close = scalars
 
 
 class Stopwatch:
@@ -94,23 +140,25 @@ class Stopwatch:
         return seconds, self.images / seconds, self.waited / seconds
 
 
-def report_step(log, global_step, where, eta_s, loss, lr, grad_norm, images_per_s, data_wait, memory_bytes):
-    """Print a line of training, and give TensorBoard its numbers.
+def report_steps(log, steps, where, eta_s, images_per_s, data_wait, memory_bytes):
+    """Print a line about the last steps of training, and give TensorBoard what it says besides each step's own numbers.
 
     Args:
         log: a `RunLog`.
+        steps: with `number`, `loss`, `weight`, `lr`, `grad_norm`, at least one.
         where: "epoch 3/50 step 20/75".
         eta_s: time that is left, in seconds.
     """
     hours, rest = divmod(round(eta_s), 3600)
+    loss = sum(step.loss * step.weight for step in steps) / sum(step.weight for step in steps)
+    last = steps[-1]
     print(
-        f"{where}  loss {loss:.4f}  lr {lr:.2e}  grad {grad_norm:.3f}  {images_per_s:.1f} images/s  "
+        f"{where}  loss {loss:.4f}  lr {last.lr:.2e}  grad {last.grad_norm:.3f}  {images_per_s:.1f} images/s  "
         f"data wait {data_wait:.1%}  memory {memory_bytes / 2**30:.2f} GiB  eta {hours}:{rest // 60:02d}:{rest % 60:02d}",
         flush=True,
     )
-    log.scalars(global_step, {
-        "train/loss": loss, "train/lr": lr, "train/grad_norm": grad_norm, "train/images_per_s": images_per_s,
-        "train/data_wait": data_wait, "train/memory_bytes": memory_bytes,
+    log.scalars(last.number, {
+        "train/images_per_s": images_per_s, "train/data_wait": data_wait, "train/memory_bytes": memory_bytes,
     })  # fmt: skip
 
 

@@ -1,0 +1,77 @@
+"""Going on with a run: which checkpoint, whether it is of this run, and with how many processes."""
+
+from pathlib import Path
+
+from util import checkpoint
+from util.distributed import from_main, world_size
+from util.errors import UserError
+
+# Compared as their product with the number of processes, which is what a step sees.
+BATCH_FLAGS = ("batch_size", "accum_iter")
+
+
+def find(resume, output_dir):
+    """The checkpoint that `--resume` names, read by rank 0 for all processes: (path, state), or (None, None).
+
+    Args:
+        resume: "auto", the newest whole checkpoint of `output_dir`, if there is one; "none", which wants a folder without
+            checkpoints; or a path.
+
+    Raises:
+        UserError: the file is no whole checkpoint, or the folder has some though none is wanted.
+    """
+
+    def read():
+        if resume == "none" and any(Path(output_dir).glob("checkpoint-*.pth")):
+            raise UserError(f"--resume none: expected an --output_dir without checkpoints; found some in {output_dir}")
+        path = {"auto": lambda: checkpoint.newest(output_dir), "none": lambda: None}.get(resume, lambda: resume)()
+        return (None, None) if path is None else (str(path), checkpoint.load(path))
+
+    path, state = from_main(read)
+    return path and Path(path), state
+
+
+def effective_batch(args):
+    """Samples that an optimizer step sees, over all processes and accumulated batches."""
+    return args.batch_size * args.accum_iter * world_size()
+
+
+def keep_effective_batch(args, state):
+    """With another number of processes than a checkpoint's run had, accumulate so that a step sees as many samples.
+
+    Changes `args.accum_iter` where only the number of processes is another and divides the step's samples.
+    """
+    theirs = state["args"]
+    same = all(theirs.get(name) == getattr(args, name) for name in BATCH_FLAGS)
+    together = args.batch_size * world_size()
+    wanted = state.get("effective_batch", 0)
+    if same and wanted and effective_batch(args) != wanted and wanted % together == 0:
+        args.accum_iter = wanted // together
+        print(f"{world_size()} processes: --accum_iter {args.accum_iter} keeps the {wanted} samples of a step")
+
+
+def differences(state, flags, free, batch):
+    """What the run of a checkpoint has otherwise, as "--flag value there, value here".
+
+    Args:
+        flags: this run's, by name; free: names of those that may differ; batch: this run's `effective_batch`.
+    """
+    theirs = state["args"]
+    changed = [f"--{name} {theirs.get(name)} there, {value} here" for name, value in flags.items()
+               if name not in free and name not in BATCH_FLAGS and theirs.get(name) != value]  # fmt: skip
+    if state["effective_batch"] != batch:
+        changed.append(f"--batch_size x --accum_iter x processes {state['effective_batch']} there, {batch} here")
+    return changed
+
+
+def position(args, state, batch):
+    """(epoch, step in it) at which the run of a checkpoint goes on.
+
+    Raises:
+        UserError: it is in the middle of an epoch, of which other steps than this run's are done.
+    """
+    epoch_step = state["progress"]["epoch_step"]
+    if epoch_step and state["effective_batch"] != batch:
+        raise UserError(f"--batch_size: expected {state['effective_batch']} samples to a step over all processes, to go on "
+                        f"within an epoch; found {batch}")  # fmt: skip
+    return state["epoch"] + 1, epoch_step
