@@ -17,7 +17,7 @@ from engine_evaluate import MEANS, evaluate
 from engine_pretrain import LossTrace, Progress, Reporter
 from models_vit import ViTEncoder, train_mode
 from util import checkpoint, distributed, parallel, resume
-from util.errors import StoppedError, UserError
+from util.errors import StoppedError, UserError, warn
 from util.logger import NoLog, RunLog
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import half_cosine, set_lr
@@ -87,15 +87,16 @@ def loader_of(part, args, device, training=False, fresh=False, more_numbers=0):
 def best_so_far(path, saved):
     """The state of the best epoch until a checkpoint: its own, or that of the checkpoint-best.pth beside it.
 
-    A run that was killed between the two has a best of the epoch after, which comes again.
+    A run that was killed between the two has a best of the epoch after, which comes again; one whose disk was full when its
+    best was due has an older one, which is what is left of it.
     """
     if saved["best_epoch"] < 0 or (saved["best_epoch"] == saved["epoch"] and not saved["progress"]["epoch_step"]):
         return saved
     beside = Path(path).parent / checkpoint.BEST
     state = checkpoint.load(beside)
     if state["epoch"] < saved["best_epoch"]:
-        raise UserError(f"{beside}: expected epoch {saved['best_epoch']}, the best until {path}; found epoch "
-                        f"{state['epoch']}")  # fmt: skip
+        warn(f"{beside}: expected epoch {saved['best_epoch']}, the best until {path}; found epoch {state['epoch']}, now "
+             "taken for the best")  # fmt: skip
     return state
 
 
@@ -204,7 +205,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     kept = folder / checkpoint.BEST
     best_state = distributed.from_main(lambda: checkpoint.load(kept))
     checkpoint.load_model(model, parallel.divided(model, best_state["model"]), kept)
-    return {"best_epoch": best_epoch, "step": progress.step, "seconds_training": round(seconds, 1)}
+    return {"best_epoch": best_state["best_epoch"], "step": progress.step, "seconds_training": round(seconds, 1)}
 
 
 def train_one_epoch(

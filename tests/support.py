@@ -15,6 +15,10 @@ from util.errors import reported
 ROOT = Path(__file__).parents[1]
 CAPTURES = ROOT.parent / "shared" / "data" / "recordings"
 
+# A model of which a step takes milliseconds, for `models_mae.PRESETS` and `models_vit.PRESETS`.
+NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
+        "decoder_embed_dim": 8, "decoder_depth": 3, "decoder_num_heads": 2}  # fmt: skip
+
 needs_captures = pytest.mark.skipif(not CAPTURES.is_dir(), reason=f"the shared captures are not there ({CAPTURES.name})")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import call, write_ci16
+from support import NANO, call, write_ci16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_csi import amplitudes, write_mat, write_ntu_fi
 from test_mathworks import columns_of, write_frame, write_resaved
@@ -32,8 +32,6 @@ from util.metrics import Confusion
 from util.saver import Saver
 from util.weights import read_weights
 
-NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
-        "decoder_embed_dim": 8, "decoder_depth": 3, "decoder_num_heads": 2}  # fmt: skip
 QUICK = ("--model", "vit_nano", "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--blr", 0.1, "--num_workers", 0,
          "--device", "cpu", "--amp", "off", "--val_fraction", 0.2)  # fmt: skip
 SIZED = ("--input_size", 16)

@@ -134,7 +134,16 @@ def test_smoothing_holds_for_mixed_and_odd_samples_alike():
     torch.testing.assert_close(shares[2], torch.tensor([0.1, 0.1, 0.8]))
 
 
-def test_mixing_depends_on_seed_epoch_and_batch_alone():
+def test_pairs_are_mixed_alike_however_an_epoch_is_cut_into_batches():
+    images, targets = one_hot_images(6)
+    mixup = Mixup(0.8, 1.0, num_classes=3)
+    whole = mix(images.clone(), targets, mixup, 0, 1, 10)
+    parts = [mix(images[rows].clone(), targets[rows], mixup, 0, 1, 10 + rows.start) for rows in (slice(0, 2), slice(2, 6))]
+    for together, apart in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(apart))
+
+
+def test_mixing_depends_on_seed_epoch_and_place_alone():
     def shares(*key):
         images, targets = one_hot_images(6)
         return mix(images, targets, Mixup(0.8, num_classes=3), *key)[1]

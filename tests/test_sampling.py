@@ -83,6 +83,36 @@ def test_fewer_samples_than_a_batch_make_one():
     assert [len(batch) for batch in EpochBatches(3, 64, 0, shuffle=True)] == [3]
 
 
+@pytest.mark.parametrize(("num_samples", "batch_size", "parts"), [
+    (42, 4, 4), (42, 8, 2), (42, 5, 3), (3, 4, 4), (16, 4, 4), (17, 4, 4), (1, 8, 2), (23, 3, 2),
+])  # fmt: skip
+def test_processes_share_the_samples_of_each_step(num_samples, batch_size, parts):
+    """Every sample once, in the step that a single process would see it in; all have as many batches, pairs stay whole."""
+    alone = list(EpochBatches(num_samples, batch_size * parts, 3, shuffle=True))
+    shared = [EpochBatches(num_samples, batch_size, 3, shuffle=True, part=part, parts=parts) for part in range(parts)]
+    drawn = [list(batches) for batches in shared]
+    assert {len(batches) for batches in drawn} == {len(alone)} == {len(batches) for batches in shared}
+    for number, step in enumerate(alone):
+        real = [batches[number][: share.real(number)] for batches, share in zip(drawn, shared, strict=True)]
+        assert [key for batch in real for key in batch] == step
+        assert all(batches[number] for batches in drawn)  # something to compute with
+        assert all(share.real(number) in (0, len(batches[number])) for batches, share in zip(drawn, shared, strict=True))
+        firsts = [share.first(number) for batch, share in zip(real, shared, strict=True) if batch]
+        assert firsts == [number * batch_size * parts + sum(map(len, real[:part])) for part in range(len(firsts))]
+        if batch_size % 2 == 0:
+            assert all(first % 2 == 0 for first in firsts)
+
+    shared[0].first_batch = 1
+    assert list(shared[0]) == drawn[0][1:]
+
+
+def test_a_batch_in_which_somebody_has_a_single_sample_can_be_left_out():
+    def kept(num_samples):
+        return EpochBatches(num_samples, 4, 0, shuffle=False, drop_single=True, parts=2).kept_samples
+
+    assert [kept(num_samples) for num_samples in (16, 17, 18, 20, 21, 22)] == [16, 16, 16, 20, 16, 22]
+
+
 def test_batches_do_not_depend_on_workers_batch_size_or_start():
     dataset = MaskedSamples(Numbers(10), 6, seed=1, training=True)
 

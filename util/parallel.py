@@ -1,6 +1,7 @@
 """A model on several processes: copied to each, with its gradients exchanged, or divided among them."""
 
 import contextlib
+import warnings
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,6 +23,8 @@ def spread(model, device, shard=False, same_graph=False):
         What to call in training; `model`, on the device, is what to evaluate and save.
     """
     if shard:
+        # What a model returns is a view of a larger tensor; nothing is written into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
         for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
             fully_shard(block, mesh=mesh)
@@ -31,6 +34,11 @@ def spread(model, device, shard=False, same_graph=False):
         return model
     if device.type == "cuda" and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return copied(model, device, same_graph)
+
+
+def copied(model, device, same_graph=False):
+    """What `spread` makes of a model, on the device, that each of several processes has."""
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
         static_graph=same_graph,

@@ -1,0 +1,104 @@
+"""What the processes of tests/test_distributed.py do, as a command for tests/processes.py: one of `WORK` by its name."""
+
+import argparse
+import json
+import os
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from util import distributed
+from util.errors import UserError, warn
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=WORK)
+    parser.add_argument("--meanwhile", default="exchange", choices=("exchange", "wait"))
+    parser.add_argument("--device", default="cpu")
+    distributed.add_arguments(parser)
+    return parser
+
+
+def main(args):
+    with distributed.joined(args) as device:
+        WORK[args.work](args, device)
+
+
+def others_are_busy(args):
+    """What a process is in when another one fails: an exchange, or something that does not notice."""
+    if args.meanwhile == "wait":
+        time.sleep(120)
+    while True:
+        dist.all_reduce(torch.ones(1000))
+
+
+def exchange(args, device):
+    number = distributed.rank()
+    warn("said once")
+    state = {"a": [torch.arange(3), 2.5], "b": torch.zeros(2, 2, dtype=torch.bfloat16), "c": ()}
+    tensors = distributed.from_main(lambda: state)
+    found = {
+        "world_size": distributed.world_size(), "device": str(device), "total": distributed.total([1.0, number]),
+        "greatest": distributed.greatest(number), "gathered": distributed.gathered(f"rank {number}"),
+        "added": distributed.add_up(torch.tensor([number, 1])).tolist(),
+        "main": [tensors["a"][0].tolist(), tensors["a"][1], list(tensors["b"].shape), str(tensors["b"].dtype), tensors["c"]],
+    }
+    seen = distributed.gathered(found)
+    print(json.dumps(seen))
+
+
+def mistake(args, device):
+    if distributed.rank() == 1:
+        raise UserError("a.npy: expected 8 bytes; found 4")
+    others_are_busy(args)
+
+
+def same_mistake(args, device):
+    raise UserError("--epochs: expected at least 1; found 0")
+
+
+def bug(args, device):
+    if distributed.rank() == 1:
+        raise ZeroDivisionError("by zero")
+    others_are_busy(args)
+
+
+def killed(args, device):
+    if distributed.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    others_are_busy(args)
+
+
+def main_fails_while_others_load(args, device):
+    def load():
+        raise UserError("checkpoint-last.pth: expected a whole checkpoint; found 3 bytes of 9")
+
+    distributed.from_main(load)
+
+
+def signalled(args, device):
+    """One process gets a signal in its third step; all say after which step they know."""
+    with distributed.StopSignal() as stop:
+        for step in range(1, 10):
+            if step == 3 and distributed.rank() == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            stop.ask()
+            name = stop.answer()
+            if name:
+                break
+        print(json.dumps(distributed.gathered([step, name])))
+
+
+def signalled_early(args, device):
+    with distributed.StopSignal():
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        others_are_busy(args)
+
+
+WORK = {function.__name__: function for function in (
+    exchange, mistake, same_mistake, bug, killed, main_fails_while_others_load, signalled, signalled_early,
+)}  # fmt: skip
