@@ -17,6 +17,7 @@ from data.sampling import IMAGE, TRAINING, Source, generator
 from radio import csi
 from radio.rng import Stream
 from util.errors import UserError
+from util.files import not_read
 
 DEFAULT_IMAGE_SIZE = (224, 224)
 
@@ -220,7 +221,7 @@ def _read_mat(path, key):
                         "save it again with -v7") from error  # fmt: skip
     # scipy reports a damaged file in many ways: what its reader happens to trip over.
     except Exception as error:
-        raise UserError(f"{path}: expected a MATLAB file; found a damaged or unreadable one: {error}") from error
+        raise UserError(f"{path}: expected a MATLAB file; found {not_read(path, error)}") from error
     raise UserError(f"{path}: expected the variable {key}; found {', '.join(names) or 'none'}")
 
 

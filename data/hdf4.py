@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from util.errors import UserError
+from util.files import not_read
 
 MAGIC = b"\x0e\x03\x13\x01"
 NULL = 1  # a descriptor that is not in use
@@ -30,7 +31,9 @@ def read_raster(path):
     """
     try:
         return _raster(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: expected an HDF4 raster image; found {not_read(path, error)}") from error
+    except ValueError as error:
         raise UserError(f"{path}: expected an HDF4 raster image; {error}") from error
 
 

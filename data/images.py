@@ -1,5 +1,6 @@
 """Spectrograms kept as image files: float TIFF of linear power, PNG pictures, NumPy arrays."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from data.sampling import IMAGE, Source, split_by_group
 from radio.recordings import is_recording_file
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
+from util.files import not_read
 
 # The recipe of the published TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about [0, 1]
 # over the range seen in its data, then the mean and standard deviation of its training set.
@@ -86,11 +88,12 @@ def _read(path):
         if suffix == ".npy":
             values = np.load(path, allow_pickle=False)
         else:
-            with Image.open(path) as picture:
+            # Before it fails on a TIFF that was cut, Pillow warns in lines of its own.
+            with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(path) as picture:
                 # Pictures in colour are colour maps of one quantity; brightness grows with it in those in use.
                 values = np.asarray(picture.convert("L") if suffix == ".png" else picture)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path}: expected an image; found a damaged or unreadable file: {error}") from error
+        raise UserError(f"{path}: expected an image; found {not_read(path, error)}") from error
     if suffix == ".png":
         values = values[::-1]
     elif suffix != ".npy" and not np.issubdtype(values.dtype, np.floating):

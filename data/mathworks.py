@@ -33,6 +33,7 @@ from data.hdf4 import read_raster
 from data.sampling import IMAGE, Source, Subset, hold_out
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
+from util.files import not_read
 
 NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
 ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
@@ -269,7 +270,7 @@ def _read_image(frame):
             with Image.open(frame.image) as picture:
                 values = np.asarray(picture.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{frame.image}: expected a picture; found a damaged file: {error}") from error
+            raise UserError(f"{frame.image}: expected a picture; found {not_read(frame.image, error)}") from error
     if values.ndim == 3 and values.shape[2] == 3:
         # .mat files lie by columns: a product over other strides is summed in another order, on some processors.
         values = np.ascontiguousarray(values, np.float32) @ LUMA
@@ -289,7 +290,7 @@ def _image_shape(frame):
                 return picture.height, picture.width
         shapes = {name: shape for name, shape, _ in whosmat(frame.image)}
     except MAT_ERRORS as error:
-        raise UserError(f"{frame.image}: expected an image; found a damaged file: {error}") from error
+        raise UserError(f"{frame.image}: expected an image; found {not_read(frame.image, error)}") from error
     if "rxSpectrogram" not in shapes:
         raise UserError(f"{frame.image}: expected the variable rxSpectrogram; found {', '.join(shapes) or 'none'}")
     return tuple(shapes["rxSpectrogram"][:2])
@@ -340,5 +341,5 @@ def _load(path, key=None):
         content = loadmat(path, variable_names=key and [key], squeeze_me=key is None)
     except MAT_ERRORS as error:
         hint = ", of MATLAB before version 7.3" if isinstance(error, NotImplementedError) else ""
-        raise UserError(f"{path}: expected a .mat file{hint}; found a damaged or unreadable one: {error}") from error
+        raise UserError(f"{path}: expected a .mat file{hint}; found {not_read(path, error)}") from error
     return {name: value for name, value in content.items() if not name.startswith("__")}

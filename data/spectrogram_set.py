@@ -1,9 +1,13 @@
-"""The spectrogram set: a folder of memory-mapped float16 spectrograms, read without an STFT.
+"""The spectrogram set: a folder of float16 spectrograms, read one by one and without an STFT.
 
 Masks (a class for each cell) and labels (a class for each spectrogram) lie beside them where the set has them.
 """
 
 import json
+import math
+import operator
+import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import numpy as np
 from data.sampling import DECIBELS, Source, Subset, split_by_group
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
+from util.files import check_size, not_read
 
 FORMAT = 1
 DESCRIPTION = "set.json"
@@ -27,8 +32,9 @@ def is_spectrogram_set(path):
 class SpectrogramSet(Source):
     """Reads a set. Values are dB about each spectrogram's mean; `level_db` of its metadata line is that mean.
 
-    `masks` is uint8 [N, F, T] and `labels` int64 [N], both class ids, both None where the set has none. Labels are
-    checked when the set is opened; masks, which are as large as a data set, by `mask` as they are read.
+    `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]; so are `masks`, uint8 [N, F, T], and `labels`, int64 [N], both
+    class ids, both None where the set has none. Labels are checked when the set is opened; masks, which are as large as a
+    data set, by `mask` as they are read.
 
     Args:
         held_out: folder of the set that `split` holds out, where there is one.
@@ -56,7 +62,7 @@ class SpectrogramSet(Source):
         if not self.shape[0] or self.shape[2:] != image_size:
             raise UserError(f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}")
         if self.labels is not None:
-            _check_classes(self.path / LABELS, self.labels, self.class_names)
+            _check_classes(self.path / LABELS, self.labels.read(0, len(self)), self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
         self._metadata = None
@@ -145,11 +151,64 @@ def whole_lines(lines):
     return found
 
 
+class ArrayFile:
+    """An .npy file of which `array[index]` reads one part, as long as the file is what it was when it was opened.
+
+    It is not mapped: a process that touches a map beyond the end of a file that was cut is killed without a word.
+    """
+
+    def __init__(self, path, shape, dtype, offset):
+        self.path, self.shape, self.dtype, self._offset = path, shape, np.dtype(dtype), offset
+        self._part_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+        self._size_bytes = offset + shape[0] * self._part_bytes
+        # Kept open: to open it for each part would ask a file server each time.
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+
+    def __reduce__(self):
+        return open_npy, (self.path, self.shape, self.dtype)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        """Part `index`: read-only [...]; UserError where the file was deleted or truncated since."""
+        return self.read(operator.index(index), 1)[0]
+
+    def read(self, start, count):
+        """Parts `start` to `start + count`: read-only [count, ...]."""
+        if not 0 <= start <= start + count <= len(self):
+            raise IndexError(f"{self.path}: {start=} {count=} is outside of {len(self)}")
+        expected = count * self._part_bytes
+        try:
+            data = self._bytes_at(self._offset + start * self._part_bytes, expected)
+        except OSError as error:
+            raise UserError(f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}") from error
+        # After reading, so that a file that was cut meanwhile is noticed too.
+        check_size(self.path, self._size_bytes)
+        if len(data) != expected:
+            raise UserError(f"{self.path}: expected {expected} bytes of sample {start}; found {len(data)}")
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+    def _bytes_at(self, position, num_bytes):
+        if hasattr(os, "pread"):  # its position is its own: forked workers share that of the file
+            return os.pread(self._file.fileno(), num_bytes, position)
+        self._file.seek(position)
+        return self._file.read(num_bytes)
+
+
 def open_npy(path, shape, dtype):
+    """The `ArrayFile` of a path, its header checked.
+
+    Raises:
+        UserError: it is missing, damaged, or of another shape or dtype.
+    """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.shape != shape or array.dtype != dtype:
+            raise UserError(f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}")
+        if not array.flags.c_contiguous:
+            raise UserError(f"{path}: expected an array in C order; found one in Fortran order")
+        return ArrayFile(path, shape, dtype, array.offset)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: expected an array; found a missing or damaged file: {error}") from error
-    if array.shape != shape or array.dtype != dtype:
-        raise UserError(f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}")
-    return np.asarray(array)  # a plain view of the map: to index a np.memmap costs ten times as much

@@ -23,6 +23,7 @@ from sigmf import SigMFFile
 
 from radio.samples import DATATYPES, Layout, component_of, full_datatype, not_finite
 from util.errors import UserError
+from util.files import check_size, not_read
 
 RAW_DATATYPES = {".cf32": "cf32_le", ".cs16": "ci16_le", ".cs8": "ci8", ".cu8": "cu8",
                  ".dat": None, ".bin": None, ".iq": None}  # None: the suffix does not say
@@ -62,6 +63,10 @@ class Recording:
     def duration_s(self) -> float:
         return self.num_samples / self.sample_rate_hz
 
+    @property
+    def _end_byte(self) -> int:
+        return self.layout.byte_offset + self.layout.plane_bytes + self.num_samples * self.layout.frame_bytes
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Samples `start` to `start + count` of the stretch: complex64 [count].
 
@@ -72,12 +77,14 @@ class Recording:
         start, count = operator.index(start), operator.index(count)  # numpy's int32 would overflow as a byte offset
         if start < 0 or count < 0 or start + count > self.num_samples:
             raise ValueError(f"{self.name}: {start=} {count=} is outside of the {self.num_samples} samples")
+        file = self.layout.data_file
         try:
             iq = self.layout.read(start, count)  # complex64 [count]
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error})") from error
+            raise UserError(f"{file}: expected {self._end_byte} bytes or more; found {not_read(file, error)}") from error
         if len(iq) != count:
-            raise UserError(f"{self.path}: shorter than when it was opened: expected {count} samples, found {len(iq)}")
+            check_size(file, self._end_byte)
+            raise UserError(f"{file}: expected {count} samples from {start}; found {len(iq)}")
         if (bad := not_finite(iq, self.layout.dtype)) is not None:
             raise UserError(f"{self.path.with_name(self.name)}: expected finite samples, found {iq[bad]} (as float32) at "
                             f"sample {self.sample_start + start + bad}")

@@ -5,10 +5,13 @@ import errno
 import itertools
 import json
 import os
+import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from unittest.mock import Mock
 
@@ -16,17 +19,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, largest_file, write_ci16
+from support import ROOT, largest_file, write_ci16, write_sigmf
+from test_class_folders import write_pngs
+from test_csi import write_npz, write_ntu_fi
+from test_mathworks import write_frame, write_resaved
 
 from data import registry, set_writer
+from data.annotated import AnnotatedWindows
+from data.class_folders import ClassFolders
+from data.csi import CsiFile, NtuFiHar
 from data.images import ImageFiles, load_image
+from data.labelled import LabelledSamples, Part, collate_labelled
+from data.mathworks import MathWorksFrames
 from data.recordings import RecordingWindows
-from data.sampling import DECIBELS, IQ, generator
+from data.sampling import DECIBELS, IQ, EpochBatches, MaskedSamples, generator, make_loader
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
-from util.errors import UserError
+from util.errors import UserError, one_line
 
 
 def front_end(**kwargs):
@@ -256,7 +267,7 @@ def test_masks_and_labels_come_back(tmp_path, key):
     read = SpectrogramSet(tmp_path / "set")
     assert read.class_names == list(CLASSES)
     assert (read.masks.dtype, read.masks.shape, read.labels.dtype) == (np.uint8, (6, 16, 24), np.int64)
-    assert read.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert [read.labels[index] for index in range(6)] == [0, 1, 2, 0, 1, 2]
     for index in range(6):
         decibels, metadata, mask, _ = labelled(index)
         np.testing.assert_allclose(read.load(index, None)[1] + decibels.mean(), decibels, atol=0.02)
@@ -620,6 +631,249 @@ def test_images_that_are_none(tmp_path):
     both = ImageFiles([tmp_path / "colour.npy", tmp_path / "plain.npy"], (8, 8))
     with pytest.raises(UserError, match=r"plain.npy: expected 3 channels.*found 1"):
         both.load(1, None)
+
+
+# Files that change while a run reads them
+
+
+def spectrogram_set(tmp_path, name):
+    parts = {"spectrograms.npy": ("load", {}), "masks.npy": ("target", {}),
+             "labels.npy": ("target", {"masks": False, "sample": lambda i: (*labelled(i)[:2], None, labelled(i)[3])})}
+    method, kwargs = parts[name]
+    write_labelled(tmp_path / "set", **kwargs)
+    return SpectrogramSet(tmp_path / "set"), method, tmp_path / "set" / name
+
+
+def recording(tmp_path, name):
+    samples = np.random.default_rng(0).integers(-99, 99, (10000, 2)).astype("<i2")
+    data = path = tmp_path / name
+    if name.startswith("a.sigmf"):
+        meta = write_sigmf(tmp_path, samples.tobytes(), "ci16_le", sample_rate=200e3)
+        data = path = meta.with_suffix(".sigmf-data")
+        if name == "a.sigmf":
+            path = tmp_path / name
+            with tarfile.open(path, "w") as archive:
+                for member in (meta, data):
+                    archive.add(member, member.name)
+                    member.unlink()
+            data = path
+    elif name.endswith(".npy"):
+        values = samples.astype(np.float32)
+        np.save(path, values.T.copy() if name == "planes.npy" else values.view(np.complex64)[:, 0])
+    else:
+        path.write_bytes(samples.tobytes())
+    return RecordingWindows.from_recordings(find_recordings(path, 200e3), front_end()), "load", data
+
+
+def annotated(tmp_path):
+    about = {"core:sample_start": 0, "core:freq_lower_edge": 2.4e9, "core:freq_upper_edge": 2.41e9, "core:label": "NR"}
+    path = write_ci16(tmp_path, annotations=[about])
+    return AnnotatedWindows(find_recordings(path), front_end()), "load", path.with_suffix(".sigmf-data")
+
+
+def images(tmp_path, name):
+    paths = [tmp_path / f"{number}{name}" for number in range(2)]
+    power = np.random.default_rng(0).random((40, 60), np.float32)
+    for path in paths:
+        if path.suffix == ".npy":
+            np.save(path, power)
+        else:
+            picture = Image.fromarray(power) if path.suffix == ".tif" else Image.fromarray((255 * power).astype(np.uint8))
+            picture.save(path, **({"compression": "tiff_lzw"} if "lzw" in name else {}))
+    return ImageFiles(paths, (16, 24)), "load", paths[1]
+
+
+def frames(tmp_path, name, method):
+    for number in range(2):
+        if name.endswith(".mat"):
+            write_resaved(tmp_path, number, np.random.default_rng(0).random((16, 16)), np.eye(16, dtype=np.uint8) * 127)
+        else:
+            write_frame(tmp_path, "LTE_NR", number, labels=np.eye(16, dtype=np.uint8) * 127)
+    path = next(tmp_path.rglob(name))
+    return MathWorksFrames(tmp_path, "combined"), method, path
+
+
+def ntu_fi(tmp_path):
+    source = NtuFiHar(write_ntu_fi(tmp_path), (16, 24))
+    source.fit([0])
+    return source, "load", source.paths[-1]
+
+
+def class_folders(tmp_path):
+    write_pngs(tmp_path)
+    return ClassFolders(tmp_path, front_end()), "load", tmp_path / "zigbee" / "2.png"
+
+
+SAID_BY_SIZE = {
+    **{name: (spectrogram_set, name) for name in ("spectrograms.npy", "masks.npy", "labels.npy")},
+    **{name: (recording, name) for name in ("a.sigmf-meta", "a.sigmf", "a.cs16", "complex.npy", "planes.npy")},
+    "annotated": (annotated,),
+}
+SAID_BY_THEIR_FORMAT = {
+    **{name: (images, name) for name in (".tif", ".lzw.tif", ".png", ".npy")},
+    **{name: (frames, name, method) for name, method in (
+        ("LTE_NR_frame_1.png", "load"), ("LTE_NR_frame_1.hdf", "target"),
+        ("LTE_NR_spect_frame_1.mat", "load"), ("LTE_NR_labels_frame_1.mat", "target"))},
+    "ntu_fi": (ntu_fi,),
+    "class_folders": (class_folders,),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [*SAID_BY_SIZE, *SAID_BY_THEIR_FORMAT])
+def test_a_file_that_is_cut_or_deleted_during_a_run_is_named(tmp_path, kind):
+    build, *args = (SAID_BY_SIZE | SAID_BY_THEIR_FORMAT)[kind]
+    source, method, path = build(tmp_path, *args)
+
+    def read(index):
+        return source.target(index) if method == "target" else source.load(index, None)[1]
+
+    def failure():
+        with pytest.raises(UserError) as error:
+            read(len(source) - 1)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    first, last, whole = read(0), read(len(source) - 1), path.read_bytes()
+    os.truncate(path, len(whole) // 2)
+    if kind in SAID_BY_SIZE:
+        found = re.fullmatch(
+            re.escape(f"{path}: expected ") + r"(\d+) bytes or more, as when it was opened; found (\d+)", failure())
+        assert found[2] == str(len(whole) // 2)
+        assert found[1] == str(len(whole)) or (kind == "a.sigmf" and 40000 < int(found[1]) < len(whole))
+    else:
+        assert re.match(re.escape(f"{path}: expected ") + ".*; found a damaged or unreadable file|"
+                        + re.escape(f"{path}: expected an HDF4 raster image; found a cut file"), failure())  # fmt: skip
+    path.write_bytes(whole + bytes(99) if kind in SAID_BY_SIZE else whole)  # to have grown is no harm
+    assert np.array_equal(read(0), first)
+    assert np.array_equal(read(len(source) - 1), last)
+    path.unlink()
+    assert failure().startswith(f"{path}: expected ")
+    assert failure().endswith("; found no such file, though it was there when the run began")
+
+
+def test_the_picture_that_labels_belong_to_is_named_too(tmp_path):
+    source, _, path = frames(tmp_path, "LTE_NR_frame_1.png", "load")
+    path.unlink()
+    with pytest.raises(UserError, match=re.escape(f"{path}: expected an image; found no such file")):
+        source.target(1)
+
+
+def test_an_npz_of_csi_is_in_memory_since_it_was_opened(tmp_path):
+    source = CsiFile(write_npz(tmp_path / "a.npz"))
+    source.fit([0, 1])
+    before = [source.load(index, None)[1] for index in range(6)]
+    os.truncate(source.path, 100)
+    assert all(np.array_equal(source.load(index, None)[1], before[index]) for index in range(6))
+    source.path.unlink()
+    assert [source.target(index) for index in range(6)] == [1, 0, 2] * 2
+    assert all(np.array_equal(source.load(index, None)[1], before[index]) for index in range(6))
+
+
+def test_what_was_loaded_of_a_set_stays_when_its_file_is_cut(tmp_path):
+    """A batch is stacked long after its first sample was loaded, and a map of a cut file kills whoever touches it."""
+    write_labelled(tmp_path / "set", 400)
+    source = SpectrogramSet(tmp_path / "set")
+    whole = [np.array(source.load(index, None)[1]) for index in range(400)]
+
+    def stack():
+        loaded = [source.load(index, None)[1] for index in range(400)]
+        masks = [source.target(index) for index in range(400)]
+        os.truncate(tmp_path / "set" / "spectrograms.npy", 200)
+        os.truncate(tmp_path / "set" / "masks.npy", 200)
+        assert np.array_equal(np.stack(loaded), whole)
+        assert np.stack(masks).max() == 2
+
+    assert in_child(stack) == 0
+
+
+def test_a_set_that_is_cut_while_it_is_read_is_named(tmp_path, monkeypatch):
+    """Cut and regrown between two system calls: the bytes count."""
+    source, _, path = spectrogram_set(tmp_path, "spectrograms.npy")
+    whole, pread = path.read_bytes(), os.pread
+
+    def cut(*args):
+        os.truncate(path, len(whole) - 100)
+        data = pread(*args)
+        path.write_bytes(whole)
+        return data
+
+    monkeypatch.setattr(os, "pread", cut)
+    with pytest.raises(UserError, match=r"spectrograms.npy: expected 768 bytes of sample 5; found 668"):
+        source.load(5, None)
+    monkeypatch.setattr(os, "pread", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(UserError, match=r"spectrograms.npy: expected a file that can be read; found .*Input/output error"):
+        source.load(5, None)
+
+
+def test_sets_are_read_where_there_is_no_pread(tmp_path, monkeypatch):
+    write_labelled(tmp_path / "set")
+    source = SpectrogramSet(tmp_path / "set")
+    order = (5, 0, 3)
+    before = [source.load(index, None)[1] for index in order]
+    monkeypatch.delattr(os, "pread")
+    assert all(np.array_equal(source.load(index, None)[1], values) for index, values in zip(order, before, strict=True))
+
+
+def test_a_set_goes_to_another_process_without_its_arrays(tmp_path):
+    write_labelled(tmp_path / "set", 40)
+    source = SpectrogramSet(tmp_path / "set")
+    sent = pickle.dumps(source)
+    assert len(sent) < 3000  # the spectrograms alone are 31 kB
+    again = pickle.loads(sent)
+    assert np.array_equal(again.load(7, None)[1], source.load(7, None)[1])
+    assert np.array_equal(again.target(7), source.target(7))
+    for index in (-1, 40):
+        with pytest.raises(IndexError, match="outside of 40"):
+            source.spectrograms[index]
+    os.truncate(tmp_path / "set" / "masks.npy", 1000)
+    with pytest.raises(UserError, match=r"masks\.npy: expected an array"):
+        pickle.loads(sent)
+
+
+def test_a_set_of_columns_is_refused(tmp_path):
+    write_labelled(tmp_path / "set")
+    np.save(tmp_path / "set" / "masks.npy", np.zeros((6, 16, 24), np.uint8, order="F"))
+    with pytest.raises(UserError, match=r"masks\.npy: expected an array in C order; found one in Fortran order"):
+        SpectrogramSet(tmp_path / "set")
+
+
+def masked_loader(source):
+    return make_loader(MaskedSamples(source, 4, 0, training=True), EpochBatches(len(source), 2, 0, shuffle=False), 1, False)
+
+
+def labelled_loader(source):
+    samples = LabelledSamples(Part(source, np.arange(len(source))), 0)
+    return make_loader(samples, EpochBatches(len(samples), 2, 0, shuffle=False), 1, False, collate_labelled)
+
+
+@pytest.mark.parametrize("change", ["truncated", "deleted"])
+@pytest.mark.parametrize(("name", "loader"), [("a.sigmf-data", masked_loader), ("spectrograms.npy", masked_loader),
+                                              ("masks.npy", labelled_loader)])  # fmt: skip
+def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change):
+    if name.endswith(".npy"):
+        write_labelled(tmp_path / "set", 200)
+        source, path = SpectrogramSet(tmp_path / "set"), tmp_path / "set" / name
+    else:
+        path = write_ci16(tmp_path, duration_s=2).with_suffix(".sigmf-data")
+        source = RecordingWindows.from_recordings(find_recordings(path), front_end())
+    assert len(source) == 200
+    batches = iter(loader(source))
+    try:
+        next(batches)
+        [worker] = batches._workers
+        size = path.stat().st_size
+        path.unlink() if change == "deleted" else os.truncate(path, size // 4)
+        with pytest.raises(UserError) as error:
+            list(batches)
+    finally:
+        batches._shutdown_workers()
+    found = {"truncated": f"bytes or more, as when it was opened; found {size // 4}",
+             "deleted": "; found no such file, though it was there when the run began"}[change]  # fmt: skip
+    line = one_line(error.value)
+    assert line.startswith(f"{path}: expected ")
+    assert line.endswith(found)
+    assert worker.exitcode == 0
 
 
 # Paths

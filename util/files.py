@@ -1,4 +1,5 @@
-"""Files that are whole or absent, and folders that are seen to be writable before hours of work end in them."""
+"""Files that are whole or absent, files that change under a run that reads them, and folders that are seen to be writable
+before hours of work end in them."""
 
 import contextlib
 import os
@@ -56,3 +57,25 @@ def writable_folder(path, owner, what="a folder"):
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
         raise
+
+
+def check_size(path, size_bytes):
+    """See that a file that was opened earlier is still there with all of its bytes. That it has grown is no harm.
+
+    Raises:
+        UserError: it was deleted or truncated, or cannot be reached.
+    """
+    try:
+        found = os.stat(path).st_size
+    except OSError as error:
+        raise UserError(f"{path}: expected a file of {size_bytes} bytes; found {not_read(path, error)}") from error
+    if found < size_bytes:
+        raise UserError(f"{path}: expected {size_bytes} bytes or more, as when it was opened; found {found}")
+
+
+def not_read(path, error):
+    """What was found instead of a file that was there when the run began, in one line: the end of an error's message."""
+    # SciPy says of a missing file that it needs a name.
+    if isinstance(error, FileNotFoundError) or (getattr(error, "errno", None) is None and not os.path.exists(path)):
+        return "no such file, though it was there when the run began"
+    return f"a damaged or unreadable file: {' '.join(str(error).split())}"
