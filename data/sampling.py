@@ -1,6 +1,8 @@
 """From a source's samples to batches of images, with every random choice a function of (seed, epoch, sample)."""
 
+import os
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -228,10 +230,21 @@ def to_images(parts, front_end, device):
     return torch.cat([images for images, _ in done])[order.to(device, non_blocking=True)]
 
 
-def _ignore_stop_signals(_worker):
-    # They reach all processes of a job; the one that trains answers them, and needs its data until it has.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _heed_the_main_process(_worker):
+    """Have a worker end by SIGTERM from the process that it works for, and from nobody else.
+
+    A job that is told to stop is told in all its processes; the one that trains answers, and needs its data until it has.
+    """
+    numbers = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def listen():
+        while True:
+            told = signal.sigwaitinfo(numbers)
+            if told.si_signo == signal.SIGTERM and told.si_pid == os.getppid():
+                os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
@@ -243,7 +256,7 @@ def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_heed_the_main_process,
         # Its own generator: drawing the workers' seed from torch's would make the run depend on how often it resumed.
         generator=torch.Generator(),
     )

@@ -1,5 +1,8 @@
 """Batches in which everything random follows (seed, epoch, sample)."""
 
+import signal
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +84,20 @@ def test_an_epoch_has_every_sample_once_in_an_order_of_its_own():
 
 def test_fewer_samples_than_a_batch_make_one():
     assert [len(batch) for batch in EpochBatches(3, 64, 0, shuffle=True)] == [3]
+
+
+def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
+    batches = EpochBatches(10, 2, seed=5, shuffle=True)
+    iterator = iter(make_loader(MaskedSamples(Numbers(10), 6, seed=1, training=True), batches, 1, pin_memory=False))
+    next(iterator)
+    [worker] = iterator._workers
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
+    assert len(list(iterator)) == 4
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(20)
+    assert not worker.is_alive()
 
 
 @pytest.mark.parametrize(("num_samples", "batch_size", "parts"), [
