@@ -178,6 +178,9 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
                     measured = evaluate(model, data.front_end, val_loader, device, autocast, data.class_names, stop)
             except StoppedError as reason:
                 save(epoch)
+                if saver is not None:
+                    saver.close()
+                distributed.greatest(0)  # all wait until it is written: where one process ends, the others have seconds
                 raise StoppedError(f"{reason}; saved in {folder}, the same command goes on from there") from None
             seconds += stats["seconds"]
             progress.start_epoch()

@@ -273,6 +273,9 @@ def train(args, device, stop):
                     stats |= evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast, stop)
             except StoppedError as reason:
                 save(epoch)
+                if saver is not None:
+                    saver.close()
+                distributed.greatest(0)  # all wait until it is written: where one process ends, the others have seconds
                 raise StoppedError(f"{reason}; saved in {args.output_dir}, the same command goes on from there") from None
             if held_out is not None:
                 print(f"epoch {epoch}/{args.epochs} held out: loss {stats['val_loss']:.4f}, predicting the mean "
