@@ -33,7 +33,7 @@ def get_args_parser():
     parser.add_argument("--task", default="segmentation")
     parser.add_argument("--model", default="vit_tiny_patch16")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2, 1.0], help="shares of the labels")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3], help="one number, or one for each share")
     parser.add_argument("--epochs", type=int, default=6, help="with all labels; more with fewer, for as many steps")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--blr", type=float, default=1.6e-2)
@@ -80,12 +80,13 @@ def picture(curves, caption):
 
 
 def main(parser, args):
-    if args.seeds < 1 or not all(0 < fraction <= 1 for fraction in args.fractions):
+    counts = args.seeds * len(args.fractions) if len(args.seeds) == 1 else args.seeds
+    if min(counts) < 1 or len(counts) != len(args.fractions) or not all(0 < fraction <= 1 for fraction in args.fractions):
         raise UserError(f"--seeds, --fractions: expected at least 1, shares up to 1; found {args.seeds}, {args.fractions}")
     curves = {}
-    for fraction in sorted(args.fractions):
+    for fraction, count in sorted(zip(args.fractions, counts, strict=True)):
         for kind in KINDS:
-            seeds = [run(args, kind, fraction, seed) for seed in range(args.seeds)]
+            seeds = [run(args, kind, fraction, seed) for seed in range(count)]
             curves.setdefault(kind, {})[f"{fraction:g}"] = {
                 figure: {"mean": statistics.mean(one[figure] for one in seeds), "seeds": [one[figure] for one in seeds]}
                 for figure in FIGURES
@@ -98,7 +99,7 @@ def main(parser, args):
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "label_efficiency.png") as temporary:
-        picture(curves, f"{args.model}, {args.seeds} seeds").savefig(temporary, format="png", dpi=110)
+        picture(curves, f"{args.model}, seeds: {' '.join(map(str, counts))}").savefig(temporary, format="png", dpi=110)
     args.data_path = args.finetune = "..."
     common.write_results("label_efficiency", parser, args, torch.device("cpu"), ("timm", "torchmetrics"), {"curves": curves})
 
