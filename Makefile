@@ -29,6 +29,7 @@ bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks/bench_data.py
 	$(RUN) benchmarks/bench_synthesize.py
 	$(RUN) benchmarks/bench_pretrain.py
+	$(RUN) benchmarks/bench_distributed.py
 	$(RUN) benchmarks/bench_segment.py
 
 clean:

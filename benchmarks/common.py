@@ -74,8 +74,12 @@ def columns(rates):
 
 
 def write_results(name, parser, args, device, packages, results):
-    """`<name>-<device>.json` in the output folder: what ran, on what, and what came out. Names no path of the machine."""
-    given = [f"--{flag} {value}" for flag, value in vars(args).items()
+    """`<name>-<device>.json` in the output folder: what ran, on what, and what came out. Names no path of the machine.
+
+    Returns:
+        What it holds.
+    """
+    given = [f"--{flag}" if value is True else f"--{flag} {value}" for flag, value in vars(args).items()
              if flag != "output" and value != parser.get_default(flag)]
     record = {
         "command": " ".join([f"python benchmarks/{name}.py", *given]),
@@ -90,3 +94,4 @@ def write_results(name, parser, args, device, packages, results):
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
+    return record

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 
 import torch
 import torch.distributed as dist
@@ -26,9 +27,11 @@ FLAGS = ("dist_backend", "dist_timeout_s", "shard")  # of `add_arguments`; none 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Under these names the store in which the processes met holds what became of one that failed.
 FAILURE, FAILURES = "radio_mae/failure", "radio_mae/failures"
+ATTEMPT = "radio_mae/attempt"
 # A process says why it fails before it leaves, so the others, who notice it leave, do not wait long for its message. One
 # that waits for a device does not notice, and is made to leave.
 MESSAGE_WAIT_S, LEAVE_WITHIN_S, LOOK_EVERY_S = 3.0, 8.0, 0.5
+ANSWER_WAIT_S = 5.0  # for a store whose machine may be out of reach; of torch's own calls some wait without an end
 
 _control = None  # gloo between all processes, whatever the backend: small numbers, for which no device has to wait
 
@@ -134,7 +137,31 @@ def _meet(timeout_s):
     with _meeting():
         store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
-    return store
+        return _of_this_attempt(store, timeout_s)
+
+
+def _of_this_attempt(store, timeout_s):
+    """The part of a store that nobody but the processes of this attempt has written to; waits until all are there.
+
+    torchrun keeps one store for all attempts, with the addresses and the failures of those before, and its count of restarts
+    may differ between machines. So rank 0 makes a name up, and each of the others goes by it once rank 0 has answered it.
+    """
+    own = uuid.uuid4().hex
+    if not _number("RANK"):
+        store.set(ATTEMPT, own)
+        for rank in range(1, _number("WORLD_SIZE")):
+            theirs = store.get(f"{ATTEMPT}/{own}/{rank}").decode()
+            store.set(f"{ATTEMPT}/{own}/{theirs}", "")
+        return dist.PrefixStore(own, store)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        attempt = store.get(ATTEMPT).decode()  # may be that of an attempt before
+        store.set(f"{ATTEMPT}/{attempt}/{os.environ['RANK']}", own)
+        if store.check([f"{ATTEMPT}/{attempt}/{own}"]):
+            return dist.PrefixStore(attempt, store)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"rank 0 did not come within {timeout_s:g} s")
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -193,7 +220,7 @@ class _Watch(threading.Thread):
 
     def end(self):
         self._ended.set()
-        self.join()
+        self.join(ANSWER_WAIT_S)
 
     def run(self):
         failure = None
@@ -222,24 +249,43 @@ def _fail(store, error):
     own, count = _number("RANK"), _number("WORLD_SIZE")
     if not isinstance(error, UserError) and _is_lost_connection(error):
         deadline = time.monotonic() + MESSAGE_WAIT_S
-        while (failure := read_failure(store)) is None and time.monotonic() < deadline:
+        while (failure := _answer(read_failure, store)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if failure is not None and failure["rank"] != own:
             raise SystemExit(failure["status"]) from None
         error = RunError(f"lost the other processes: {one_line(error)}")
     message = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
     status = error.status if isinstance(error, UserError) else RunError.status
-    with contextlib.suppress(RuntimeError):
-        if store.add(FAILURES, 1) == 1:
-            store.set(FAILURE, json.dumps({"rank": own, "status": status, "message": message}))
-        elif (json.loads(store.get(FAILURE)))["message"] == message:
-            raise SystemExit(status) from None
-    if not isinstance(error, UserError):
-        raise error
-    named = type(error)(f"rank {own} of {count}: {message}")
+    if _answer(_say_failure, store, {"rank": own, "status": status, "message": message}):
+        raise SystemExit(status) from None
+    named = type(error)(f"rank {own} of {count}: {message}") if isinstance(error, UserError) else error
     if os.environ.get("TORCHELASTIC_ERROR_FILE"):
         get_error_handler().record_exception(named)  # what torchrun shows in its summary
+    if named is error:
+        raise error
     raise named from error
+
+
+def _say_failure(store, failure):
+    """Leave a failure in the store if it is the first; whether another process has said the same."""
+    if store.add(FAILURES, 1) == 1:
+        store.set(FAILURE, json.dumps(failure))
+        return False
+    return json.loads(store.get(FAILURE))["message"] == failure["message"]
+
+
+def _answer(function, store, *values):
+    """What `function` gets from the store; None where that is gone, or does not answer within `ANSWER_WAIT_S`."""
+    answers = []
+
+    def ask():
+        with contextlib.suppress(RuntimeError):
+            answers.append(function(store, *values))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_WAIT_S)
+    return answers[0] if answers else None
 
 
 def _is_lost_connection(error):
