@@ -188,8 +188,8 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
         assert run.wait(END_LIMIT_S) != 0
         run.gone()
         step = saved_step(out)
-        [stopped] = set(re.findall(r"^stopped: rank \d of 2: (.*), the same command goes on from there$", run.said, re.M))
-        assert stopped == f"SIGTERM after step {step}; saved in {out}"
+        stopped = set(re.findall(r"^stopped: rank \d of 2: (.*), the same command goes on from there$", run.said, re.M))
+        assert stopped == {f"SIGTERM after step {step}; saved in {out}"}, run.said
         assert step < STEPS_PER_EPOCH * EPOCHS
     finish(tmp_path, 2, "main_pretrain", *flags(air, out))
     assert_as_undisturbed(out, undisturbed)
