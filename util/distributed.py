@@ -27,10 +27,11 @@ FLAGS = ("dist_backend", "dist_timeout_s", "shard")  # of `add_arguments`; none 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # Under these names the store in which the processes met holds what became of one that failed.
 FAILURE, FAILURES = "radio_mae/failure", "radio_mae/failures"
-ATTEMPT = "radio_mae/attempt"
+ATTEMPT, LEFT = "radio_mae/attempt", "radio_mae/left"
 # A process says why it fails before it leaves, so the others, who notice it leave, do not wait long for its message. One
 # that waits for a device does not notice, and is made to leave.
 MESSAGE_WAIT_S, LEAVE_WITHIN_S, LOOK_EVERY_S = 3.0, 8.0, 0.5
+SEE_OFF_S = 2.0
 ANSWER_WAIT_S = 5.0  # for a store whose machine may be out of reach; of torch's own calls some wait without an end
 
 _control = None  # gloo between all processes, whatever the backend: small numbers, for which no device has to wait
@@ -117,11 +118,13 @@ def joined(args):
             dist.barrier(group=_control)
         failed = False
     except BaseException as error:
+        watch.end(getattr(error, "status", RunError.status))
         _fail(store, error)
     finally:
         if not failed:
             watch.end()
         _leave(failed)
+        _answer(_see_off, store)
 
 
 def _meet(timeout_s):
@@ -206,6 +209,14 @@ def _leave(failed):
         dist.destroy_process_group()
 
 
+def _see_off(store):
+    """Have the process that keeps the store leave last: torch would tell the others' users of a connection that is lost."""
+    store.add(LEFT, 1)
+    deadline = time.monotonic() + SEE_OFF_S
+    while _number("RANK") == 0 and store.add(LEFT, 0) < _number("WORLD_SIZE") and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 class _Watch(threading.Thread):
     """Looks whether another process has failed, and ends this one if it has not noticed within `LEAVE_WITHIN_S`.
 
@@ -215,22 +226,26 @@ class _Watch(threading.Thread):
     def __init__(self, store):
         super().__init__(name="watch", daemon=True)
         self._store = store.clone()  # the other connection may be waiting, and lets nobody else in
-        self._ended = threading.Event()
+        self._ended, self._looks_no_more = threading.Event(), threading.Event()
+        self._status = None  # to end with; None is well
         self.start()
 
-    def end(self):
+    def end(self, status=None):
+        """Look no more. With a status, of a process that is about to end: end it with that, should it not be gone soon."""
+        self._status = status
         self._ended.set()
-        self.join(ANSWER_WAIT_S)
+        self._looks_no_more.wait(ANSWER_WAIT_S)
 
     def run(self):
         failure = None
-        while failure is None:
-            if self._ended.wait(LOOK_EVERY_S):
-                return
+        while not self._ended.wait(LOOK_EVERY_S) and failure is None:
             failure = read_failure(self._store)
-        if not self._ended.wait(LEAVE_WITHIN_S):
+        self._looks_no_more.set()
+        status = self._status if failure is None else failure["status"]
+        if status is not None:
+            time.sleep(LEAVE_WITHIN_S)
             sys.stderr.flush()
-            os._exit(failure["status"])
+            os._exit(status)
 
 
 def read_failure(store):
