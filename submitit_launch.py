@@ -8,15 +8,14 @@
     python submitit_launch.py --gpus_per_node 4 --sbatch account=radio --sbatch constraint=a100 \\
         main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
 
-    # nodes without GPUs
+    # nodes without GPUs; the background of this machine, without Slurm
     python submitit_launch.py --gpus_per_node 0 --processes_per_node 2 --cpus_per_process 16 main_pretrain.py ...
-
-    # in the background of this machine, without Slurm
     python submitit_launch.py --executor local --gpus_per_node 2 main_pretrain.py --data_path recordings/
 
 Needs `pip install submitit`. Each node runs torchrun. SIGTERM, SIGUSR1 or submitit's signal (SIGUSR2; two minutes before the
-time is up) has the trainers save at their next step; then the job goes back into the queue, and its next start goes on from
-there (--resume auto). A job whose trainer fails is not requeued. Paths are relative to the folder in which this is started.
+time is up) has the trainers save at their next step; then the job goes back into the queue, unless it was cancelled, and its
+next start goes on from there (--resume auto). A job whose trainer fails is not requeued. Paths are relative to the folder in
+which this is started.
 """
 
 import argparse
@@ -59,7 +58,6 @@ def get_args_parser():
     parser.add_argument("--gpus_per_node", type=int, default=1, help="a process of the run for each; 0: train on CPUs")
     parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; 1 where not given")
     parser.add_argument("--cpus_per_process", type=int, default=8, help="cores for each process and its data loading")
-    parser.add_argument("--mem_gb", type=float, help="memory of a node; the cluster's default where not given")
     parser.add_argument("--timeout_min", type=int, default=1440, help="time of the job, until it is requeued")
     parser.add_argument("--max_timeouts", type=int, default=20, help="how often it is; pre-emptions do not count")
     parser.add_argument("--max_restarts", type=int, default=3, help="of the processes within a job, after one has failed")
@@ -79,8 +77,6 @@ def check_args(args):
     for name, low in least.items():
         if getattr(args, name) is not None and getattr(args, name) < low:
             raise UserError(f"--{name}: expected at least {low}; found {getattr(args, name)}")
-    if args.mem_gb is not None and not args.mem_gb > 0:
-        raise UserError(f"--mem_gb: expected a positive number; found {args.mem_gb}")
     if args.gpus_per_node and args.processes_per_node not in (None, args.gpus_per_node):
         raise UserError(f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; found "
                         f"{args.processes_per_node}")  # fmt: skip
@@ -123,10 +119,8 @@ class Run:
 
     def line(self, job):
         """The command of this node."""
-        meet = "localhost:0"
-        if self.nodes > 1:
-            # below the ports that the kernel gives away
-            meet = f"{job.hostnames[0]}:{10000 + int(job.raw_job_id) % 20000}"
+        # The port is below those that the kernel gives away.
+        meet = f"{job.hostnames[0]}:{10000 + int(job.raw_job_id) % 20000}" if self.nodes > 1 else "localhost:0"
         return [*self.torchrun, f"--nnodes={self.nodes}", f"--nproc_per_node={self.processes}", "--rdzv_backend=c10d",
                 f"--rdzv_endpoint={meet}", f"--rdzv_id={job.job_id}", f"--max-restarts={self.max_restarts}",
                 *self.command]  # fmt: skip
@@ -201,14 +195,12 @@ def queue_state(job):
 
 
 def make_executor(args, processes):
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    python = shlex.join(["env", f"PYTHONPATH={paths}", sys.executable])  # a job finds this file from any folder
-    each = {f"{cluster}_{name}": value for cluster in ("slurm", "local")
-            for name, value in {"python": python, "max_num_timeout": args.max_timeouts}.items()}  # fmt: skip
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])  # for a job to find this file from any folder
+    python = shlex.join(["env", f"PYTHONPATH={os.pathsep.join(paths)}", sys.executable])
+    each = {"slurm_python": python, "local_python": python, "slurm_max_num_timeout": args.max_timeouts,
+            "local_max_num_timeout": args.max_timeouts}  # fmt: skip
     try:
-        executor = submitit.AutoExecutor(
-            args.job_dir, cluster=None if args.executor == "auto" else args.executor, **each
-        )
+        executor = submitit.AutoExecutor(args.job_dir, None if args.executor == "auto" else args.executor, **each)
     except RuntimeError as error:
         raise UserError(f"--executor {args.executor}: {one_line(error)}") from error
     options = {"requeue": True}
@@ -218,7 +210,7 @@ def make_executor(args, processes):
     cores = args.cpus_per_process * processes
     executor.update_parameters(
         name="radio-mae", nodes=args.nodes, tasks_per_node=1, gpus_per_node=args.gpus_per_node or None, cpus_per_task=cores,
-        mem_gb=args.mem_gb, timeout_min=args.timeout_min, stderr_to_stdout=True, slurm_partition=args.partition,
+        timeout_min=args.timeout_min, stderr_to_stdout=True, slurm_partition=args.partition,
         slurm_signal_delay_s=SIGNAL_DELAY_S, slurm_additional_parameters=options,
         slurm_srun_args=[f"--cpus-per-task={cores}"],  # which srun does not take from sbatch since Slurm 22.05
     )  # fmt: skip
@@ -244,9 +236,8 @@ def main(args):
         return
     stop = f"scancel {job.job_id}" if executor.cluster == "slurm" else f"kill {job.job_id}"
     print(f"job {job.job_id} ({executor.cluster}): {Path(args.script).name}, {args.nodes} x {processes} processes")
-    print(f"log: {job.paths.stdout}")
-    print(f"follow it: tail -F {shlex.quote(str(job.paths.stdout))}")
-    print(f"cancel it, saved: {stop}")
+    print(f"its log: tail -F {shlex.quote(str(job.paths.stdout))}")
+    print(f"to cancel it, saved: {stop}")
 
 
 if __name__ == "__main__":
