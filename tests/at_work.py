@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import threading
 import time
 
 import torch
@@ -60,6 +61,14 @@ def same_mistake(args, device):
     raise UserError("--epochs: expected at least 1; found 0")
 
 
+def mistake_while_writing(args, device):
+    """The first process writes for longer than it would otherwise be given."""
+    distributed.LEAVE_WITHIN_S = 1.0
+    if distributed.rank() == 0:
+        threading.Thread(target=lambda: (time.sleep(4), print("written", flush=True))).start()
+    mistake(args, device)
+
+
 def bug(args, device):
     if distributed.rank() == 1:
         raise ZeroDivisionError("by zero")
@@ -100,5 +109,6 @@ def signalled_early(args, device):
 
 
 WORK = {function.__name__: function for function in (
-    exchange, mistake, same_mistake, bug, killed, main_fails_while_others_load, signalled, signalled_early,
+    exchange, mistake, mistake_while_writing, same_mistake, bug, killed, main_fails_while_others_load, signalled,
+    signalled_early,
 )}  # fmt: skip

@@ -47,6 +47,12 @@ def test_a_mistake_of_one_process_is_said_once_and_ends_all(tmp_path, work, stat
     assert line.startswith(message)
 
 
+def test_a_file_that_is_being_written_is_written_to_its_end(tmp_path):
+    ranks = start(tmp_path, 2, "at_work", "mistake_while_writing", "--meanwhile", "wait")
+    assert wait(ranks, 20) == [2, 2]
+    assert ranks[0].out == "written\n"
+
+
 @pytest.mark.parametrize("meanwhile", ["exchange", "wait"])
 def test_a_bug_shows_its_traceback_once_and_ends_all(tmp_path, meanwhile):
     ranks = start(tmp_path, 3, "at_work", "bug", "--meanwhile", meanwhile)

@@ -32,6 +32,7 @@ ATTEMPT, LEFT = "radio_mae/attempt", "radio_mae/left"
 # that waits for a device does not notice, and is made to leave.
 MESSAGE_WAIT_S, LEAVE_WITHIN_S, LOOK_EVERY_S = 3.0, 8.0, 0.5
 SEE_OFF_S = 2.0
+WRITE_WITHIN_S = 60.0
 ANSWER_WAIT_S = 5.0  # for a store whose machine may be out of reach; of torch's own calls some wait without an end
 
 _control = None  # gloo between all processes, whatever the backend: small numbers, for which no device has to wait
@@ -242,10 +243,14 @@ class _Watch(threading.Thread):
             failure = read_failure(self._store)
         self._looks_no_more.set()
         status = self._status if failure is None else failure["status"]
-        if status is not None:
-            time.sleep(LEAVE_WITHIN_S)
-            sys.stderr.flush()
-            os._exit(status)
+        if status is None:
+            return
+        time.sleep(LEAVE_WITHIN_S)
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join(WRITE_WITHIN_S)  # a checkpoint that is being written
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def read_failure(store):
