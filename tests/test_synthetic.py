@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from radio.scene_draw import draw
 from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.errors import UserError
+from util.saver import Saver
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores
 
@@ -235,15 +235,15 @@ def test_training_does_not_depend_on_workers_and_sees_new_scenes(tmp_path, capsy
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(tmp_path, monkeypatch):
     copies = tmp_path / "copies"
     copies.mkdir()
-    save = checkpoint.save
+    save = Saver.save
 
-    def save_and_copy(state, folder, *args):
-        save(state, folder, *args)
-        shutil.copy(Path(folder, checkpoint.LAST), copies / f"{state['step']}.pth")
+    def save_and_copy(self, state, *args):
+        save(self, state, *args)
+        shutil.copy(self.folder / checkpoint.LAST, copies / f"{state['step']}.pth")
 
-    monkeypatch.setattr(checkpoint, "save", save_and_copy)
-    assert train(tmp_path / "through", *SCENES, "--save_every_steps", 1) == 0
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(Saver, "save", save_and_copy)
+    assert train(tmp_path / "through", *SCENES, "--save_every_steps", 1, "--no-async_save") == 0
+    monkeypatch.setattr(Saver, "save", save)
     for step, workers in ((1, 0), (4, 2)):
         out = tmp_path / str(step)
         assert train(out, *SCENES, "--resume", copies / f"{step}.pth", "--num_workers", workers) == 0
