@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.labelled import collate_labelled
 from data.sampling import to_images
 from util import distributed
 from util.errors import StoppedError
@@ -40,15 +39,14 @@ def evaluate(model, front_end, loader, device, autocast, class_names, stop, grou
     grouped = {name: GroupedConfusion(class_names, sorted(set(of), key=natural), device) for name, of in groupings.items()}
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     scores = torch.zeros(len(loader.dataset))
-    for place, batch in enumerate(loader):
+    for place, batch in enumerate(loader.batches(front_end, device)):
         stop.ask()
-        images = to_images(batch["parts"], front_end, device)
         with autocast():
-            logits = model(images)
+            logits = model(batch["images"])
         real = loader.batch_sampler.real(place)
         if real:  # else it is a sample of another process, to have as many forward passes as that
             logits, index = logits[:real], batch["index"][:real]
-            target = batch["target"][:real].to(device, non_blocking=True).long()
+            target = batch["target"][:real].long()
             loss_sum += F.cross_entropy(logits.float(), target).double() * real
             pred = logits.argmax(dim=1)
             confusion.update(pred, target)
@@ -127,10 +125,10 @@ def predictions(model, front_end, dataset, scores, device, autocast):
     chosen = list(dict.fromkeys([*order[:third], *order[middle : middle + third], *order[-third:]]))
     rows = []
     for number in chosen:
-        batch = collate_labelled([dataset[0, number]])
+        batch = dataset.batch([(0, number)])
         images = to_images(batch["parts"], front_end, device)
         with autocast():
             pred = model(images).argmax(dim=1)[0]
         rows.append({"number": number, "score": float(scores[number]), "image": images[0, 0].cpu().numpy(),
-                     "target": batch["target"][0].numpy(), "prediction": pred.cpu().numpy()})  # fmt: skip
+                     "target": batch["target"][0], "prediction": pred.cpu().numpy()})  # fmt: skip
     return rows

@@ -1,6 +1,5 @@
 """Fine-tuning from the first epoch to the best."""
 
-import contextlib
 import math
 from functools import partial
 from pathlib import Path
@@ -10,18 +9,18 @@ from timm.data import Mixup
 from torch.nn import functional as F
 
 import models_deeplab
-from data.labelled import RANDOM_NUMBERS, LabelledSamples, class_weights, collate_labelled, mix, shift_and_flip
-from data.sampling import EpochBatches, make_loader, to_images
+from data.feeding import make_loader
+from data.labelled import RANDOM_NUMBERS, LabelledSamples, class_weights, mix, shift_and_flip
+from data.sampling import EpochBatches
 from data.tasks import HEADS
 from engine_evaluate import MEANS, evaluate
 from engine_pretrain import LossTrace, Progress, Reporter
 from models_vit import ViTEncoder, train_mode
-from util import checkpoint, distributed, parallel, resume
+from util import checkpoint, compiling, distributed, parallel, resume
 from util.errors import StoppedError, UserError, warn
-from util.logger import NoLog, RunLog
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import half_cosine, set_lr
-from util.saver import Saver
+from util.record import Record
 
 SPLIT = "split.json"
 # What decides which epoch is kept, on the validation part.
@@ -81,7 +80,7 @@ def loader_of(part, args, device, training=False, fresh=False, more_numbers=0):
     if not len(batches):
         raise UserError(f"--model {args.model}: expected {2 * distributed.world_size()} samples or more to train on; found "
                         f"{len(dataset)}")  # fmt: skip
-    return make_loader(dataset, batches, args.num_workers, args.pin_mem and device.type == "cuda", collate_labelled)
+    return make_loader(dataset, batches, args.num_workers, args.pin_mem and device.type == "cuda")
 
 
 def best_so_far(path, saved):
@@ -100,12 +99,13 @@ def best_so_far(path, saved):
     return state
 
 
-def train(args, flags, data, model, path, saved, folder, device, autocast, scaler, stop):
+def train(args, flags, data, model, path, saved, folder, device, autocast, scaler, stop, way="off"):
     """Train to the end, validating on the way; the model is left as it was in its best epoch.
 
     Args:
         flags: those of the command, for checkpoints; `args` may accumulate otherwise.
         path, saved: the checkpoint to go on from, or None.
+        way: of `util.compiling.pick_compile`.
 
     Returns:
         dict of "best_epoch", "step" and "seconds_training".
@@ -115,6 +115,10 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
                                                            device=device)).sum())  # fmt: skip
     optimizer, rate, criterion, mixup = optimization(args, model, data, device)
     drops = len(model.drop_paths) if isinstance(model, ViTEncoder) else 0
+    way = way if isinstance(model, ViTEncoder) else "off"
+    model.grad_ckpt = args.grad_ckpt
+    if way != "off":
+        compiling.compile_model(model, way, args.batch_size, args.amp, model.num_patches)
     loader = loader_of(data.parts["train"], args, device, training=True, fresh=data.fresh, more_numbers=drops)
     val_loader = loader_of(data.parts["val"], args, device)
     # Labels that cannot be read should not show after hours of training.
@@ -129,7 +133,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
         if saved["num_samples"] != len(loader.dataset):
             raise UserError(f"{path}: expected a run on {len(loader.dataset)} training samples; found one on "
                             f"{saved['num_samples']}")  # fmt: skip
-        first_epoch, _ = resume.position(args, saved, batch)
+        first_epoch = resume.first_epoch(saved, batch)
         best_state = distributed.from_main(lambda: best_so_far(path, saved))
         parallel.load_optimizer(optimizer, saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
@@ -138,30 +142,27 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
         best, best_epoch, seconds = best_state["best"], best_state["best_epoch"], saved["seconds_training"]
         print(f"resumed from {path}: epoch {saved['epoch']} done, {progress.step} steps")
     counts = ", ".join(f"{len(part)} {name}" for name, part in data.parts.items())
-    processes = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    print(f"{args.model} on {device}, amp {args.amp}; samples: {counts}; batch {args.batch_size} x {args.accum_iter}"
-          f"{processes}, lr {args.lr:.3g}")  # fmt: skip
+    print(f"{args.model} on {device}, amp {args.amp}; samples: {counts}; {resume.batch_description(args)}, "
+          f"lr {args.lr:.3g}")  # fmt: skip
 
-    with contextlib.ExitStack() as opened:
-        saver, log = None, NoLog()
-        if distributed.is_main():
-            if best_state is not None and best_epoch >= 0:
-                checkpoint.save(best_state, folder, name=checkpoint.BEST)
-            saver = opened.enter_context(Saver(folder, background=args.async_save))
-            saver.reserve(3 * parallel.size_bytes(model), pinned=device.type == "cuda")  # weights and two moments
-            log = RunLog(folder, args.log_dir, first_epoch, progress.step)
+    def loss_of_zeros():
+        images = torch.zeros(args.batch_size, data.source.in_chans, *data.front_end.image_size, device=device)
+        with autocast():
+            return trained(images, *([torch.zeros(args.batch_size, drops, device=device)] if drops else [])).float().mean()
 
-        def save(epoch, completed=False):
-            whole = parallel.whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-            log.flush()
-            if saver is not None:
-                saver.save({
-                    "format": checkpoint.FORMAT, **whole, "scaler": scaler.state_dict(),
-                    "epoch": epoch if completed else epoch - 1, "step": progress.step, "progress": vars(progress).copy(),
-                    "num_samples": len(loader.dataset), "effective_batch": batch, "rng": checkpoint.random_state(),
-                    "front_end": data.settings, "classes": list(data.class_names), "best": best, "best_epoch": best_epoch,
-                    "seconds_training": seconds, "args": flags,
-                }, best=completed and best_epoch == epoch)  # fmt: skip
+    train_mode(model, args.train)
+    compiling.warm_up(trained, way, loss_of_zeros)
+
+    if distributed.is_main() and best_state is not None and best_epoch >= 0:
+        checkpoint.save(best_state, folder, name=checkpoint.BEST)
+    about = {"num_samples": len(loader.dataset), "effective_batch": batch, "args": flags, "front_end": data.settings,
+             "classes": list(data.class_names)}  # fmt: skip
+    with Record(folder, args.log_dir, model, optimizer, scaler, progress, about, first_epoch,
+                background=args.async_save) as record:  # fmt: skip
+        log = record.log
+
+        def scored():
+            return {"best": best, "best_epoch": best_epoch, "seconds_training": seconds}
 
         split_written = False
         for epoch in range(first_epoch, args.epochs):
@@ -172,16 +173,12 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
             try:
                 stats = train_one_epoch(
                     trained, model, data.front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast,
-                    criterion, mixup, rate, partial(save, epoch), stop,
+                    criterion, mixup, rate, partial(record.save, epoch, **scored()), stop,
                 )  # fmt: skip
                 if validates:
                     measured = evaluate(model, data.front_end, val_loader, device, autocast, data.class_names, stop)
             except StoppedError as reason:
-                save(epoch)
-                if saver is not None:
-                    saver.close()
-                distributed.greatest(0)  # all wait until it is written: where one process ends, the others have seconds
-                raise StoppedError(f"{reason}; saved in {folder}, the same command goes on from there") from None
+                record.stop(reason, epoch, **scored())
             seconds += stats["seconds"]
             progress.start_epoch()
             if not validates:
@@ -203,8 +200,8 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
             if not split_written and distributed.is_main():  # not before an epoch has shown that the data can be read
                 data.save_split(folder / SPLIT, args.seed)
                 split_written = True
-            save(epoch, completed=True)
-        log.close()
+            record.save(epoch, completed=True, as_best=best_epoch == epoch, **scored())
+        record.finish()
     kept = folder / checkpoint.BEST
     best_state = distributed.from_main(lambda: checkpoint.load(kept))
     checkpoint.load_model(model, parallel.divided(model, best_state["model"]), kept)
@@ -240,7 +237,7 @@ def train_one_epoch(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     processes = distributed.world_size()
 
-    for number, batch in enumerate(reporter.batches(loader), start=batches.first_batch):
+    for number, batch in enumerate(reporter.batches(loader.batches(front_end, device)), start=batches.first_batch):
         # start a group of accumulated batches
         if number % args.accum_iter == 0:
             lr = rate(epoch + progress.epoch_step / steps_per_epoch)
@@ -252,10 +249,8 @@ def train_one_epoch(
         if ends_group:
             stop.ask()
 
-        # front end and augmentation on the training device
-        images = to_images(batch["parts"], front_end, device)
-        target = batch["target"].to(device, non_blocking=True)
-        numbers = batch["noise"].to(device, non_blocking=True)
+        # augmentation on the training device
+        images, target, numbers = batch["images"], batch["target"], batch["noise"]
         if target.dim() > 1 and (args.time_shift or args.flip):
             images, target = shift_and_flip(images, target, numbers, args.time_shift, args.flip)
         target = target.long()
@@ -287,15 +282,7 @@ def train_one_epoch(
         scaler.step(optimizer)
         scaler.update()
         reporter.trace.add(progress.step, epoch, batch["index"], loss.detach(), weight, lr, grad_norm)
-        progress.step += 1
-        progress.epoch_step += 1
 
-        # report and save; after an epoch's last step its checkpoint waits for the validation
-        reporter.after_step(epoch)
-        if name := stop.answer():
-            reporter.read()
-            raise StoppedError(f"{name} after step {progress.step}")
-        if args.save_every_steps and progress.step % args.save_every_steps == 0 and progress.epoch_step < steps_per_epoch:
-            reporter.read()
-            save()
+        # report, stop or save
+        reporter.end_step(epoch, stop, save, args.save_every_steps)
     return reporter.epoch_stats(rate(epoch + 1 - 1 / steps_per_epoch))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from einops import repeat
 
-from data.sampling import to_images
 from models_mae import patch_statistics
 from util import distributed, parallel
 from util.errors import RunError, StoppedError
@@ -116,8 +115,9 @@ class Reporter:
     Rates are of all processes together, the share of waiting is their mean, and the memory that of the largest.
     """
 
-    def __init__(self, trace, progress, log, device, steps_per_epoch, epochs):
+    def __init__(self, trace, progress, log, device, steps_per_epoch, epochs, utilization=None):
         self.trace, self.progress, self.log, self.device = trace, progress, log, device
+        self.utilization = utilization
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
         self.images = 0
         self._first_step = progress.epoch_step
@@ -125,8 +125,9 @@ class Reporter:
         self._since_print = []
         self._waited = self._counted = 0
 
-    def batches(self, loader):
-        return self._lap.batches(loader)
+    def batches(self, feed):
+        self._feed = feed
+        return feed
 
     def read(self):
         """Bring all losses so far to the log."""
@@ -134,22 +135,40 @@ class Reporter:
         self.log.steps(steps)
         self._since_print += steps
 
-    def after_step(self, epoch):
+    def end_step(self, epoch, stop, save, save_every_steps):
+        """Count a step, print what is due, and save or raise `StoppedError`; see `train_one_epoch`."""
+        progress = self.progress
+        progress.step += 1
+        progress.epoch_step += 1
+        self._print(epoch)
+        if name := stop.answer():
+            self.read()
+            raise StoppedError(f"{name} after step {progress.step}")
+        # After an epoch's last step its checkpoint waits for the evaluation.
+        if save_every_steps and progress.step % save_every_steps == 0 and progress.epoch_step < self.steps_per_epoch:
+            self.read()
+            save()
+
+    def _print(self, epoch):
         step = self.progress.epoch_step
         if step % PRINT_EVERY_STEPS and step != self.steps_per_epoch:
             return
         self.read()
         self._lap.images, self._counted = self.images - self._counted, self.images
-        self._waited += self._lap.waited
-        _, images_per_s, data_wait = self._lap.read()
-        images_per_s, data_wait = distributed.total([images_per_s, data_wait / distributed.world_size()])
+        waited_s = self._feed.waited_s()
+        self._waited += waited_s
+        seconds, images_per_s = self._lap.read()
+        images_per_s, data_wait = distributed.total([images_per_s, waited_s / seconds / distributed.world_size()])
         memory = distributed.greatest(peak_memory_bytes(self.device))
         left = (self.epochs - epoch) * self.steps_per_epoch - step
         eta_s = left * self._whole.read()[0] / (step - self._first_step)
         where = f"epoch {epoch}/{self.epochs} step {step}/{self.steps_per_epoch}"
-        report_steps(self.log, self._since_print, where, eta_s, images_per_s, data_wait, memory)
+        report_steps(self.log, self._since_print, where, eta_s, images_per_s, data_wait, memory, self._mfu(images_per_s))
         self._since_print = []
         self._lap.lap()
+
+    def _mfu(self, images_per_s):
+        return self.utilization and self.utilization.of(images_per_s, distributed.world_size())
 
     def epoch_stats(self, lr):
         seconds = self._whole.read()[0]
@@ -158,13 +177,16 @@ class Reporter:
             "train_loss": self.progress.loss_sum / self.progress.weight,
             "lr": lr,
             "images_per_s": round(images / seconds, 2),
+            **({"mfu": round(self._mfu(images / seconds), 4)} if self.utilization else {}),
             "data_wait": round(waited / seconds, 4),
             "memory_bytes": distributed.greatest(peak_memory_bytes(self.device)),
             "seconds": round(seconds, 2),
         }
 
 
-def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast, save, stop):
+def train_one_epoch(
+    model, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast, save, stop, utilization=None
+):
     """Train from the loader's first batch to the end of the epoch.
 
     A group of `accum_iter` batches of each process makes a step, a smaller one at the end of the epoch too. Every sample of
@@ -172,11 +194,12 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
 
     Args:
         model: as `util.parallel.spread` returned it.
-        loader: of `data.sampling.make_loader`; its batch sampler says where in the epoch to start.
+        loader: of `data.feeding.make_loader`; its batch sampler says where in the epoch to start.
         progress: a `Progress`, counted on.
         autocast: makes the context of mixed precision.
         save: called after every `args.save_every_steps` steps but the epoch's last.
         stop: a `util.distributed.StopSignal`.
+        utilization: a `util.flops.Utilization`, or None.
 
     Returns:
         dict of the epoch's statistics, for log.txt and TensorBoard.
@@ -189,10 +212,11 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
     batches = loader.batch_sampler
     num_batches = len(batches)
     steps_per_epoch = math.ceil(num_batches / args.accum_iter)
-    reporter = Reporter(LossTrace(loader.dataset, scaler.is_enabled()), progress, log, device, steps_per_epoch, args.epochs)
+    trace = LossTrace(loader.dataset, scaler.is_enabled())
+    reporter = Reporter(trace, progress, log, device, steps_per_epoch, args.epochs, utilization)
     processes = distributed.world_size()
 
-    for number, batch in enumerate(reporter.batches(loader), start=batches.first_batch):
+    for number, batch in enumerate(reporter.batches(loader.batches(front_end, device)), start=batches.first_batch):
         # start a group of accumulated batches
         if number % args.accum_iter == 0:
             lr = rate(args, epoch, progress.epoch_step, steps_per_epoch)
@@ -202,16 +226,12 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
         ends_group = (number + 1) % args.accum_iter == 0 or number + 1 == num_batches
         if ends_group:
             stop.ask()
-
-        # front end and mask on the training device
-        images = to_images(batch["parts"], front_end, device)
-        noise = batch["noise"].to(device, non_blocking=True)
         real = batches.real(number)
 
         # forward and backward; torch takes the mean over the processes
         with parallel.exchange(model, ends_group):
             with autocast():
-                loss, _, _ = model(images, args.mask_ratio, noise)
+                loss, _, _ = model(batch["images"], args.mask_ratio, batch["noise"])
             scaler.scale(loss * (real * processes / group_samples)).backward()
         reporter.images += real
         if not ends_group:
@@ -224,17 +244,9 @@ def train_one_epoch(model, front_end, loader, optimizer, scaler, device, epoch, 
         scaler.step(optimizer)
         scaler.update()
         reporter.trace.add(progress.step, epoch, batch["index"], loss.detach() * real, real, lr, grad_norm)
-        progress.step += 1
-        progress.epoch_step += 1
 
-        # report and save; after an epoch's last step its checkpoint waits for the evaluation
-        reporter.after_step(epoch)
-        if name := stop.answer():
-            reporter.read()
-            raise StoppedError(f"{name} after step {progress.step}")
-        if args.save_every_steps and progress.step % args.save_every_steps == 0 and progress.epoch_step < steps_per_epoch:
-            reporter.read()
-            save()
+        # report, stop or save
+        reporter.end_step(epoch, stop, save, args.save_every_steps)
     return reporter.epoch_stats(rate(args, epoch, steps_per_epoch - 1, steps_per_epoch))
 
 
@@ -256,12 +268,11 @@ def evaluate(model, front_end, loader, device, mask_ratio, autocast, stop):
     started = time.perf_counter()
     sums = torch.zeros(2, device=device, dtype=torch.float64)
     samples = 0
-    for number, batch in enumerate(loader):
+    for number, batch in enumerate(loader.batches(front_end, device)):
         stop.ask()
-        images = to_images(batch["parts"], front_end, device)
-        noise = batch["noise"].to(device, non_blocking=True)
+        images = batch["images"]
         with autocast():
-            loss, _, mask = model(images, mask_ratio, noise)
+            loss, _, mask = model(images, mask_ratio, batch["noise"])
         real = loader.batch_sampler.real(number)
         sums += real * torch.stack([loss.float(), model.mean_loss(images, mask)]).double()
         samples += real

@@ -1,8 +1,10 @@
 """A recording through a segmentation model: windows that tile it, averaged probabilities in blocks, carriers from them."""
 
 import contextlib
+import itertools
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,13 +13,15 @@ import numpy as np
 import torch
 
 from radio.carriers import from_annotation, paint_cells
-from radio.regions import CarrierFinder
+from radio.planes import Averages, Overview
+from radio.region_pool import SLOT_BYTES, SLOTS, RegionPool
+from radio.regions import CarrierFinder, regions_of
+from radio.spans import Channels, spans_on
 
-# Samples of all windows of a batch: 128 MB of complex64, so that memory does not grow with the sample rate.
-BATCH_SAMPLES = 2**24
-BATCH_WINDOWS_CPU, BATCH_WINDOWS_ACCELERATOR = 8, 64
-# Columns of the picture: more than it has pixels would not be seen.
-PICTURE_COLUMNS = 1600
+# A CPU has the samples of one window at a time in its cache; an accelerator wants many windows in few launches.
+BATCH_WINDOWS_CPU, BATCH_WINDOWS_ACCELERATOR = 4, 128
+# Samples of an accelerator's batch, so that memory does not grow with the sample rate: 1 GB of int16, twice.
+BATCH_SAMPLES = 2**28
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,39 @@ class Tiling:
 
 @dataclass
 class Timings:
-    """Seconds of work by part; of a GPU too, since every part ends with its results at hand."""
+    """Seconds of work by part: of what runs side by side the mean, of a GPU the time that it took itself."""
 
     seconds: Counter = field(default_factory=Counter)
     signal_s: float = 0.0
+    _lock: object = field(default_factory=threading.Lock, repr=False)
+    _on_gpu: list = field(default_factory=list, repr=False)  # (part, event before, event after), not yet waited for
+
+    def add(self, name, seconds):
+        with self._lock:
+            self.seconds[name] += seconds
 
     @contextlib.contextmanager
-    def part(self, name):
+    def part(self, name, beside=1, device=None):
+        """Time what runs in this context, one of so many that do so side by side; on a GPU, what it is given there."""
+        if device is not None and device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            yield
+            after.record()
+            self._on_gpu.append((name, before, after))
+            return
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            self.add(name, (time.perf_counter() - started) / beside)
+
+    def settle(self):
+        """Wait for the GPU and take its times."""
+        for name, before, after in self._on_gpu:
+            after.synchronize()
+            self.add(name, before.elapsed_time(after) / 1e3)
+        self._on_gpu.clear()
 
     def summary(self, elapsed_s):
         parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
@@ -81,7 +106,9 @@ class Segmenter:
         front_end: `radio.spectrogram.Spectrogram`, on `device`.
         class_names: by class id.
         autocast: makes the context of the forward pass.
-        workers: threads that share the windows of a batch; on a CPU they are faster than torch's own within its operations.
+        workers: threads. On a CPU each takes batches of its own, which is faster than torch's own threads within its
+            operations; with a GPU they read.
+        pool: a `RegionPool` that looks for carriers; None: the thread that asks for them does.
     """
 
     model: torch.nn.Module
@@ -90,83 +117,68 @@ class Segmenter:
     device: torch.device
     autocast: object
     workers: int = 1
+    pool: RegionPool | None = None
     timings: Timings = field(default_factory=Timings)
+    _compiled: object = None
+    _full: int = 0  # images of a batch that is not the last
 
-    def windows(self, reads):
-        """Windows of equal length.
+    def compile(self):
+        """Have full batches computed by a compiled model. Others, of which every recording has one, are not worth it."""
+        self._compiled = torch.compile(self.model, dynamic=False)
 
-        Args:
-            reads: a function for each window, that gives its IQ: complex64 [samples].
-
-        Returns:
-            Probabilities [windows, classes, F, T], dB [windows, F, T]; float32.
-        """
-        parts = [reads[number :: self.workers] for number in range(min(len(reads), self.workers))]
-        if len(parts) == 1:
-            done = [self._windows(reads)]
-        else:
-            with ThreadPoolExecutor(len(parts)) as pool:
-                done = list(pool.map(self._windows, parts))
-        order = np.argsort(np.concatenate([np.arange(len(reads))[number :: self.workers] for number in range(len(parts))]))
-        probabilities, decibels, timings = zip(*done, strict=True)
-        for one in timings:  # they ran side by side
-            self.timings.seconds.update({name: seconds / len(timings) for name, seconds in one.seconds.items()})
-        return np.concatenate(probabilities)[order], np.concatenate(decibels)[order]
-
-    @torch.inference_mode()
-    def _windows(self, reads):
-        timings, decibels = Timings(), []
-        # A CPU makes one spectrogram at a time, while the samples are in its cache; a GPU wants them together.
-        size = 1 if self.device.type == "cpu" else len(reads)
-        for first in range(0, len(reads), size):
-            with timings.part("reading"):
-                iq = [read() for read in reads[first : first + size]]
-            with timings.part("front end"):
-                batch = torch.from_numpy(iq[0][None] if size == 1 else np.stack(iq))
-                decibels.append(self.front_end.decibels(batch.to(self.device)))
-        with timings.part("front end"):
-            decibels = torch.cat(decibels)
-            images = self.front_end.from_decibels(decibels)
-            self._wait()
-        with timings.part("network"):
-            with self.autocast():
-                logits = self.model(images)
-            probabilities = logits.float().softmax(dim=1).cpu().numpy()
-        return probabilities, decibels[:, 0].cpu().numpy(), timings
-
-    def _wait(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def blocks(self, channels, tiling, progress=None):
-        """A stretch from left to right, each of its columns once.
+    def find(self, channels, tiling, finder, watchers=(), progress=None):
+        """Give a stretch, from left to right, to its `CarrierFinder`.
 
         Args:
             channels: the `Recording`s of a stretch's channels, which see the same band: their probabilities are averaged.
             tiling: of `tiling`; where windows overlap, probabilities are averaged.
+            watchers: `add` of each gets every `radio.planes.Run`.
             progress: called with the number of samples that are done since the last call.
-
-        Yields:
-            (first column, probabilities [classes, F, columns], dB [F, columns]), float32.
         """
-        limit = BATCH_WINDOWS_CPU if self.device.type == "cpu" else BATCH_WINDOWS_ACCELERATOR
-        size = max(1, min(limit // len(channels), BATCH_SAMPLES // (tiling.window * len(channels))))
+        waiting, done = deque(), 0
+
+        def join():
+            run, regions = waiting.popleft()
+            for (first, end), found in zip(run.blocks(), regions.result() if self.pool else regions, strict=True):
+                finder.join(found, run.first + first, end - first)
+
+        for run in self.runs(channels, tiling):
+            with self.timings.part("carriers"):
+                for one in watchers:
+                    one.add(run)
+                waiting.append((run, self.pool.submit(run) if self.pool else self._regions(run)))
+                while len(waiting) > (SLOTS - 1 if self.pool else 0):
+                    join()
+            if progress is not None:
+                until = tiling.num_samples if run.ends[-1] == tiling.total else tiling.start(run.ends[-1])
+                progress(until - done)
+                done = until
+        with self.timings.part("carriers"):
+            while waiting:
+                join()
+        self.timings.settle()
+
+    @staticmethod
+    def _regions(run):
+        probabilities = run.probabilities.cpu().numpy()
+        return [regions_of(probabilities[:, :, first:end]) for first, end in run.blocks()]
+
+    def runs(self, channels, tiling):
+        """`radio.planes.Run`s of a stretch on the device, from left to right, each of its columns once; see `find`."""
         starts = list(tiling.first_columns)
+        if self.device.type == "cpu":
+            size, planes_of = BATCH_WINDOWS_CPU, self._planes_on_cpu
+        else:
+            size, planes_of = BATCH_WINDOWS_ACCELERATOR, self._planes_on_accelerator
+            rows, columns = self.front_end.image_size
+            size = min(size, BATCH_SAMPLES // tiling.window, SLOT_BYTES // (4 * len(self.class_names) * rows * columns) - 1)
+        size = max(1, size // len(channels))
+        self._full = size * len(channels)
         batches = [starts[place : place + size] for place in range(0, len(starts), size)]
-        averages = _Averages(tiling.columns)
-        with ThreadPoolExecutor(1) as ahead:  # computes the next batch while the caller looks at this one
-            coming = ahead.submit(self._planes, channels, tiling, batches[0])
-            for number, batch in enumerate(batches):
-                planes = coming.result()
-                if number + 1 < len(batches):
-                    coming = ahead.submit(self._planes, channels, tiling, batches[number + 1])
-                following = [*batch[1:], batches[number + 1][0] if number + 1 < len(batches) else tiling.total]
-                for first_column, plane, until in zip(batch, planes, following, strict=True):
-                    done = averages.add(first_column, plane, until)
-                    yield first_column, done[:-1], done[-1]
-                    if progress is not None:
-                        progress(tiling.start(until) - tiling.start(first_column) if until < tiling.total
-                                 else tiling.num_samples - tiling.start(first_column))  # fmt: skip
+        averages = Averages()
+        nexts = [batch[0] for batch in batches[1:]] + [tiling.total]
+        for batch, planes, until in zip(batches, planes_of(Channels(channels), tiling, batches), nexts, strict=True):
+            yield averages.add(batch, planes, until)
         self.timings.signal_s += channels[0].duration_s
 
     def tiling(self, recording, overlap):
@@ -174,14 +186,66 @@ class Segmenter:
         window = self.front_end.num_samples(recording.sample_rate_hz)
         return Tiling.over(recording.num_samples, window, self.front_end.image_size[1], overlap)
 
-    def _planes(self, channels, tiling, batch):
-        """Probabilities and, as the last plane, dB, averaged over channels: float32 [windows, classes + 1, F, T]."""
-        reads = [partial(channel.read, tiling.start(column), tiling.window) for column in batch for channel in channels]
-        probabilities, decibels = self.windows(reads)
-        planes = np.concatenate([probabilities, decibels[:, None]], axis=1)
-        if len(channels) == 1:
+    def _planes_on_cpu(self, channels, tiling, batches):
+        """Planes [W, classes + 1, F, T] of each batch, averaged over channels; threads compute those that come next."""
+        rooms = threading.local()
+
+        @torch.inference_mode()
+        def planes(batch):
+            if not hasattr(rooms, "room"):
+                rooms.room = channels.empty(tiling.window)
+            decibels = []
+            for column in batch:
+                with self.timings.part("reading", self.workers):
+                    channels.read(tiling.start(column), rooms.room)
+                with self.timings.part("front end", self.workers):
+                    decibels += [self.front_end.decibels(rooms.room[None, :, number]) for number in channels.numbers]
+            return self._means(torch.cat(decibels), len(batch))
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            coming = deque()
+            try:
+                for batch in batches:
+                    coming.append(pool.submit(planes, batch))
+                    if len(coming) > self.workers:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _planes_on_accelerator(self, channels, tiling, batches):
+        """`_planes_on_cpu`, on an accelerator, which computes one batch after another while the next is read."""
+        starts = [[tiling.start(column) for column in batch] for batch in batches]
+        spans = [(of_batch[0], of_batch[-1] + tiling.window - of_batch[0]) for of_batch in starts]
+        reading = partial(self.timings.part, "reading", self.workers)
+        coming = spans_on(self.device, channels, spans, self.workers, reading)
+        for of_batch, samples in zip(starts, coming, strict=True):
+            with torch.inference_mode():
+                with self.timings.part("front end", device=self.device):
+                    decibels = [torch.cat([self.front_end.decibels(windows) for windows in
+                                           _windows(samples[:, number], of_batch, tiling.window)])
+                                for number in channels.numbers]  # fmt: skip
+                    decibels = torch.stack(decibels, dim=1).flatten(0, 1)  # the channels of a window side by side
+                planes = self._means(decibels, len(of_batch))
+            yield planes
+
+    def _means(self, decibels, num_windows):
+        """Probabilities and, as the last plane, dB: [W * channels, 1, F, T] -> float32 [W, classes + 1, F, T]."""
+        with self.timings.part("front end", self._beside, self.device):
+            images = self.front_end.from_decibels(decibels)
+        with self.timings.part("network", self._beside, self.device):
+            with self.autocast():
+                logits = (self.model if self._compiled is None or len(images) < self._full else self._compiled)(images)
+            planes = torch.cat([logits.float().softmax(dim=1), decibels], dim=1)
+        if len(planes) == num_windows:
             return planes
-        return planes.reshape(-1, len(channels), *planes.shape[1:]).mean(axis=1)
+        return planes.unflatten(0, (num_windows, -1)).mean(dim=1)
+
+    @property
+    def _beside(self):
+        """Threads that compute side by side."""
+        return self.workers if self.device.type == "cpu" else 1
 
     def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
         """A `CarrierFinder` for a stretch tiled with windows of so many samples; an unknown centre frequency, None, is 0."""
@@ -190,6 +254,10 @@ class Segmenter:
         rows_hz = self.front_end.frequency_axis_hz(sample_rate_hz, center).numpy()
         return CarrierFinder(self.class_names, rows_hz, column_s, limits, (center - half, center + half),
                              num_samples / sample_rate_hz)  # fmt: skip
+
+    def overview(self, tiling):
+        """An `Overview` for a stretch."""
+        return Overview(tiling.total, len(self.class_names), self.front_end.image_size[0], self.device)
 
     def stream(self, source, sample_rate_hz, center_freq_hz, limits):
         """Windows of an `IqStream` side by side, as they come; the last may be shorter, but one below an FFT is left out.
@@ -201,7 +269,7 @@ class Segmenter:
         while len(iq := self._next(source, window)):
             if len(iq) >= self.front_end.n_fft:
                 finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), len(iq), limits)
-                finder.add(self.windows([lambda iq=iq: iq])[0][0], 0)
+                finder.add(self._probabilities(iq), 0)
                 self.timings.signal_s += len(iq) / sample_rate_hz
                 yield start, len(iq), finder.finish()
             start += len(iq)
@@ -210,58 +278,28 @@ class Segmenter:
         with self.timings.part("reading"):
             return source.read(window)
 
-
-class _Averages:
-    """Means over windows that share columns; keeps the columns that a later window may still cover, and no others."""
-
-    def __init__(self, columns):
-        self.columns = columns
-        self.first = 0  # column that `sums` begins with
-        self.sums, self.counts = None, None
-
-    def add(self, first_column, planes, until):
-        """Add a window's planes [P, F, columns] at its first column; the means of all columns before `until`."""
-        if self.sums is None or not self.sums.shape[-1]:
-            self.first, self.sums = first_column, planes.copy()
-            self.counts = np.ones(self.columns, np.float32)
-        else:
-            place = first_column - self.first
-            missing = place + self.columns - self.sums.shape[-1]
-            self.sums = np.pad(self.sums, ((0, 0), (0, 0), (0, missing)))
-            self.counts = np.pad(self.counts, (0, missing))
-            self.sums[..., place : place + self.columns] += planes
-            self.counts[place : place + self.columns] += 1
-        done = until - self.first
-        means = self.sums[..., :done] / self.counts[:done]
-        self.first, self.sums, self.counts = until, self.sums[..., done:], self.counts[done:]
-        return means
+    @torch.inference_mode()
+    def _probabilities(self, iq):
+        """Of one window: complex64 [samples] -> numpy float32 [classes, F, T]."""
+        with self.timings.part("front end", device=self.device):
+            decibels = self.front_end.decibels(torch.from_numpy(iq)[None].to(self.device))
+        probabilities = self._means(decibels, 1)[0, :-1].cpu().numpy()
+        self.timings.settle()
+        return probabilities
 
 
-class Overview:
-    """What the picture shows of a stretch, in at most `PICTURE_COLUMNS` columns whatever its length."""
-
-    def __init__(self, total_columns, num_classes, rows):
-        self.per_column = -(-total_columns // PICTURE_COLUMNS)
-        columns = -(-total_columns // self.per_column)
-        self.sums = np.zeros((num_classes + 1, rows, columns), np.float32)
-        self.counts = np.zeros(columns, np.float32)
-
-    def add(self, first_column, probabilities, decibels):
-        places = (first_column + np.arange(decibels.shape[1])) // self.per_column
-        starts = np.flatnonzero(np.diff(places, prepend=-1))
-        self.sums[:-1, :, places[starts]] += np.add.reduceat(probabilities, starts, axis=2)
-        self.sums[-1, :, places[starts]] += np.add.reduceat(decibels, starts, axis=1).T  # numpy puts the places first
-        self.counts[places[starts]] += np.diff(np.append(starts, len(places)))
-
-    @property
-    def image(self):
-        """Mean dB: [F, columns]."""
-        return self.sums[-1] / self.counts
-
-    @property
-    def classes(self):
-        """The likeliest class: uint8 [F, columns]."""
-        return self.sums[:-1].argmax(axis=0).astype(np.uint8)
+def _windows(samples, starts, window):
+    """Windows of samples [N, 2], the first at 0, as few tensors [W, window, 2] as equal steps allow; nothing is copied."""
+    steps = [b - a for a, b in itertools.pairwise(starts)]
+    first = 0
+    while first < len(starts):
+        end = first + 1
+        while end < len(starts) and steps[end - 1] == steps[first]:
+            end += 1
+        step = steps[first] if end > first + 1 else 1
+        from_first = slice(starts[first] - starts[0], starts[end - 1] - starts[0] + window)
+        yield samples[from_first].unfold(0, window, step).transpose(1, 2)
+        first = end
 
 
 class Truth:
@@ -272,7 +310,7 @@ class Truth:
     Args:
         recording: any channel of the stretch.
         finder: the stretch's `CarrierFinder`, whose cells and band these are.
-        confusion: a `util.metrics.Confusion`, which gets the cells of every block.
+        confusion: a `util.metrics.Confusion`, which gets the cells of every run.
         left_out: a Counter of the labels that were left out.
     """
 
@@ -295,8 +333,8 @@ class Truth:
         """What there is to be found: all but the first class."""
         return [one for one in self._painted if one.label != self.class_names[0]]
 
-    def add(self, first_column, probabilities):
-        columns_s = (first_column + np.arange(probabilities.shape[2]) + 0.5) * self.finder.column_s
+    def add(self, run):
+        columns_s = (np.arange(run.first, run.ends[-1]) + 0.5) * self.finder.column_s
         target = paint_cells(self._painted, self.finder.rows_hz, columns_s, self.class_names)
-        pred = probabilities.argmax(axis=0)
-        self.confusion.update(torch.from_numpy(pred)[None], torch.from_numpy(target.astype(np.int64))[None])
+        pred = run.probabilities.argmax(dim=0).cpu()
+        self.confusion.update(pred[None], torch.from_numpy(target.astype(np.int64))[None])

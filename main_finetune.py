@@ -18,8 +18,9 @@
     # go on with a run that was stopped: the same command, or from its checkpoint with other flags
     python main_finetune.py --task segmentation --data_path scenes ... --resume output_finetune/checkpoint-last.pth
 
-    # evaluate only
+    # evaluate only: a checkpoint; released weights
     python main_finetune.py --task segmentation --data_path scenes --eval --resume output_finetune/checkpoint-best.pth
+    python main_finetune.py --task segmentation --data_path scenes --eval --finetune model.safetensors
 
     # the model for other programs, after training or with --eval: all weights, the encoder alone, or for ONNX
     python main_finetune.py --task segmentation --data_path scenes ... --export model.safetensors
@@ -44,8 +45,8 @@ from data.labelled import Part
 from data.splits import fewer_labels
 from engine_evaluate import MEANS, evaluate, groupings, report
 from engine_finetune import loader_of, train
-from util import checkpoint, distributed, export, parallel, resume
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp
+from util import checkpoint, compiling, distributed, export, joining, parallel, resume
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import UserError, reported, warn
 from util.files import atomic_path
 from util.logger import NoLog, RunLog
@@ -55,8 +56,8 @@ RESULTS = "results.json"
 # What a run may have otherwise than the one that it resumes: where things are and how fast they come (what comes of the
 # front end's flags is compared itself), and, with a warning, how it learns. Nothing else.
 FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
-              "input_size", "n_fft", "window_ms", "export", "licence", "async_save", "save_every_steps",
-              *distributed.FLAGS}  # fmt: skip
+              "input_size", "n_fft", "window_ms", "export", "export_dtype", "licence", "async_save", "save_every_steps",
+              *compiling.FLAGS, *joining.FLAGS}  # fmt: skip
 LEARNING_FLAGS = {"data_path", "epochs", *resume.BATCH_FLAGS, "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
                   "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
 MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool"}
@@ -115,12 +116,13 @@ def get_args_parser():
     run.add_argument("--async_save", action=argparse.BooleanOptionalAction, default=True,
                      help="write checkpoints while training goes on")
     run.add_argument("--val_every", type=int, default=1, help="epochs from a validation and checkpoint to the next")
-    run.add_argument("--eval", action="store_true", help="evaluate --resume on the test part, and nothing else")
+    run.add_argument("--eval", action="store_true", help="evaluate --resume, else --finetune, on the test part")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
-    distributed.add_arguments(run)
+    compiling.add_arguments(run)
+    joining.add_arguments(run)
     export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it; .onnx")
     return parser
 
@@ -150,8 +152,9 @@ def check_args(args):
     if not 0 < args.layer_decay <= 1:
         raise UserError(f"--layer_decay: expected a factor above 0, up to 1; found {args.layer_decay}")
     named = args.resume not in ("auto", "none")
-    if args.eval and not named:
-        raise UserError("--eval: expected --resume CHECKPOINT, what to evaluate; found none")
+    if args.eval and not named and (args.export or args.finetune in ("", "random")):
+        raise UserError("--eval: expected --resume CHECKPOINT or, without --export, --finetune WEIGHTS, what to evaluate; "
+                        "found none")
     if named and args.seeds > 1:
         raise UserError(f"--seeds: expected one run, --seed, with --resume; found {args.seeds}")
     if args.export and args.seeds > 1:
@@ -200,7 +203,11 @@ def build_model(args, data, weights):
             global_pool=args.global_pool,
         )  # fmt: skip
     if weights:
-        print(load_pretrained(model, weights.state_dict, args.finetune, weights.front_end, weights.converted).summary())
+        loaded = load_pretrained(model, weights.state_dict, args.finetune, weights.front_end, weights.converted)
+        if args.eval and (loaded.new or weights.classes != data.class_names):
+            raise UserError(f"{args.finetune}: expected weights of this task, trained on {data.class_names}; found "
+                            f"{weights.classes or 'no classes'}, and {len(loaded.new)} tensors missing")  # fmt: skip
+        print(loaded.summary())
     names = models_vit.trainable(model, args.train)
     if not args.eval:
         own = dict(model.named_parameters())
@@ -239,10 +246,13 @@ def check_resumed(args, flags, path, saved):
 def run(args, folder, device, stop):
     """Train and test, or evaluate, one seed: the figures of the test part."""
     started = time.perf_counter()
-    args.amp = pick_amp(args.amp, device)
-    autocast, scaler = mixed_precision(args.amp, device)
+    way = compiling.pick_compile(args, device, distributed.world_size())
     torch.manual_seed(args.seed)
-    path, saved = resume.find(args.resume, folder)
+    alone = args.eval and args.resume in ("auto", "none")  # released weights
+    path, saved = (None, None) if alone else resume.find(args.resume, folder)
+    width = models_vit.PRESETS.get(args.model, {}).get("embed_dim", 512)
+    args.amp = resume.pick_amp(args.amp, saved, device, width)
+    autocast, scaler = mixed_precision(args.amp, device)
     flags = vars(args).copy()
     if saved and not args.eval:
         resume.keep_effective_batch(args, saved)
@@ -260,14 +270,14 @@ def run(args, folder, device, stop):
         checkpoint.load_model(model, saved["model"], path)
 
     if args.eval:
-        trained = {"best_epoch": saved["epoch"], "step": saved["step"], "seconds_training": 0.0}
+        trained = {"best_epoch": saved and saved["epoch"], "step": saved["step"] if saved else 0, "seconds_training": 0.0}
     else:
-        trained = train(args, flags, data, model, path, saved, folder, device, autocast, scaler, stop)
+        trained = train(args, flags, data, model, path, saved, folder, device, autocast, scaler, stop, way)
 
     test = data.parts["test"]
     loader = loader_of(test, args, device)
     measured = evaluate(model, data.front_end, loader, device, autocast, data.class_names, stop, groupings(test))
-    print(f"\ntest part, {len(test)} samples, model of epoch {trained['best_epoch']}")
+    print(f"\ntest part, {len(test)} samples, " + (args.finetune if alone else f"model of epoch {trained['best_epoch']}"))
     log = RunLog(folder, args.log_dir) if distributed.is_main() else NoLog()
     pictures = report(measured, model, data.front_end, loader.dataset, device, autocast, data.class_names, log,
                       trained["step"], args.model)  # fmt: skip
@@ -293,7 +303,7 @@ def export_model(args, model, saved, in_chans):
         "main_finetune.py", get_args_parser(), saved["args"], args.licence, holds=tasks.HEADS[args.task],
         front_end=saved["front_end"], classes=saved["classes"], args=built,
     )  # fmt: skip
-    export.export(args.export, model, about)
+    export.export(args.export, model, about, args.export_dtype)
 
 
 def summary(every):
@@ -314,9 +324,11 @@ def write_json(path, content):
 
 
 def main(args):
-    with distributed.joined(args) as device, distributed.StopSignal() as stop:
+    with joining.joined(args) as device, distributed.StopSignal() as stop:
         check_args(args)
         keep_freed_memory()
+        if device.type == "cpu":
+            share_threads(distributed.local_world_size())
         every = []
         with contextlib.ExitStack() as opened:
             if distributed.is_main():

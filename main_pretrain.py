@@ -34,20 +34,20 @@ from timm.optim import param_groups_weight_decay
 
 import models_mae
 from data import registry
-from data.sampling import EpochBatches, MaskedSamples, collate, make_loader, to_images
+from data.feeding import make_loader
+from data.sampling import EpochBatches, MaskedSamples, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
-from util import checkpoint, distributed, export, parallel
+from util import checkpoint, compiling, distributed, export, flops, joining, parallel
 from util import resume as resuming
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import StoppedError, UserError, reported, warn
-from util.logger import NoLog, RunLog
 from util.plots import reconstruction_figure
-from util.saver import Saver
+from util.record import Record
 
 # Flags that may differ between a run and the one that it resumes: where things are, and how fast they come.
 FREE_FLAGS = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "keep", "save_every_steps", "save_every_epochs",
-    "export", "licence", "async_save", *distributed.FLAGS,
+    "export", "export_dtype", "licence", "async_save", "peak_tflops", *compiling.FLAGS, *joining.FLAGS,
 }  # fmt: skip
 PICTURES = 4
 
@@ -96,7 +96,10 @@ def get_args_parser():
     run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
                      help="page-locked buffers on the way to a GPU")
-    distributed.add_arguments(run)
+    compiling.add_arguments(run)
+    run.add_argument("--peak_tflops", default="auto", metavar="TFLOPS",
+                     help="what the log's MFU (model FLOPs utilization) is a share of; auto measures a matrix product")
+    joining.add_arguments(run)
     export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it, else the decoder too")
     return parser
 
@@ -158,9 +161,9 @@ def picture(model, front_end, source, dataset, args, device, epoch):
     chosen = [number * len(dataset) // count for number in range(count)]
     rows = []
     for index in chosen:
-        batch = collate([dataset[0, index]])
+        batch = dataset.batch([(0, index)])
         images = to_images(batch["parts"], front_end, device)
-        rebuilt, removed = reconstruct(model, images, batch["noise"].to(device), args.mask_ratio)
+        rebuilt, removed = reconstruct(model, images, torch.from_numpy(batch["noise"]).to(device), args.mask_ratio)
         about = source.describe(index, None)
         rate = about.get("sample_rate_hz")
         extent = rate and front_end.extent(rate, about["center_freq_hz"], about["num_samples"])
@@ -174,20 +177,28 @@ def picture(model, front_end, source, dataset, args, device, epoch):
 
 
 def main(args):
-    with distributed.joined(args) as device, distributed.StopSignal() as stop:
+    with joining.joined(args) as device, distributed.StopSignal() as stop:
         check_args(args)
         keep_freed_memory()
-        args.amp = pick_amp(args.amp, device)
-        train(args, device, stop)
+        if device.type == "cpu":
+            share_threads(distributed.local_world_size())
+        with contextlib.ExitStack() as opened:
+            if distributed.is_main():
+                opened.enter_context(checkpoint.output_folder(args.output_dir))
+                opened.enter_context(export.destination(args.export))
+            train(args, device, stop)
 
 
 def train(args, device, stop):
-    autocast, scaler = mixed_precision(args.amp, device)
+    way = compiling.pick_compile(args, device, distributed.world_size())
     torch.manual_seed(args.seed)
 
     # data
     source, held_out, front_end, settings = open_data(args, device)
     path, state = resuming.find(args.resume, args.output_dir)
+    width = models_mae.PRESETS.get(args.model, {}).get("embed_dim", 512)
+    args.amp = resuming.pick_amp(args.amp, state, device, width)
+    autocast, scaler = mixed_precision(args.amp, device)
     flags = vars(args).copy()
     if state:
         resuming.keep_effective_batch(args, state)
@@ -198,6 +209,7 @@ def train(args, device, stop):
     create = partial(models_mae.create_model, args.model, img_size=front_end.image_size, in_chans=source.in_chans,
                      norm_pix_loss=args.norm_pix_loss, mask_kind=args.mask_kind)  # fmt: skip
     model = create()
+    model.grad_ckpt = args.grad_ckpt
     front_end = front_end.to(device)
     if state:
         check_resumed(args, path, state, flags, settings, len(source))
@@ -205,6 +217,7 @@ def train(args, device, stop):
     shape = (1, source.in_chans, *front_end.image_size)
     trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1)
     parallel.rehearse(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])
+    compiling.compile_model(model, way, args.batch_size, args.amp, model.num_visible(args.mask_ratio))
     groups = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
 
@@ -223,7 +236,7 @@ def train(args, device, stop):
     # where to go on
     progress, first_epoch = Progress(args.start_epoch * steps_per_epoch), args.start_epoch
     if state:
-        first_epoch, _ = resuming.position(args, state, resuming.effective_batch(args))
+        first_epoch = resuming.first_epoch(state, resuming.effective_batch(args))
         progress = Progress(**state["progress"])
         parallel.load_optimizer(optimizer, state["optimizer"])
         scaler.load_state_dict(state["scaler"])
@@ -231,34 +244,27 @@ def train(args, device, stop):
         print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
         del state
 
-    processes = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {device}, amp {args.amp}")
+    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {device}, amp {args.amp}, "
+          f"compile {way}")  # fmt: skip
     print(f"front end: {settings}")
-    print(f"{len(dataset)} training samples, {len(held_out or ())} held out; batch {args.batch_size} x {args.accum_iter}"
-          f"{processes}, lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")  # fmt: skip
+    print(f"{len(dataset)} training samples, {len(held_out or ())} held out; {resuming.batch_description(args)}, "
+          f"lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")  # fmt: skip
+
+    def loss_of_zeros():
+        images = torch.zeros(args.batch_size, *shape[1:], device=device)
+        with autocast():
+            return trained(images, args.mask_ratio, torch.zeros(args.batch_size, model.num_patches, device=device))[0]
+
+    compiling.warm_up(trained.train(), way, loss_of_zeros)
+    utilization = flops.Utilization(flops.pretraining_flops(model, args.mask_ratio),
+                                    flops.peak_flops_per_s(args.peak_tflops, args.amp, device))  # fmt: skip
 
     args.log_dir = args.log_dir or args.output_dir
-    with contextlib.ExitStack() as opened:
-        log = saver = None
-        if distributed.is_main():
-            folder = opened.enter_context(checkpoint.output_folder(args.output_dir))
-            opened.enter_context(export.destination(args.export))
-            saver = opened.enter_context(Saver(folder, args.keep, args.async_save))
-            saver.reserve(3 * parallel.size_bytes(model), pinned=device.type == "cuda")  # weights and two moments
-            log = RunLog(folder, args.log_dir, first_epoch, progress.step)
-        log = log or NoLog()
-
-        def save(epoch, completed=False, numbered=False):
-            whole = parallel.whole({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-            log.flush()
-            if saver is not None:
-                saver.save({
-                    "format": checkpoint.FORMAT, **whole, "scaler": scaler.state_dict(),
-                    "epoch": epoch if completed else epoch - 1, "step": progress.step, "progress": vars(progress).copy(),
-                    "num_samples": len(dataset), "effective_batch": resuming.effective_batch(args),
-                    "rng": checkpoint.random_state(), "args": flags, "front_end": settings, "classes": [],
-                }, epoch if numbered else None)  # fmt: skip
-
+    about = {"num_samples": len(dataset), "effective_batch": resuming.effective_batch(args), "args": flags,
+             "front_end": settings, "classes": []}  # fmt: skip
+    with Record(args.output_dir, args.log_dir, model, optimizer, scaler, progress, about, first_epoch, args.keep,
+                args.async_save) as record:  # fmt: skip
+        log = record.log
         started = time.perf_counter()
         for epoch in range(first_epoch, args.epochs):
             if progress.epoch_step == 0:
@@ -267,16 +273,12 @@ def train(args, device, stop):
             try:
                 stats = train_one_epoch(
                     trained, front_end, loader, optimizer, scaler, device, epoch, progress, log, args, autocast,
-                    partial(save, epoch), stop,
+                    partial(record.save, epoch), stop, utilization,
                 )  # fmt: skip
                 if held_out is not None:
                     stats |= evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast, stop)
             except StoppedError as reason:
-                save(epoch)
-                if saver is not None:
-                    saver.close()
-                distributed.greatest(0)  # all wait until it is written: where one process ends, the others have seconds
-                raise StoppedError(f"{reason}; saved in {args.output_dir}, the same command goes on from there") from None
+                record.stop(reason, epoch)
             if held_out is not None:
                 print(f"epoch {epoch}/{args.epochs} held out: loss {stats['val_loss']:.4f}, predicting the mean "
                       f"{stats['val_mean_loss']:.4f}  ({stats['val_samples']} samples)", flush=True)
@@ -286,12 +288,10 @@ def train(args, device, stop):
             if (epoch + 1) % args.save_every_epochs == 0 or epoch + 1 == args.epochs:
                 shown = (held_out.source, held_out) if held_out is not None else (source, dataset)
                 log.figure(progress.step, picture(model, front_end, *shown, args, device, epoch))
-                save(epoch, completed=True, numbered=True)
+                record.save(epoch, completed=True, numbered=True)
             elif args.save_every_steps:
-                save(epoch, completed=True)
-        log.close()
-        if saver is not None:
-            saver.close()
+                record.save(epoch, completed=True)
+        record.finish()
         print(f"trained to epoch {args.epochs} in {time.perf_counter() - started:.0f} s; see "
               f"{args.output_dir}/reconstruction.png, log.txt, {checkpoint.LAST}")
         if args.export:
@@ -301,7 +301,7 @@ def train(args, device, stop):
                                  front_end=settings, args=built)  # fmt: skip
             model = parallel.undivided(model, create)
             if distributed.is_main():
-                export.export(args.export, model, about)
+                export.export(args.export, model, about, args.export_dtype)
 
 
 if __name__ == "__main__":

@@ -35,16 +35,18 @@ from tqdm import tqdm
 import models_deeplab
 import models_vit
 from data.splits import relative_paths
-from engine_segment import Overview, Segmenter, Truth
+from engine_segment import Segmenter, Truth
 from radio import sigmf_meta
 from radio.detection import detection_figures, detection_rows
 from radio.labelled import plan
 from radio.recordings import META_SUFFIX, find_recordings
+from radio.region_pool import RegionPool
 from radio.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
 from radio.samples import IqStream, full_datatype
 from radio.spectrogram import Spectrogram
 from util import checkpoint
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
+from util.compiling import can_compile
+from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device, usable_cores
 from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
 from util.metrics import Confusion, aligned, table
@@ -52,6 +54,10 @@ from util.plots import labelled_figure
 from util.weights import read_weights
 
 STREAM = "-"
+# With a GPU: threads that read and processes that look for carriers, where the machine has cores for them.
+READERS, FINDERS = 12, 8
+# What compiling pays from: it takes about a minute.
+COMPILE_WINDOWS = 200_000
 # A recording with more retunes than this has only its first in the picture.
 PICTURE_STRETCHES = 8
 
@@ -85,6 +91,8 @@ def get_args_parser():
     run.add_argument("--overlap", type=float, default=0.25, help="share of a window that the next covers too, averaged")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
+    run.add_argument("--compile", default="auto", choices=("auto", "on", "off"),
+                     help="compile the model; auto: on a GPU, for recordings so long that it pays")
     return parser
 
 
@@ -167,14 +175,9 @@ def label(one, segmenter, args, limits):
                 warn(f"{first.name}: shorter ({first.duration_s * 1e3:g} ms) than the windows that the model was trained on "
                      f"({segmenter.front_end.duration_s * 1e3:g} ms): used whole")  # fmt: skip
             finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, first.num_samples, limits)
-            overview = Overview(tiling.total, len(segmenter.class_names), segmenter.front_end.image_size[0])
+            overview = segmenter.overview(tiling)
             truth = Truth(first, finder, confusion, left_out) if args.truth else None
-            for first_column, probabilities, decibels in segmenter.blocks(channels, tiling, bar.update):
-                with segmenter.timings.part("carriers"):
-                    finder.add(probabilities, first_column)
-                    overview.add(first_column, probabilities, decibels)
-                    if truth:
-                        truth.add(first_column, probabilities)
+            segmenter.find(channels, tiling, finder, [overview, truth] if truth else [overview], bar.update)
             carriers = finder.finish()
             stretches.append((first, carriers))
             pairs.append((carriers, truth.carriers if truth else None))
@@ -278,28 +281,61 @@ def label_stream(segmenter, args, limits):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it again at its end
 
 
-def main(args):
-    """Returns the `Timings`."""
-    check_args(args)
-    keep_freed_memory()
-    segmenter = open_segmenter(args, pick_device(args.device))
-    if segmenter.device.type == "cpu":
-        segmenter.workers = torch.get_num_threads()
-        torch.set_num_threads(1)
-    limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
-    started = time.perf_counter()
-    if STREAM in args.recordings:
-        label_stream(segmenter, args, limits)
-        print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
-        return segmenter.timings
+@contextlib.contextmanager
+def working_compiler():
+    """A user's mistake of what the compiler, which begins when it is first needed, says of this machine."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"--compile: expected a compiler that works (--compile off does without); {reason}") from error
+
+
+def label_recordings(segmenter, args, limits):
+    """Every recording into the output folder, and with `--truth` how right all are together."""
     recordings = open_recordings(args)
-    with writable_folder(args.output, f"--output {args.output}"):
+    signal_s = sum(channels[0].duration_s for one in recordings for channels in one.stretches)
+    windows = signal_s / segmenter.front_end.duration_s
+    pays = windows > COMPILE_WINDOWS
+    with writable_folder(args.output, f"--output {args.output}"), contextlib.ExitStack() as stack:
+        if args.compile == "on" or (args.compile == "auto" and pays and can_compile(segmenter.device)):
+            stack.enter_context(working_compiler())
+            segmenter.compile()
         pairs = [pair for one in recordings for pair in label(one, segmenter, args, limits)]
     if args.truth and len(recordings) > 1:
         figures = detection_figures(pairs, segmenter.class_names[1:])
         print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
-    print(f"\n{segmenter.timings.summary(time.perf_counter() - started)}")
-    print(f"see {args.output}/: annotations, JSON, pictures")
+
+
+def main(args):
+    """Returns the `Timings`."""
+    check_args(args)
+    keep_freed_memory()
+    live = STREAM in args.recordings
+    # Its processes begin as copies of this one, so before there is a GPU's memory in it.
+    on_gpu = args.device != "cpu" and torch.cuda.is_available() and hasattr(os, "fork")
+    pool = RegionPool(min(FINDERS, -(-len(usable_cores()) // 2))) if on_gpu and not live else None
+    try:
+        segmenter = open_segmenter(args, pick_device(args.device))
+        if segmenter.device.type == "cpu":
+            segmenter.workers = torch.get_num_threads()
+            torch.set_num_threads(1)
+        else:
+            segmenter.workers, segmenter.pool = min(READERS, -(-3 * len(usable_cores()) // 4)), pool
+            if segmenter.device.index is not None:  # streams and events are made on the current one
+                torch.accelerator.set_device_index(segmenter.device.index)
+        limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
+        started = time.perf_counter()
+        if live:
+            label_stream(segmenter, args, limits)
+            print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
+        else:
+            label_recordings(segmenter, args, limits)
+            print(f"\n{segmenter.timings.summary(time.perf_counter() - started)}")
+            print(f"see {args.output}/: annotations, JSON, pictures")
+    finally:
+        if pool:
+            pool.close()
     return segmenter.timings
 
 

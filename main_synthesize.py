@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sigmf import SigMFFile
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -114,6 +113,8 @@ def recording_path(folder, number):
 
 def write_recording(path, iq, scene):
     """A SigMF recording with an annotation for each carrier."""
+    from sigmf import SigMFFile  # sets alone do without it
+
     datatype, dtype, full_scale = DATATYPES[scene.receiver.bits]
     values = (torch.view_as_real(iq).numpy() * full_scale).astype(dtype)
     metadata = SigMFFile(

@@ -7,11 +7,15 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.models.vision_transformer import Block, PatchEmbed
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from util.drop_path import DropPath
 from util.errors import UserError
+from util.order import inverse, rank, share_of
 from util.pos_embed import sincos_2d
 
 MASK_KINDS = ("random", "time", "frequency", "time_frequency")
@@ -46,12 +50,14 @@ class ViTEncoder(nn.Module):
             raise ValueError(f"expected 0 <= drop_path < 1: {drop_path=}")
         self.patch_size = patch_size
         self.in_chans = in_chans
+        self.grad_ckpt = False  # in training, compute what is inside the blocks again instead of keeping it
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         self.grid_size = self.patch_embed.grid_size  # (rows, columns)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
         self.blocks = transformer_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer, drop_path)
+        self.drop_paths = [module for module in self.blocks.modules() if isinstance(module, DropPath)]
         self.norm = norm_layer(embed_dim)
 
     def initialize(self):
@@ -64,10 +70,6 @@ class ViTEncoder(nn.Module):
     @property
     def num_patches(self):
         return self.grid_size[0] * self.grid_size[1]
-
-    @property
-    def drop_paths(self):
-        return [module for module in self.modules() if isinstance(module, DropPath)]
 
     def set_drop_numbers(self, numbers):
         """Decide which samples skip which branch in the next forward pass: float [N, number of `drop_paths`], or None."""
@@ -85,25 +87,36 @@ class ViTEncoder(nn.Module):
 
     def forward_encoder(self, imgs, ids_keep=None):
         """Images -> normalized tokens [N, 1 + kept, embed_dim]; class token first. Without `ids_keep` all are kept."""
-        # embed patches
-        tokens = self.patch_embed(imgs)  # (N, L, D)
+        # embed patches, class token first
+        tokens = self.embed(imgs, ids_keep)  # (N, 1 + kept, D)
 
-        # add position embedding, without the class token's
-        tokens = tokens + self.pos_embed[:, 1:]
+        # transformer
+        return self.norm(self.run(self.blocks, tokens))
 
-        # remove masked patches
-        if ids_keep is not None:
-            tokens = _gather(tokens, ids_keep)  # (N, kept, D)
+    def embed(self, imgs, ids_keep=None):
+        """Images -> embedded patches with their positions, class token first: [N, 1 + kept, embed_dim]."""
+        # add position embeddings, without the class token's; what is removed is not embedded either
+        if ids_keep is None:
+            tokens = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (N, L, D)
+        else:
+            patches = rearrange(imgs, "n c (h p) (w q) -> n (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+            proj = self.patch_embed.proj
+            tokens = F.linear(_gather(patches, ids_keep), proj.weight.flatten(1), proj.bias)  # (N, kept, D)
+            tokens = tokens + self.pos_embed[0, 1:][ids_keep]
 
         # put the class token first
         cls_token = self.cls_token.flatten() + self.pos_embed[0, 0]  # (D,): so flat a gradient can be exchanged in place
         # `len` would fix the batch at what an exporter traces with.
-        tokens = torch.cat([cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        return torch.cat([cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
 
-        # transformer
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+    def run(self, blocks, tokens):
+        """Tokens [N, L, D] through transformer blocks."""
+        for block in blocks:
+            if self.grad_ckpt and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return tokens
 
     def encode(self, imgs):
         """Features without masking: [N, in_chans, frequency, time] -> [N, 1 + L, embed_dim], class token first."""
@@ -170,34 +183,48 @@ class MaskedAutoencoderViT(ViTEncoder):
             raise ValueError(f"expected 0 <= mask_ratio < 1: {mask_ratio=}")
         order, kept = self._removal_order(noise, 1 - mask_ratio)
         ids_shuffle = torch.argsort(order, dim=1, stable=True)
-        ids_restore = torch.argsort(ids_shuffle, dim=1)
+        ids_restore = inverse(ids_shuffle)
         mask = (ids_restore >= kept).float()
         return ids_shuffle[:, :kept], ids_restore, mask
+
+    def num_visible(self, mask_ratio):
+        """How many patches stay."""
+        return self.masking(torch.empty(1, self.num_patches, device="meta"), mask_ratio)[0].shape[1]
 
     def _removal_order(self, noise, keep_share):
         """A value for each patch [N, L], and how many of the smallest stay."""
         rows, columns = self.grid_size
         if self.mask_kind == "random":
-            return noise, _floor(self.num_patches * keep_share)
+            return noise, share_of(self.num_patches * keep_share)
 
         rows_kept, columns_kept = rows, columns
         if self.mask_kind == "time":
-            columns_kept = _floor(columns * keep_share)
+            columns_kept = share_of(columns * keep_share)
         elif self.mask_kind == "frequency":
-            rows_kept = _floor(rows * keep_share)
+            rows_kept = share_of(rows * keep_share)
         else:
             # About the same share of rows as of columns, then the columns that bring the product nearest.
             rows_kept = max(1, round(rows * math.sqrt(keep_share)))
-            columns_kept = min(columns, _floor(rows * columns * keep_share / rows_kept))
+            columns_kept = min(columns, share_of(rows * columns * keep_share / rows_kept))
         noise = noise.unflatten(1, self.grid_size)  # (N, rows, columns)
-        row_removed = _rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
-        column_removed = _rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
+        row_removed = rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
+        column_removed = rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
         removed = row_removed[:, :, None] | column_removed[:, None, :]
         return removed.flatten(1).to(torch.uint8), rows_kept * columns_kept
 
     def forward_decoder(self, tokens, ids_restore):
         """Encoded tokens [N, 1 + kept, embed_dim] -> predicted patches [N, L, patch * patch * C]."""
-        # embed tokens
+        # embed tokens, mask tokens where patches were removed
+        tokens = self.embed_for_decoder(tokens, ids_restore)  # (N, 1 + L, D)
+
+        # transformer
+        tokens = self.decoder_norm(self.run(self.decoder_blocks, tokens))
+
+        # predict patches, without the class token
+        return self.decoder_pred(tokens)[:, 1:]
+
+    def embed_for_decoder(self, tokens, ids_restore):
+        """Encoded tokens [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_embed_dim], every patch in its place."""
         tokens = self.decoder_embed(tokens)
 
         # append mask tokens, then put every patch in its place
@@ -207,15 +234,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         tokens = torch.cat([tokens[:, :1], patches], dim=1)
 
         # add position embedding
-        tokens = tokens + self.decoder_pos_embed
-
-        # transformer
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        tokens = self.decoder_norm(tokens)
-
-        # predict patches, without the class token
-        return self.decoder_pred(tokens)[:, 1:]
+        return tokens + self.decoder_pos_embed
 
     def target(self, imgs):
         """What is to be predicted: patches [N, L, patch * patch * C] float32, scaled each with `norm_pix_loss`."""
@@ -257,29 +276,6 @@ def patch_statistics(patches):
     return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training a sample skips the branch with probability `rate`.
-
-    Which samples do, `numbers` decides, float [N] in [0, 1), so that it can be the same however samples are put into
-    batches; where it is None, torch's generator.
-    """
-
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = rate
-        self.numbers = None
-
-    def forward(self, x):
-        if not self.training:
-            return x
-        numbers = torch.rand(x.shape[0], device=x.device) if self.numbers is None else self.numbers
-        kept = (numbers >= self.rate).to(x.dtype) / (1 - self.rate)
-        return x * kept.view(-1, *[1] * (x.dim() - 1))
-
-    def extra_repr(self):
-        return f"{self.rate:.3f}"
-
-
 def transformer_blocks(depth, width, num_heads, mlp_ratio, norm_layer, drop_path=0.0):
     """`depth` blocks, their drop path growing linearly from 0 to `drop_path`."""
     blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
@@ -293,16 +289,6 @@ def _init_weights(module):
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-
-
-def _floor(count):
-    """`count` rounded down, at least 1. The margin is for products such as 100 * (1 - 0.9), which is 9.999..."""
-    return max(1, math.floor(count + 1e-6))
-
-
-def _rank(values):
-    """Place of each value in the ascending order of its row: [N, M] -> int64 [N, M]."""
-    return torch.argsort(torch.argsort(values, dim=1, stable=True), dim=1)
 
 
 def _gather(tokens, ids):

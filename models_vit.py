@@ -75,9 +75,7 @@ class SegmentationViT(ViTEncoder):
         tokens = self.decoder_embed(tokens) + self.decoder_pos_embed
 
         # transformer
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return self.decoder_norm(tokens)
+        return self.decoder_norm(self.run(self.decoder_blocks, tokens))
 
     def forward(self, imgs, drop_numbers=None):
         """Images [N, in_chans, frequency, time] -> logits [N, num_classes, frequency, time]; see `set_drop_numbers`."""

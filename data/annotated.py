@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from data.recordings import largest_window, read_windows
 from data.sampling import IQ, Source
 from data.splits import RECORDING, relative_paths
 from radio.carriers import CLASS_NAMES, from_annotation, paint
@@ -59,9 +60,19 @@ class TiledRecordings(Source):
     def __len__(self):
         return len(self.number)
 
+    @property
+    def sample_bytes(self):
+        used = dict(zip(self.number.tolist(), self.samples.tolist(), strict=True))
+        return largest_window((self.recordings[number], count) for number, count in used.items())
+
     def load(self, index, rng, epoch=0):
         """(IQ, complex64 [samples])."""
         return IQ, self.recordings[self.number[index]].read(self.start[index], self.samples[index])
+
+    def load_many(self, indices, rng_of, epoch, new):
+        windows = [(self.recordings[self.number[index]], int(self.start[index]), int(self.samples[index]))
+                   for index in indices]  # fmt: skip
+        return read_windows(windows, new)
 
     def describe(self, index, rng, epoch=0):
         recording = self.recordings[self.number[index]]

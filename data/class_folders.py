@@ -26,7 +26,7 @@ class ClassFolders(Source):
 
     Args:
         front_end: of the windows; its image size is that of images too.
-        sample_rate_hz, datatype: of recordings that do not say.
+        sample_rate_hz, datatype: of recordings that do not say; index: see `radio.recordings.find_recordings`.
 
     Raises:
         UserError: there are no two classes, a class has no samples, parts differ in classes, samples differ in kind, or a
@@ -35,7 +35,7 @@ class ClassFolders(Source):
 
     task = "classification"
 
-    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None):
+    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None, index=None):
         self.path = Path(path)
         parts = _part_folders(self.path)
         self.class_names = _class_names(parts)
@@ -46,7 +46,7 @@ class ClassFolders(Source):
             warn(f"{path}: files that are neither recordings nor images are left out: {found}")
         kind = self._kind(files)
         if kind == RECORDINGS:
-            found = {place: find_recordings(own, sample_rate_hz, datatype) for place, own in files.items()}
+            found = {place: find_recordings(own, sample_rate_hz, datatype, index) for place, own in files.items()}
             self._samples = TiledRecordings([one for own in found.values() for one in own], front_end)
             per_sample, self.groups = self._samples.number, self._samples.groups
         else:
@@ -84,6 +84,13 @@ class ClassFolders(Source):
 
     def load(self, index, rng, epoch=0):
         return self._samples.load(index, None, epoch)
+
+    @property
+    def sample_bytes(self):
+        return self._samples.sample_bytes
+
+    def load_many(self, indices, rng_of, epoch, new):
+        return self._samples.load_many(indices, rng_of, epoch, new)
 
     def target(self, index, epoch=0):
         """Class of a sample: its place in `class_names`."""

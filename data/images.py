@@ -1,5 +1,6 @@
 """Spectrograms kept as image files: float TIFF of linear power, PNG pictures, NumPy arrays."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from data.sampling import IMAGE, Source, split_by_group
-from radio.recordings import is_recording_file
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
 from util.files import not_read
@@ -25,9 +25,9 @@ TIFF_STD = 0.043
 SUFFIXES = (".tif", ".tiff", ".png", ".npy")
 
 
-def is_image_file(path):
-    """By suffix; a `.npy` that holds IQ is a recording."""
-    return Path(path).suffix.lower() in SUFFIXES and not is_recording_file(path)
+def has_image_suffix(path):
+    """Whether a file is an image by its name; a `.npy` that holds IQ is a recording all the same."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 class ImageFiles(Source):

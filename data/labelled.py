@@ -1,5 +1,7 @@
 """Labelled samples on their way to fine-tuning: a source's part with its targets, and augmentation on the device."""
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
-from data.sampling import TRAINING, collate, generator
+from data.sampling import TRAINING, Draws, generator
 
 # Random numbers that a training sample comes with for augmentation, which makes of them what it likes. Those that decide its
 # drop path may follow.
@@ -53,23 +55,35 @@ class LabelledSamples(Dataset):
     def __len__(self):
         return len(self.part)
 
-    def __getitem__(self, key):
-        epoch, number = key
-        index, source = int(self.part.indices[number]), self.part.source
+    @functools.cached_property
+    def _draws(self):
+        return Draws(self.seed, TRAINING)
+
+    @property
+    def sample_bytes(self):
+        """Bytes of the largest sample of a batch, its target (at most one of a byte for each cell) included."""
+        source = self.part.source
+        return source.sample_bytes + max(8, math.prod(source.image_size)) + 4 * self.count
+
+    def batch(self, keys, new=np.empty):
+        """As `data.sampling.MaskedSamples.batch`, and "target": int64 [B] or uint8 [B, F, T].
+
+        "noise" holds the samples' random numbers, "index" their numbers in the part.
+        """
+        [epoch], source = {epoch for epoch, _ in keys}, self.part.source
+        numbers = [number for _, number in keys]
+        indices = [int(self.part.indices[number]) for number in numbers]
         made_in = epoch if self.fresh else 0
-        kind, values = source.load(index, None, made_in)
-        numbers = generator(self.seed, TRAINING, epoch, index).random(self.count, dtype=np.float32)
-        return kind, values, numbers, number, source.target(index, made_in)
+        parts = source.load_many(indices, lambda place: None, made_in, new)
+        noise = new((len(keys), self.count), np.float32)
+        for index, row in zip(indices, noise, strict=True):
+            self._draws.at(epoch, index).random(out=row, dtype=np.float32)
+        return {"parts": parts, "noise": noise, "index": np.array(numbers),
+                "target": source.target_many(indices, made_in, new)}  # fmt: skip
 
     def describe(self, epoch, number):
         """What the errors of training name."""
         return self.part.source.describe(int(self.part.indices[number]), None, epoch if self.fresh else 0)
-
-
-def collate_labelled(samples):
-    """`data.sampling.collate`, and "target": int64 [B] or uint8 [B, F, T]; "noise" holds the samples' random numbers."""
-    batch = collate([sample[:4] for sample in samples])
-    return batch | {"target": torch.from_numpy(np.stack([np.asarray(sample[4]) for sample in samples]))}
 
 
 def shift_and_flip(images, masks, numbers, shift=True, flip=True):

@@ -4,6 +4,7 @@ import numpy as np
 
 from data.sampling import IQ, Source, hold_out
 from util.errors import UserError, warn
+from util.files import read_pieces
 
 
 class RecordingWindows(Source):
@@ -64,9 +65,16 @@ class RecordingWindows(Source):
             offset = int(rng.integers(stop - start - count + 1))
         return recording, start + offset, count
 
+    @property
+    def sample_bytes(self):
+        return largest_window(((span[0], int(count)) for span, count in zip(self.spans, self.window_samples, strict=True)))
+
     def load(self, index, rng, epoch=0):
         recording, start, count = self._window(index, rng)
         return IQ, recording.read(start, count)
+
+    def load_many(self, indices, rng_of, epoch, new):
+        return read_windows([self._window(index, rng_of(place)) for place, index in enumerate(indices)], new)
 
     def describe(self, index, rng, epoch=0):
         recording, start, count = self._window(index, rng)
@@ -108,3 +116,55 @@ class RecordingWindows(Source):
                 f"{recording.duration_s * 1e3:g} ms in {recording.name}"
             )
         return training, held_out
+
+
+def read_windows(windows, new):
+    """Windows of IQ as `data.sampling.Source.load_many` gives them, in the type that they are stored in.
+
+    Each file is opened once, and read from its beginning to its end.
+
+    Args:
+        windows: a list of (recording, first sample, samples); new: see there.
+
+    Raises:
+        UserError: a file was deleted or truncated since, or samples are not finite.
+    """
+    groups = {}
+    for place, (recording, _, count) in enumerate(windows):
+        groups.setdefault((recording.layout.stored_dtype, count), []).append(place)
+    parts = []
+    for (dtype, count), places in groups.items():
+        rows = new((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
+        _fill(rows, [windows[place][:2] for place in places])
+        parts.append((IQ, rows, places))
+    return parts
+
+
+def _fill(rows, windows):
+    """Read windows, (recording, first sample) each, into rows."""
+    count, pieces = rows.shape[1], {}
+    for row, (recording, start) in enumerate(windows):
+        layout = recording.layout
+        if layout.is_as_stored:
+            first_byte = layout.byte_offset + recording.checked_start(start, count) * layout.frame_bytes
+            pieces.setdefault(layout.data_file, []).append((first_byte, row))
+        else:
+            rows[row] = recording.read_stored(start, count)
+    for path, of_file in pieces.items():
+        try:
+            with open(path, "rb", buffering=0) as file:
+                short = read_pieces(file, of_file, rows)
+        except OSError as error:
+            raise windows[of_file[0][1]][0].not_read(error) from error
+        if short:
+            row, found_bytes = short
+            recording, start = windows[row]
+            raise recording.cut(start, count, found_bytes // recording.layout.frame_bytes)
+        for _, row in of_file:
+            recording, start = windows[row]
+            recording.check_finite(rows[row], start)
+
+
+def largest_window(windows):
+    """Bytes of the largest of (recording, samples)."""
+    return max(count * recording.layout.stored_bytes for recording, count in windows)

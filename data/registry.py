@@ -1,17 +1,23 @@
 """The table of sources: what a path on the command line holds, and how it is opened."""
 
+import contextlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import ImageFiles, is_image_file
+from data.images import ImageFiles, has_image_suffix
 from data.recordings import RecordingWindows
 from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
-from radio.recordings import find_recordings, is_recording_file
+from radio.recording_index import NAME, RecordingIndex
+from radio.recordings import by_path, find_recordings, is_recording_file
 from radio.spectrogram import Spectrogram
+from util import distributed
+from util.device import usable_cores
 from util.errors import UserError, warn
+from util.files import walk
 
 SYNTHETIC = "synthetic"
 DEFAULT_PRESET = "wild"
@@ -19,6 +25,8 @@ DEFAULT_PRESET = "wild"
 DEFAULT_N_FFT = 1024
 DEFAULT_WINDOW_MS = 16.0
 DEFAULT_IMAGE_SIZE = (224, 224)
+
+SLOW_S = 10.0  # opening recordings for longer is said
 
 
 def add_data_arguments(parser):
@@ -76,17 +84,18 @@ def find(paths):
             continue
         if not os.path.exists(path):
             raise UserError(f"--data_path {path}: expected a file or folder; found none")
-        folders, files = _walk(path) if os.path.isdir(path) else ([], [Path(path)])
+        path = str(path)
+        folders, files = walk(path, _refused) if os.path.isdir(path) else ([], [path])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
         recordings = [file for file in files if is_recording_file(file)]
-        images = [file for file in files if is_image_file(file)]
+        images = _images_among(files, recordings)
         if is_spectrogram_set(Path(path, "train")):
             held_out = Path(path, "val")
             found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
         elif sets:
             found.sets += [SpectrogramSet(folder) for folder in sets]
         elif recordings:
-            found.recordings.append(path)
+            found.recordings += by_path(recordings)
             if images:
                 warn(f"{path}: {len(images)} image files beside the recordings are left out")
         elif images:
@@ -99,18 +108,13 @@ def find(paths):
     return found
 
 
-def _walk(path):
-    """(folders, files) below a folder, itself included, sorted; hidden names are passed over."""
+def _refused(error):
+    raise UserError(f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}") from error
 
-    def fail(error):
-        raise UserError(f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}") from error
 
-    folders, files = [], []
-    for folder, names, file_names in os.walk(path, onerror=fail):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        folders.append(Path(folder))
-        files += [Path(folder, name) for name in sorted(file_names) if not name.startswith(".")]
-    return folders, files
+def _images_among(files, recordings):
+    known = set(recordings)
+    return [file for file in files if file not in known and has_image_suffix(file)]
 
 
 def front_end_for(found, args, pretrained=None):
@@ -182,8 +186,25 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         maker = SceneMaker(scene_config(preset, args.window_ms, args.set), seed)
         sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
-        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        with recording_index(args) as index:
+            recordings = find_recordings(found.recordings, args.sample_rate, args.datatype, index)
         sources.append(RecordingWindows.from_recordings(recordings, front_end))
     if found.images:
         sources.append(ImageFiles(found.images, front_end.image_size))
     return sources[0] if len(sources) == 1 else Concatenated(sources)
+
+
+@contextlib.contextmanager
+def recording_index(args):
+    """The index of recordings in a run's output folder, written there by rank 0 at the end; None without such a folder."""
+    folder, started = getattr(args, "output_dir", None), time.perf_counter()
+    index = None
+    if folder is not None:
+        processes = len(usable_cores()) // distributed.local_world_size()
+        index = RecordingIndex(Path(folder, NAME), args.sample_rate, args.datatype, processes)
+    yield index
+    if index is not None and distributed.is_main():
+        if (seconds := time.perf_counter() - started) > SLOW_S:
+            print(f"opened the recordings in {seconds:.0f} s: {index.opened} files were not in the index")
+        if os.path.isdir(folder):
+            index.save()

@@ -1,16 +1,16 @@
 """From a source's samples to batches of images, with every random choice a function of (seed, epoch, sample)."""
 
-import os
-import signal
-import threading
+import functools
+import math
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from util.errors import UserError
 
-# What a sample holds: complex64 IQ [samples], a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T].
+# What a sample holds: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is complex64
+# [samples], in a batch also I and Q as they are stored, (u)int8 or (u)int16 [samples, 2].
 # A kind may also be a function of (values, front end, device) that makes spectrograms in dB of a batch of values.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
 
@@ -22,6 +22,24 @@ def generator(seed, stream, epoch=0, index=0):
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, epoch, index]))
 
 
+class Draws:
+    """`generator`s of one seed and stream, made in a fifth of the time: one generator, moved.
+
+    What `at` returns is good until it is called again.
+    """
+
+    def __init__(self, seed, stream):
+        self._bits = np.random.Philox(key=[seed, stream])
+        self._start = self._bits.state  # nothing drawn yet, so nothing buffered
+        self._counter = self._start["state"]["counter"]
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, epoch, index):
+        self._counter[:] = (0, 0, epoch, index)
+        self._bits.state = self._start
+        return self._generator
+
+
 class Source(Dataset):
     """What training reads. A subclass has `in_chans` and `image_size` (None where the front end decides), and:
 
@@ -30,11 +48,48 @@ class Source(Dataset):
       random; `epoch` is for sources that hold other samples in each;
     - `describe(index, rng, epoch)`: a dict with `name`, and where known `start_s`, `sample_rate_hz`, `center_freq_hz`,
       `num_samples`;
-    - `split(fraction, seed)`: (training part, held-out part).
+    - `split(fraction, seed)`: (training part, held-out part);
+    - where it has labels, `target(index, epoch)`: class ids, uint8 [F, T], or an int.
+
+    Sources that can read several samples faster than each alone have `load_many` and `target_many` of their own.
     """
 
     in_chans = 1
     image_size = None
+
+    @property
+    def sample_bytes(self):
+        """Bytes of the largest sample in a batch."""
+        return 4 * self.in_chans * math.prod(self.image_size)
+
+    def load_many(self, indices, rng_of, epoch, new):
+        """Samples of a batch, by kind and shape.
+
+        Args:
+            indices: ints; rng_of: called with a place in them, gives the `rng` of `load`, good until the next call.
+            new: called with (shape, dtype), gives an array to fill.
+
+        Returns:
+            A list of (kind, array [n, ...], places in `indices`: a list of n).
+        """
+        return stacked([self.load(index, rng_of(place), epoch) for place, index in enumerate(indices)], new)
+
+    def target_many(self, indices, epoch, new):
+        """Targets of a batch: uint8 [n, F, T] or int64 [n]."""
+        targets = [np.asarray(self.target(index, epoch)) for index in indices]
+        return np.stack(targets, out=new((len(targets), *targets[0].shape), targets[0].dtype))
+
+
+def stacked(loaded, new=np.empty):
+    """A list of (kind, array) as `Source.load_many` gives it: those that agree in kind and shape together."""
+    groups = {}
+    for place, (kind, values) in enumerate(loaded):
+        groups.setdefault((kind, values.shape), []).append(place)
+    parts = []
+    for (kind, shape), places in groups.items():
+        values = [loaded[place][1] for place in places]
+        parts.append((kind, np.stack(values, out=new((len(places), *shape), np.result_type(*values))), places))
+    return parts
 
 
 class Subset(Source):
@@ -49,8 +104,15 @@ class Subset(Source):
     def __len__(self):
         return len(self.indices)
 
+    @property
+    def sample_bytes(self):
+        return self.source.sample_bytes
+
     def load(self, index, rng, epoch=0):
         return self.source.load(int(self.indices[index]), rng, epoch)
+
+    def load_many(self, indices, rng_of, epoch, new):
+        return self.source.load_many([int(self.indices[index]) for index in indices], rng_of, epoch, new)
 
     def describe(self, index, rng, epoch=0):
         return self.source.describe(int(self.indices[index]), rng, epoch)
@@ -75,9 +137,26 @@ class Concatenated(Source):
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number], index - (int(self.ends[number - 1]) if number else 0)
 
+    @property
+    def sample_bytes(self):
+        return max(source.sample_bytes for source in self.sources)
+
     def load(self, index, rng, epoch=0):
         source, index = self._at(index)
         return source.load(index, rng, epoch)
+
+    def load_many(self, indices, rng_of, epoch, new):
+        own = {}  # by source: places in the batch, and indices into the source
+        for place, index in enumerate(indices):
+            source, index = self._at(index)
+            places, inner = own.setdefault(source, ([], []))
+            places.append(place)
+            inner.append(index)
+        return [
+            (kind, values, [places[there] for there in theirs])
+            for source, (places, inner) in own.items()
+            for kind, values, theirs in source.load_many(inner, lambda there, at=places: rng_of(at[there]), epoch, new)
+        ]
 
     def describe(self, index, rng, epoch=0):
         source, index = self._at(index)
@@ -120,19 +199,43 @@ class MaskedSamples(Dataset):
     def __len__(self):
         return len(self.source)
 
-    def _generator(self, epoch, index):
-        return generator(self.seed, TRAINING, epoch, index) if self.training else generator(self.seed, VALIDATION, 1, index)
+    @property
+    def sample_bytes(self):
+        """Bytes of the largest sample of a batch, noise included."""
+        return self.source.sample_bytes + 4 * self.num_patches
 
-    def __getitem__(self, key):
-        epoch, index = key
-        rng = self._generator(epoch, index)
-        noise = rng.random(self.num_patches, dtype=np.float32)
-        kind, values = self.source.load(index, rng if self.training else None, epoch)
-        return kind, values, noise, index
+    @functools.cached_property
+    def _draws(self):
+        return Draws(self.seed, TRAINING if self.training else VALIDATION)
+
+    def _rng(self, epoch, index):
+        """A sample's random numbers, from their beginning."""
+        return self._draws.at(epoch if self.training else 1, index)
+
+    def batch(self, keys, new=np.empty):
+        """Samples by (epoch, sample), all of one epoch.
+
+        Returns:
+            dict of arrays. parts: a list of (kind, [n, ...], places in the batch, a list of n); noise: float32 [B, L];
+            index: int64 [B].
+        """
+        [epoch], indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
+        noise = new((len(keys), self.num_patches), np.float32)
+        for index, row in zip(indices, noise, strict=True):
+            self._rng(epoch, index).random(out=row, dtype=np.float32)
+        skipped = np.empty(self.num_patches, np.float32)
+
+        def rng_of(place):
+            rng = self._rng(epoch, indices[place])
+            rng.random(out=skipped, dtype=np.float32)
+            return rng
+
+        parts = self.source.load_many(indices, rng_of if self.training else lambda place: None, epoch, new)
+        return {"parts": parts, "noise": noise, "index": np.array(indices)}
 
     def describe(self, epoch, index):
         """What sample `index` of an epoch is; see `Source`."""
-        rng = self._generator(epoch, index)
+        rng = self._rng(epoch, index)
         rng.random(self.num_patches, dtype=np.float32)
         return self.source.describe(index, rng if self.training else None, epoch)
 
@@ -196,67 +299,31 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in chosen]
 
 
-def collate(samples):
-    """A list of `MaskedSamples` to a batch.
-
-    Windows of one duration differ in length with their sample rate; those that agree are stacked.
-
-    Returns:
-        parts: a list of (kind, tensor [n, ...], positions int64 [n] in the batch); noise: float32 [B, L];
-        index: int64 [B].
-    """
-    groups = {}
-    for position, (kind, values, _, _) in enumerate(samples):
-        groups.setdefault((kind, values.shape), []).append(position)
-    parts = [
-        (kind, torch.from_numpy(np.stack([samples[position][1] for position in positions])), torch.tensor(positions))
-        for (kind, _), positions in groups.items()
-    ]
-    noise = torch.from_numpy(np.stack([sample[2] for sample in samples]))
-    return {"parts": parts, "noise": noise, "index": torch.tensor([sample[3] for sample in samples])}
-
-
 def to_images(parts, front_end, device):
-    """A batch's parts to float32 images [B, C, F, T] on the device, through the front end where they need it."""
-    transform = {IQ: front_end, DECIBELS: front_end.from_decibels, IMAGE: torch.Tensor.float}
-    done = [
-        (front_end.from_decibels(kind(values, front_end, device)) if callable(kind)
-         else transform[kind](values.to(device, non_blocking=True)), positions)
-        for kind, values, positions in parts
-    ]  # fmt: skip
-    if len(done) == 1:
-        return done[0][0]
-    order = torch.cat([positions for _, positions in done]).argsort()
-    return torch.cat([images for images, _ in done])[order.to(device, non_blocking=True)]
+    """A batch's parts to float32 images [B, C, F, T] on the device, through the front end where they need it.
 
-
-def _heed_the_main_process(_worker):
-    """Have a worker end by SIGTERM from the process that it works for, and from nobody else.
-
-    A job that is told to stop is told in all its processes; the one that trains answers, and needs its data until it has.
+    Args:
+        parts: see `MaskedSamples.batch`; tensors or arrays.
     """
-    numbers = {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    done, order = [], []
+    for kind, values, places in parts:
+        values = torch.as_tensor(values)
+        if callable(kind):
+            decibels = kind(values, front_end, device)
+        else:
+            values = values.to(device, non_blocking=True)
+            decibels = front_end.decibels(signed(values)) if kind == IQ else values
+        done.append(decibels.float() if kind == IMAGE else front_end.from_decibels(decibels))
+        order += places
+    if len(done) == 1:
+        return done[0]
+    return torch.cat(done)[torch.tensor(order).argsort().to(device, non_blocking=True)]
 
-    def listen():
-        while True:
-            told = signal.sigwaitinfo(numbers)
-            if told.si_signo == signal.SIGTERM and told.si_pid == os.getppid():
-                os._exit(0)
 
-    threading.Thread(target=listen, daemon=True).start()
-
-
-def make_loader(dataset, batches, num_workers, pin_memory, collate_fn=collate):
-    """A DataLoader over `EpochBatches` whose workers live as long as it does."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate_fn,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_heed_the_main_process,
-        # Its own generator: drawing the workers' seed from torch's would make the run depend on how often it resumed.
-        generator=torch.Generator(),
-    )
+def signed(values):
+    """IQ that the front end takes: unsigned integers less half of their range, everything else as it is."""
+    of_bytes = {torch.uint8: torch.int8, torch.uint16: torch.int16}
+    if values.dtype not in of_bytes:
+        return values
+    values = values.view(of_bytes[values.dtype])
+    return values ^ torch.iinfo(values.dtype).min  # the top bit

@@ -6,7 +6,6 @@ Masks (a class for each cell) and labels (a class for each spectrogram) lie besi
 import json
 import math
 import operator
-import os
 import weakref
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from data.sampling import DECIBELS, Source, Subset, split_by_group
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
-from util.files import check_size, not_read
+from util.files import check_size, not_read, read_pieces
 
 FORMAT = 1
 DESCRIPTION = "set.json"
@@ -92,8 +91,15 @@ class SpectrogramSet(Source):
     def __len__(self):
         return self.shape[0]
 
+    @property
+    def sample_bytes(self):
+        return self.spectrograms.part_bytes
+
     def load(self, index, rng, epoch=0):
         return DECIBELS, self.spectrograms[index]
+
+    def load_many(self, indices, rng_of, epoch, new):
+        return [(DECIBELS, self.spectrograms.read_many(indices, new), list(range(len(indices))))]
 
     def describe(self, index, rng, epoch=0):
         return self.metadata[index]
@@ -101,12 +107,23 @@ class SpectrogramSet(Source):
     def mask(self, index, epoch=0):
         """The class of every cell: uint8 [F, T]; UserError where it is none of the set's classes."""
         mask = self.masks[index]
-        _check_classes(f"{self.path / MASKS}, spectrogram {index}", mask, self.class_names)
+        self._check_mask(index, mask)
         return mask
+
+    def _check_mask(self, index, mask):
+        _check_classes(f"{self.path / MASKS}, spectrogram {index}", mask, self.class_names)
 
     def target(self, index, epoch=0):
         """A sample's mask where the set has masks, else its label."""
         return self.mask(index) if self.masks is not None else int(self.labels[index])
+
+    def target_many(self, indices, epoch, new):
+        if self.masks is None:
+            return super().target_many(indices, epoch, new)
+        masks = self.masks.read_many(indices, new)
+        for index, mask in zip(indices, masks, strict=True):
+            self._check_mask(index, mask)
+        return masks
 
     def split(self, fraction, seed):
         """Hold out all spectrograms of some recordings, or of a single one the last of them; or the set `held_out`."""
@@ -152,15 +169,14 @@ def whole_lines(lines):
 
 
 class ArrayFile:
-    """An .npy file of which `array[index]` reads one part, as long as the file is what it was when it was opened.
+    """An .npy file of which parts are read, `array[index]`, as long as the file is what it was when it was opened.
 
     It is not mapped: a process that touches a map beyond the end of a file that was cut is killed without a word.
     """
 
     def __init__(self, path, shape, dtype, offset):
         self.path, self.shape, self.dtype, self._offset = path, shape, np.dtype(dtype), offset
-        self._part_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        self._size_bytes = offset + shape[0] * self._part_bytes
+        self.part_bytes = math.prod(shape[1:]) * self.dtype.itemsize
         # Kept open: to open it for each part would ask a file server each time.
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
@@ -172,29 +188,40 @@ class ArrayFile:
         return self.shape[0]
 
     def __getitem__(self, index):
-        """Part `index`: read-only [...]; UserError where the file was deleted or truncated since."""
-        return self.read(operator.index(index), 1)[0]
+        """Part `index`: [...]; UserError where the file was deleted or truncated since."""
+        return self.read_many([operator.index(index)])[0]
 
     def read(self, start, count):
-        """Parts `start` to `start + count`: read-only [count, ...]."""
+        """Parts `start` to `start + count`: [count, ...]."""
         if not 0 <= start <= start + count <= len(self):
             raise IndexError(f"{self.path}: {start=} {count=} is outside of {len(self)}")
-        expected = count * self._part_bytes
+        parts = np.empty((count, *self.shape[1:]), self.dtype)
+        self._fill([(self._offset + start * self.part_bytes, 0)], parts[None], lambda _: start)
+        return parts
+
+    def read_many(self, indices, new=np.empty):
+        """Parts by index: [n, ...], in the order given but read in the order of the file, neighbours together.
+
+        Args:
+            new: called with (shape, dtype), gives the array to fill.
+        """
+        if len(indices) and not 0 <= min(indices) <= max(indices) < len(self):
+            raise IndexError(f"{self.path}: {min(indices)} to {max(indices)} is outside of {len(self)}")
+        parts = new((len(indices), *self.shape[1:]), self.dtype)
+        pieces = [(self._offset + index * self.part_bytes, place) for place, index in enumerate(indices)]
+        self._fill(pieces, parts, lambda place: indices[place])
+        return parts
+
+    def _fill(self, pieces, rows, sample_of):
         try:
-            data = self._bytes_at(self._offset + start * self._part_bytes, expected)
+            short = read_pieces(self._file, pieces, rows)
         except OSError as error:
             raise UserError(f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}") from error
         # After reading, so that a file that was cut meanwhile is noticed too.
-        check_size(self.path, self._size_bytes)
-        if len(data) != expected:
-            raise UserError(f"{self.path}: expected {expected} bytes of sample {start}; found {len(data)}")
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
-
-    def _bytes_at(self, position, num_bytes):
-        if hasattr(os, "pread"):  # its position is its own: forked workers share that of the file
-            return os.pread(self._file.fileno(), num_bytes, position)
-        self._file.seek(position)
-        return self._file.read(num_bytes)
+        check_size(self.path, self._offset + len(self) * self.part_bytes)
+        if short:
+            row, found = short
+            raise UserError(f"{self.path}: expected {rows[0].nbytes} bytes of sample {sample_of(row)}; found {found}")
 
 
 def open_npy(path, shape, dtype):

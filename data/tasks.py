@@ -133,7 +133,8 @@ def _segmentation(args, pretrained, on_device):
         return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
-        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        with registry.recording_index(args) as index:
+            recordings = find_recordings(found.recordings, args.sample_rate, args.datatype, index)
         return Labelled(AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings())
     return _set(found.sets[0], args.data_path[0], front_end, "masks")
 
@@ -202,7 +203,8 @@ def _classification(args, pretrained, on_device):
         return _set(found.sets[0], path, registry.front_end_for(found, args, pretrained), "labels")
     sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
     front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained)
-    source = ClassFolders(path, front_end, args.sample_rate, args.datatype)
+    with registry.recording_index(args) as index:
+        source = ClassFolders(path, front_end, args.sample_rate, args.datatype, index)
     return Labelled(source, source.class_names, front_end, front_end.settings())
 
 

@@ -203,9 +203,10 @@ class _Bodies:
         spectrum[:, first : first + self.num_subcarriers] = values[:, : self.num_subcarriers - wrapped]
         spectrum[:, :wrapped] = values[:, self.num_subcarriers - wrapped :]
         useful = torch.fft.ifft(spectrum, norm="forward")
-        extended = [useful[:, self.points - self.prefix :], useful[:, : self.length - self.prefix]]
-        if self.length - self.prefix > self.points:
-            extended.append(useful[:, : self.length - self.prefix - self.points])
+        after = max(0, self.length - self.prefix)  # a stretch may end within the prefix of the only symbol in it
+        extended = [useful[:, self.points - self.prefix :][:, : self.length], useful[:, :after]]
+        if after > self.points:
+            extended.append(useful[:, : after - self.points])
         return torch.cat(extended, dim=1).mul_(self.mixer)
 
     def _ramp(self, rest_s, device):

@@ -1,7 +1,7 @@
 """From class probabilities on the image cells to carriers: the way back from `radio.carriers.paint`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,11 +17,13 @@ LEFTOVER_AREA, LEFTOVER_LENGTH = 0.1, 0.5
 SAME_BAND = 0.5
 # A class is told from another without doubt if it is so many times as likely.
 SURE = 2
+# Cells that share a side.
+TOUCHING = ndimage.generate_binary_structure(2, 1)
 # Smaller pieces are not looked at: fewer cells than a class can be told by, whatever they stand for in Hz and seconds.
 LEAST_CELLS = 4
 # An idle NR cell sends an SSB burst every 20 ms (TS 38.213, clause 4.1): what is quiet for no longer is one carrier.
 DEFAULT_BRIDGE_S = 0.02
-DEFAULT_CONFIDENCE = 0.4  # below what two classes in doubt have each
+DEFAULT_CONFIDENCE = 0.5  # likelier than all else together: below it are scraps of what the model is in doubt of
 # Without limits given, a carrier has to be at least this many rows high and columns long.
 DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2
 
@@ -78,7 +80,7 @@ class _Region:
 
 def _is_sure(chance):
     """Whether the likeliest class but the first is `SURE` times as likely as the next."""
-    *others, best = [0.0, *sorted(chance[1:])]
+    *others, best = [0.0, *sorted(chance[1:].tolist())]
     return best >= SURE * others[-1]
 
 
@@ -116,8 +118,13 @@ class CarrierFinder:
 
     def add(self, probabilities, first_column):
         """The next block: float [classes, rows, columns], its first column counted from the beginning."""
+        self.join(regions_of(probabilities), first_column, probabilities.shape[2])
+
+    def join(self, regions, first_column, columns):
+        """The next block, by what `regions_of` found in it: its first column, and how many it has."""
         bridge = self.limits.bridge_s / self.column_s + 1e-6
-        for region in sorted(_regions(probabilities, first_column), key=lambda one: (one.first, one.low)):
+        for found in regions:
+            region = replace(found, first=first_column + found.first, end=first_column + found.end)
             near = [one for one in self._open if one.end <= region.first <= one.end + bridge and one.may_be(region)
                     and one.same_band(region) >= SAME_BAND]  # fmt: skip
             if near:
@@ -126,7 +133,7 @@ class CarrierFinder:
                 region = best.joined(region)
             self._open.append(region)
         # What ended too long ago for anything in the next block to follow it.
-        end = first_column + probabilities.shape[2]
+        end = first_column + columns
         self._done += [one for one in self._open if end - one.end > bridge]
         self._open = [one for one in self._open if end - one.end <= bridge]
 
@@ -148,56 +155,84 @@ class CarrierFinder:
         return Carrier(self.class_names[region.label], start_s, duration_s, low, high, confidence)
 
 
-def _regions(probabilities, first_column):
-    """The regions of one block."""
+def regions_of(probabilities):
+    """The regions of one block, float [classes, rows, columns], in the order of their beginnings; from column 0."""
+    return sorted(_regions(probabilities), key=lambda one: (one.first, one.low))
+
+
+def _regions(probabilities):
     occupied = 1 - probabilities[0]  # (rows, columns)
     waiting = [(*piece, 0, 0) for piece in _pieces(occupied >= 0.5)]
     while waiting:
         cells, row, column, area, length = waiting.pop()
         low, high, first, end = _rectangle(cells)
-        if (high - low) * (end - first) < LEFTOVER_AREA * area and end - first < LEFTOVER_LENGTH * length:
+        if _is_fray(high - low, end - first, area, length):
             continue
-        inside = probabilities[:, row + low : row + high, column + first : column + end]
-        over_time = occupied[:, column + first : column + end].mean(axis=1, dtype=np.float64)
+        # means over time of the rectangle's rows, and of those that its edges are told by
+        columns = slice(column + first, column + end)
+        inside = probabilities[:, row + low : row + high, columns].mean(axis=2, dtype=np.float64)  # (classes, rows)
+        around = slice(max(0, row + low - 1), row + high + 1)
+        over_time = np.zeros(len(occupied))
+        over_time[around] = occupied[around, columns].mean(axis=1, dtype=np.float64)
         lower, upper = _edges(over_time, row + low, row + high, over_time[row + low : row + high].mean() / 2)
-        for below, above in _bands(inside.mean(axis=2, dtype=np.float64)):
+        for below, above in _bands(inside):
             edges = (lower if below == 0 else row + low + below, upper if above == high - low else row + low + above)
-            chance = inside[:, below:above].mean(axis=(1, 2), dtype=np.float64)
-            yield _Region(first_column + column + first, first_column + column + end, *edges, chance, end - first)
+            yield _Region(column + first, column + end, *edges, inside[:, below:above].mean(axis=1), end - first)
 
         # what the rectangle leaves of the piece, but for the frayed cells around it
         cells[max(0, low - 1) : high + 1, max(0, first - 1) : end + 1] = False
-        waiting += [(rest, row + below, column + before, (high - low) * (end - first), end - first)
-                    for rest, below, before in _pieces(cells)]  # fmt: skip
+        size = (high - low) * (end - first), end - first
+        waiting += [(rest, row + below, column + before, *size) for rest, below, before in _pieces(cells, *size)]
+
+
+def _is_fray(height, width, area, length):
+    """Whether a rectangle of this size is too little beside the one of this area and length that it hung on."""
+    return height * width < LEFTOVER_AREA * area and width < LEFTOVER_LENGTH * length
 
 
 def _bands(chances):
     """Where a rectangle is to be divided by class: consecutive (first row, end), for mean probabilities [classes, rows]."""
+    rows = chances.shape[1]
     winners = chances[1:].argmax(axis=0)
-    borders = [0, *(1 + np.flatnonzero(np.diff(winners))).tolist(), chances.shape[1]]
-    sure = [(first, end) for first, end in pairwise(borders)
-            if end - first >= DEFAULT_ROWS and _is_sure(chances[:, first:end].mean(axis=1))]  # fmt: skip
-    cuts = [first for (before, _), (first, _) in pairwise(sure) if winners[before] != winners[first]]
-    return list(pairwise([0, *cuts, chances.shape[1]]))
+    borders = np.flatnonzero(winners[1:] != winners[:-1]) + 1
+    if not len(borders):
+        return [(0, rows)]
+    firsts, lengths = np.append(0, borders), np.diff(borders, prepend=0, append=rows)
+    means = np.sort(np.add.reduceat(chances[1:], firsts, axis=1) / lengths, axis=0)  # as `_is_sure` has it, of all at once
+    sure = (lengths >= DEFAULT_ROWS) & (means[-1] >= SURE * (means[-2] if len(means) > 1 else 0))
+    cuts = [int(first) for before, first in pairwise(firsts[sure]) if winners[before] != winners[first]]
+    return list(pairwise([0, *cuts, rows]))
 
 
-def _pieces(cells):
-    """Touching cells of a map, as (bool [rows, columns], first row, first column) each."""
-    numbered, count = ndimage.label(cells)
-    if not count:
+def _pieces(cells, area=0, length=0):
+    """Touching cells of a map, as (bool [rows, columns], first row, first column) each; but no fray, see `_is_fray`."""
+    # A piece has no fewer cells than its box has rows and columns, less one.
+    if np.count_nonzero(cells) < max(LEAST_CELLS, min(LEFTOVER_LENGTH * length, 2 * math.sqrt(LEFTOVER_AREA * area) - 1)):
         return []
-    sizes = np.bincount(numbered.ravel())
-    return [((numbered[place] == number), place[0].start, place[1].start)
-            for number, place in enumerate(ndimage.find_objects(numbered), 1) if sizes[number] >= LEAST_CELLS]  # fmt: skip
+    numbered, count = ndimage.label(cells, TOUCHING)
+    found = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(numbered, count), 1):
+        # first by the box around the piece: most are specks at the border of a rectangle
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if height * width < LEAST_CELLS or _is_fray(height, width, area, length):
+            continue
+        piece = numbered[rows, columns] == number
+        if np.count_nonzero(piece) >= LEAST_CELLS:
+            found.append((piece, rows.start, columns.start))
+    return found
 
 
 def _rectangle(cells):
     """The rectangle that most of a piece fills: rows low to high, columns first to end."""
     first, end = 0, cells.shape[1]
+    settled = None
     # Which rows belong depends on which columns do, and the other way round: it settles in a few turns.
     for _ in range(3):
         by_row = cells[:, first:end].sum(axis=1)
         low, high = _run(by_row, FILLED * by_row.max())
+        if (low, high) == settled:  # so nothing else changes
+            break
+        settled = low, high
         by_column = cells[low:high].sum(axis=0)
         first, end = _run(by_column, FILLED * by_column.max())
     return low, high, first, end
@@ -205,11 +240,11 @@ def _rectangle(cells):
 
 def _run(counts, least):
     """The consecutive places with counts of at least `least` that hold most: (first, end)."""
-    enough = np.concatenate([[False], counts >= least, [False]])
-    starts, ends = np.flatnonzero(enough[1:] & ~enough[:-1]), np.flatnonzero(enough[:-1] & ~enough[1:])
-    totals = np.concatenate([[0], np.cumsum(counts)])
-    best = int(np.argmax(totals[ends] - totals[starts]))
-    return int(starts[best]), int(ends[best])
+    enough = counts >= least
+    changes = (np.flatnonzero(enough[1:] != enough[:-1]) + 1).tolist()
+    borders = [*([0] if enough[0] else []), *changes, *([len(counts)] if enough[-1] else [])]
+    runs = list(zip(borders[::2], borders[1::2], strict=True))
+    return runs[0] if len(runs) == 1 else max(runs, key=lambda run: counts[run[0] : run[1]].sum())
 
 
 def _edges(over_time, low, high, level):

@@ -3,22 +3,25 @@
 Sections named here are those of the SigMF specification, version 1.2.
 """
 
+import functools
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from reprlib import repr as _brief
 
 import numpy as np
-from sigmf.sigmffile import dtype_info
 
 from util.errors import UserError
 
 # Section "Dataset Format"; with _le or _be where a component has more than 8 bits.
 DATATYPES = tuple(a + b for a in "cr" for b in ("f64", "f32", "i32", "i16", "i8", "u32", "u16", "u8"))
+_FULL = {name + order for name in DATATYPES for order in ([""] if name.endswith("8") else ["_le", "_be"])}
 
 
 def full_datatype(owner: str, name) -> str:
     """SigMF's full name of a datatype: little endian where the name does not say, `ci` for the `cs` of SDR tools."""
+    if isinstance(name, str) and name in _FULL:
+        return name
     match = re.fullmatch(r"(\w+?)(_le|_be)?", str(name).lower())
     base = re.sub("^cs", "ci", match[1]) if match else None
     if base not in DATATYPES:
@@ -28,8 +31,11 @@ def full_datatype(owner: str, name) -> str:
     return base if base.endswith("8") else base + (match[2] or "_le")
 
 
+@functools.cache
 def component_of(datatype: str) -> tuple[np.dtype, int]:
     """Of a datatype's full name: the dtype of a component, and how many a sample has (2 for I and Q)."""
+    from sigmf.sigmffile import dtype_info  # what only computes spectrograms does without sigmf
+
     types = dtype_info(datatype)
     return types["component_dtype"], 1 + types["is_complex"]
 
@@ -50,25 +56,54 @@ class Layout:
     def frame_bytes(self) -> int:
         return self.dtype.itemsize * self.components * self.channels
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """What `read_stored` gives: integers of up to 16 bits as they are, in this machine's byte order, else complex64."""
+        small = self.dtype.kind in "iu" and self.dtype.itemsize <= 2 and (self.components == 2 or self.plane_bytes)
+        return self.dtype.newbyteorder("=") if small else np.dtype(np.complex64)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of a sample of `read_stored`."""
+        return self.stored_dtype.itemsize * (1 if self.stored_dtype.kind == "c" else 2)
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether frames lie in the file as `read_stored` gives them."""
+        component = self.stored_dtype if self.stored_dtype.kind != "c" else np.dtype(np.float32)
+        return self.components == 2 and self.channels == 1 and self.dtype == component
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Frames `start` to `start + count`: complex64 [count], or fewer where the data file ends."""
         values = self._read_components(start, count)  # (count, components)
         if self.components == 2 or not self.plane_bytes:
-            return _complex(values)
-        iq = _complex(values)
-        plane = replace(self, byte_offset=self.byte_offset + self.plane_bytes)
-        values = plane._read_components(start, len(iq))
+            return _complex(_scaled(values))
+        iq = _complex(_scaled(values))
+        values = self._read_second_plane(start, len(iq))
         iq = iq[: len(values)]
-        iq.imag = values[:, 0]
+        iq.imag = _scaled(values)[:, 0]
         return iq
 
+    def read_stored(self, start: int, count: int) -> np.ndarray:
+        """Frames as `stored_dtype` says: I and Q [count, 2], or complex64 [count]; fewer where the data file ends."""
+        if self.stored_dtype.kind == "c":
+            return self.read(start, count)
+        values = self._read_components(start, count)
+        if self.components == 1:
+            second = self._read_second_plane(start, len(values))
+            values = np.concatenate([values[: len(second)], second], axis=1)
+        return values.astype(self.stored_dtype, copy=False)
+
+    def _read_second_plane(self, start, count):
+        return replace(self, byte_offset=self.byte_offset + self.plane_bytes)._read_components(start, count)
+
     def _read_components(self, start, count):
-        """The components of one channel: float32 [count, components], or fewer rows where the data file ends."""
+        """The components of one channel, as they are stored: [count, components], or fewer rows where the data file ends."""
         per_frame = self.components * self.channels
         offset = self.byte_offset + start * self.frame_bytes
         values = np.fromfile(self.data_file, self.dtype, count * per_frame, offset=offset)
         values = values[: len(values) // per_frame * per_frame].reshape(-1, self.channels, self.components)
-        return _scaled(values[:, self.channel])
+        return values[:, self.channel]
 
 
 class IqStream:

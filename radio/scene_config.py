@@ -69,6 +69,7 @@ class SceneConfig:
     power_range_db: tuple = _range(40.0, 40.0, within=(0, 200))  # from the strongest carrier to the weakest, at most
     num_distractors: tuple = _choices(0, 0, 0, 1, 1, 2, 3, 5, among=range(33))
     distractor_kinds: tuple = _choices(*distractors.KINDS, among=distractors.KINDS)
+    beyond: float = _share(0.0)  # distractors that may be wider than the band, or be cut by its edges
     distractor_snr_db: tuple = _range(-5.0, 45.0, within=(-60, 120))
     gap_hz: tuple = _range(0.1e6, 5e6, within=(0, 1e9))  # log; least distance between the channels of neighbours
     margin: tuple = _range(0.0, 0.02, within=(0, 0.4))  # least distance from the band's edges, of the sample rate
@@ -148,6 +149,7 @@ class SceneConfig:
     dc_spike: float = _share(0.5)
     dc_db: tuple = _range(-45.0, 5.0)
     agc: float = _share(0.08)  # receivers whose gain is switched
+    agc_steps: tuple = _range(1, 4, within=(1, 1000))  # how often
     agc_step_db: tuple = _range(-12.0, 12.0)
     bits: tuple = _choices(8, 8, 12, 16, among=(0, 8, 12, 16))
     loading_db: tuple = _range(-36.0, -9.0)  # rms below full scale

@@ -1,6 +1,7 @@
 """Drawing a scene's parameters from a configuration."""
 
 import math
+from dataclasses import replace
 
 from radio import channel, distractors, lte, nr, nr_ssb, receiver, traffic
 from radio.scene import PARAMETERS, Scene, Transmission
@@ -19,6 +20,10 @@ _TDD_PATTERNS = {
 }
 _CORESET_0_RB = (24, 48, 96)  # TS 38.213 tables 13-1 to 13-10
 _TRIES = 12
+
+# How far beyond the band a distractor may reach: a Wi-Fi channel; and the least of it, or of the band, that is seen.
+_BEYOND_HZ = 20e6
+_LEAST_SEEN = 0.3
 
 
 class _Dice:
@@ -340,7 +345,14 @@ def _distractors(dice, sample_rate_hz, duration_s, taken):
             break
         low, high = dice.of(free)
         kind, snr_db = dice.choice("distractor_kinds"), dice.number("distractor_snr_db")
-        drawn = distractors.draw(kind, dice.rng, sample_rate_hz, duration_s, low, high, snr_db)
+        room = low, high
+        if dice.config.beyond and dice.happens("beyond"):
+            room = (low - _BEYOND_HZ * (low <= borders[0]), high + _BEYOND_HZ * (high >= borders[-1]))
+        drawn = distractors.draw(kind, dice.rng, sample_rate_hz, duration_s, *room, snr_db)
+        if drawn is not None and room != (low, high):
+            seen, half = _LEAST_SEEN * min(drawn.bandwidth_hz, high - low), drawn.bandwidth_hz / 2
+            first, last = max(room[0] + half, low + seen - half), min(room[1] - half, high - seen + half)
+            drawn = replace(drawn, center_hz=float(dice.rng.uniform(first, last)))
         if drawn is not None:
             found.append(drawn)
             taken = [*taken, (drawn.center_hz - drawn.bandwidth_hz / 2, drawn.center_hz + drawn.bandwidth_hz / 2)]
@@ -364,7 +376,7 @@ def _receiver(dice, sample_rate_hz, duration_s):
     if dice.happens("dc_spike"):
         settings |= {"dc_db": dice.number("dc_db"), "dc_phase_deg": float(rng.uniform(0, 360))}
     if dice.happens("agc"):
-        moments = sorted(rng.uniform(0, duration_s, int(rng.integers(1, 5))).tolist())
+        moments = sorted(rng.uniform(0, duration_s, dice.integer("agc_steps")).tolist())
         settings["agc_steps"] = tuple((moment, dice.number("agc_step_db")) for moment in moments)
     bits = dice.choice("bits")
     if bits:

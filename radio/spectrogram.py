@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from radio.stft import column_power
+
 # Cells this far under the strongest cell of their spectrogram are set to it. 100 dB is what a 16-bit receiver spans;
 # without a bound relative to the signal, stretches of exact zeros would set the scale of the whole image.
 DYNAMIC_RANGE_DB = 100.0
@@ -12,10 +14,8 @@ DYNAMIC_RANGE_DB = 100.0
 # A spectrogram whose standard deviation is below this has nothing in it (all-zero or constant samples).
 CONSTANT_DB = 1e-3
 
-# Complex STFT values held at once (a 16 ms window at 61.44 Msps has 2 million): what stays in a CPU's cache is twice as
-# fast there, while an accelerator wants few, large launches.
-CHUNK_VALUES_CPU = 2**18
-CHUNK_VALUES_ACCELERATOR = 2**26
+# Rows whose power is summed by one product of matrices on a CPU: of the weights, nearly all are zero.
+ROWS_A_PRODUCT = 32
 
 NORMALIZATIONS = ("per_spectrogram", "none")
 
@@ -54,8 +54,12 @@ class Spectrogram(nn.Module):
         self.normalize = normalize
 
         window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float64)
-        self.register_buffer("window", (window / window.sum()).float(), persistent=False)  # [n_fft]
-        self.register_buffer("row_weights", _row_weights(self.n_fft, rows).float(), persistent=False)  # [n_fft, rows]
+        window = (window / window.sum()).float().repeat_interleave(2)  # for I and for Q
+        self.register_buffer("window", window, persistent=False)  # [2 * n_fft]
+        weights = _row_weights(self.n_fft, rows)
+        self.register_buffer("row_weights", weights.float(), persistent=False)  # [n_fft, rows]
+        self._products = _products(weights)
+        self._starts = (None, None, None)  # samples, device, frame starts
 
     def settings(self):
         """The parameters as plain values: `Spectrogram(**settings)` makes the same front end."""
@@ -74,7 +78,7 @@ class Spectrogram(nn.Module):
         """IQ windows to images.
 
         Args:
-            iq: complex [batch, samples] on any device, at least `n_fft` samples.
+            iq: see `decibels`.
 
         Returns:
             float32 [batch, 1, frequency, time]; row 0 is the lowest frequency.
@@ -86,41 +90,51 @@ class Spectrogram(nn.Module):
         return self.normalized(decibels) if self.normalize == "per_spectrogram" else decibels.float()
 
     def decibels(self, iq):
-        """Mean power of each image cell in dB relative to full scale: complex [B, S] -> float32 [B, 1, rows, columns]."""
-        if iq.dim() != 2 or not iq.is_complex() or iq.shape[1] < self.n_fft:
-            raise ValueError(f"expected complex [batch, samples >= {self.n_fft}]: {iq.dtype} {list(iq.shape)}")
-        starts = self.frame_starts(iq.shape[1]).view(self.image_size[1], -1).to(iq.device)  # (columns, q)
-        budget = CHUNK_VALUES_CPU if iq.device.type == "cpu" else CHUNK_VALUES_ACCELERATOR
-        windows = max(1, budget // (starts.numel() * self.n_fft))
-        with torch.autocast(iq.device.type, enabled=False):
-            return torch.cat([self._decibels(part, starts, budget) for part in iq.to(torch.complex64).split(windows)])
+        """Mean power of each image cell in dB relative to full scale.
 
-    def _decibels(self, iq, starts, budget):
-        # Scale by a power of two, so that powers neither overflow nor vanish whatever the receiver's gain was.
-        components = torch.view_as_real(iq).flatten(1)  # (B, 2 * S)
-        peak = torch.maximum(components.amax(dim=1), -components.amin(dim=1))  # (B,); aminmax is 25 times slower
-        exponent = torch.frexp(peak).exponent.clamp(-100, 100)
-        window = torch.ldexp(torch.ones_like(peak), -exponent)[:, None, None] * self.window  # (B, 1, n_fft)
+        Args:
+            iq: complex [B, S], or I and Q as float32, int16 or int8 [B, S, 2], on any device, at least `n_fft` samples.
+                Integers become [-1, 1), as `radio.samples` scales them, to the same bits as if it had. Windows may share
+                memory, as `unfold` gives them: nothing is copied.
 
-        columns = max(1, budget // (len(iq) * starts.shape[1] * self.n_fft))
-        power = torch.cat([self._column_power(iq, window, block) for block in starts.split(columns)], dim=1)
-        power = (power @ self.row_weights).transpose(1, 2)  # (B, rows, columns)
-
-        floor = power.amax(dim=(1, 2), keepdim=True) * 10 ** (-DYNAMIC_RANGE_DB / 10)
-        power = torch.maximum(power, floor).clamp_min(torch.finfo(torch.float32).tiny)
-        decibels = 10 * torch.log10(power) + (20 * math.log10(2)) * exponent[:, None, None]
-        return decibels[:, None]
-
-    def _column_power(self, iq, window, starts):
-        """Mean power in every FFT bin over the frames of each column.
-
-        iq [B, S], window [B, 1, n_fft], starts [columns, q] -> [B, columns, n_fft].
+        Returns:
+            float32 [B, 1, rows, columns].
         """
-        frames = iq.unfold(1, self.n_fft, 1)[:, starts.flatten()] * window  # (B, columns * q, n_fft)
-        # Squares of real and imaginary parts, side by side until the mean has left few of them to add.
-        squares = torch.view_as_real(torch.fft.fft(frames)).flatten(2).square()  # (B, columns * q, 2 * n_fft)
-        squares = squares.unflatten(1, starts.shape).mean(dim=2)
-        return squares[..., ::2] + squares[..., 1::2]
+        known = iq.is_complex() or (iq.dtype in (torch.float32, torch.int16, torch.int8) and iq.shape[2:] == (2,))
+        if not known or iq.dim() != 3 - iq.is_complex() or iq.shape[1] < self.n_fft:
+            raise ValueError(f"expected complex [batch, samples >= {self.n_fft}], or float32, int16 or int8 with a last "
+                             f"dimension of 2: {iq.dtype} {list(iq.shape)}")  # fmt: skip
+        if iq.is_complex():
+            iq = torch.view_as_real(iq.to(torch.complex64).resolve_conj())
+        if iq.stride()[1:] != (2, 1) or iq.stride(0) % 2:
+            iq = iq.contiguous()
+        starts = self._frame_starts(iq.shape[1], iq.device)  # (columns, q)
+        with torch.autocast(iq.device.type, enabled=False):
+            # Scale by a power of two, so that powers neither overflow nor vanish whatever the receiver's gain was.
+            components = iq.flatten(1)  # (B, 2 * S)
+            # To float32 before the sign changes: int16 has no 32768. aminmax is 25 times slower.
+            peak = torch.maximum(components.amax(dim=1).float(), -components.amin(dim=1).float())  # (B,)
+            exponent = torch.frexp(peak).exponent.clamp(-100, 100)
+            window = torch.ldexp(torch.ones_like(peak), -exponent)[:, None] * self.window  # (B, 2 * n_fft)
+            if not iq.is_floating_point():  # these were not scaled to [-1, 1)
+                exponent = exponent - (8 * iq.element_size() - 1)
+
+            power = self._row_power(column_power(iq, window, starts)).div_(starts.shape[1])  # (B, rows, columns)
+            floor = power.amax(dim=(1, 2), keepdim=True) * 10 ** (-DYNAMIC_RANGE_DB / 10)
+            power = torch.maximum(power, floor).clamp_min_(torch.finfo(torch.float32).tiny)
+            decibels = power.log10_().mul_(10).add_((20 * math.log10(2)) * exponent[:, None, None])
+            return decibels[:, None]
+
+    def _row_power(self, power):
+        """Power of FFT bins [B, columns, n_fft] to mean power of rows [B, rows, columns]."""
+        if power.device.type != "cpu":
+            return (power @ self.row_weights).transpose(1, 2)
+        out = power.new_empty((len(power), *self.image_size))
+        for rows, bins in self._products:
+            weights = self.row_weights[bins, rows].T
+            for one, done in zip(power, out, strict=True):
+                torch.mm(weights, one[:, bins].T, out=done[rows])
+        return out
 
     @staticmethod
     def normalized(decibels):
@@ -138,6 +152,13 @@ class Spectrogram(nn.Module):
         if count == 1:
             return torch.tensor([(num_samples - self.n_fft) // 2])
         return torch.linspace(0, num_samples - self.n_fft, count, dtype=torch.float64).round().long()
+
+    def _frame_starts(self, num_samples, device):
+        """`frame_starts` on a device, [columns, q]; those asked for last are kept: a copy to a GPU would wait for it."""
+        if self._starts[:2] != (num_samples, device):
+            starts = self.frame_starts(num_samples).view(self.image_size[1], -1).to(device)
+            self._starts = (num_samples, device, starts)
+        return self._starts[2]
 
     def frequency_edges_hz(self, sample_rate_hz, center_freq_hz=0.0):
         """Borders of the image rows in Hz, ascending: float64 [rows + 1].
@@ -171,8 +192,18 @@ class Spectrogram(nn.Module):
 
 
 def _row_weights(n_fft, rows):
-    """Share of FFT bin k (in the order of the FFT: DC first) in image row r: float64 [n_fft, rows], columns sum to 1."""
+    """Share of FFT bin k in image row r, both from the lowest frequency up: float64 [n_fft, rows], columns sum to 1."""
     bin_low = torch.arange(n_fft, dtype=torch.float64)[:, None]
     row_low = torch.arange(rows, dtype=torch.float64)[None, :] * n_fft / rows
     overlap = torch.minimum(bin_low + 1, row_low + n_fft / rows) - torch.maximum(bin_low, row_low)
-    return torch.fft.ifftshift(overlap.clamp_min(0) * rows / n_fft, dim=0)
+    return overlap.clamp_min(0) * rows / n_fft
+
+
+def _products(row_weights):
+    """(rows, bins) as slices: a few rows each, and the bins that these have weights for."""
+    found = []
+    for first in range(0, row_weights.shape[1], ROWS_A_PRODUCT):
+        rows = slice(first, first + ROWS_A_PRODUCT)
+        bins = row_weights[:, rows].any(dim=1).nonzero().flatten().tolist()
+        found.append((rows, slice(bins[0], bins[-1] + 1)))
+    return found

@@ -18,6 +18,7 @@ from util.files import atomic_path, writable_folder
 from util.weights import NOT_STATED, header, write_weights
 
 OPSET = 18
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 INPUT, OUTPUT = "spectrogram", "logits"
 ONNX_PACKAGES = ("onnx", "onnxscript")
 # A protobuf message, which an ONNX file is, has a length of 31 bits; the graph takes a few of these megabytes.
@@ -25,12 +26,13 @@ ONNX_LARGEST = 2**31 - 2**24
 # What a run that comes to the same weights may have otherwise.
 UNRECORDED = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "eval", "seeds", "keep", "save_every_epochs",
-    "save_every_steps", "export", "licence",
+    "save_every_steps", "export", "export_dtype", "licence",
 }  # fmt: skip
 
 
 def add_arguments(group, what):
     group.add_argument("--export", metavar="FILE", help=f"write the trained weights: {what}")
+    group.add_argument("--export_dtype", choices=DTYPES, default="float32", help="of .safetensors; float16: half the size")
     group.add_argument("--licence", default=NOT_STATED, metavar="NAME", help="of the exported weights, for their header")
 
 
@@ -52,6 +54,8 @@ def check_args(args, onnx):
     if suffix not in (".safetensors", ".onnx"):
         raise UserError(f"--export: expected a file named .safetensors{' or .onnx' * onnx}; found {args.export}")
     if suffix == ".onnx":
+        if args.export_dtype != "float32":
+            raise UserError(f"--export_dtype: expected float32 with {args.export}; found {args.export_dtype}")
         try:
             for package in ONNX_PACKAGES:
                 importlib.import_module(package)
@@ -126,12 +130,13 @@ def about(script, parser, flags, licence, **known):
     return {"preset": flags["model"], "command": command, "data": data, "licence": licence, **known}
 
 
-def export(path, model, about):
+def export(path, model, about, dtype="float32"):
     """Write `model` to `path`, whole or not at all: what it is, its suffix and name say.
 
     Args:
         path: `.onnx`, the model; `.safetensors` with "encoder" in its name, `convert.to_timm` of it; else all its tensors.
         about: see `about`; its "args" have "in_chans", its "front_end" "image_size".
+        dtype: one of `DTYPES`, of `.safetensors`.
     """
     if Path(path).suffix == ".onnx":
         what = "ONNX model"
@@ -139,10 +144,11 @@ def export(path, model, about):
     elif encoder_alone(path):
         what = "encoder"
         args = {key: about["args"][key] for key in ("model", "in_chans")}
-        write_weights(path, convert.to_timm(model.state_dict()), **about | {"holds": "encoder", "args": args})
+        about = about | {"holds": "encoder", "args": args}
+        write_weights(path, convert.to_timm(model.state_dict()), DTYPES[dtype], **about)
     else:
         what = f"{about['holds']} weights"
-        write_weights(path, model.state_dict(), **about)
+        write_weights(path, model.state_dict(), DTYPES[dtype], **about)
     print(f"wrote {path}: {what}, {Path(path).stat().st_size / 1e6:.1f} MB")
 
 

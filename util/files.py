@@ -3,6 +3,7 @@ before hours of work end in them."""
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 from util.errors import UserError
@@ -79,3 +80,84 @@ def not_read(path, error):
     if isinstance(error, FileNotFoundError) or (getattr(error, "errno", None) is None and not os.path.exists(path)):
         return "no such file, though it was there when the run began"
     return f"a damaged or unreadable file: {' '.join(str(error).split())}"
+
+
+def walk(folder, refuse):
+    """(folders, files) below a folder, itself included, as strings: folder by folder, names sorted, hidden ones left out.
+
+    Links to folders are not followed. `refuse` is called with the OSError of a folder that cannot be read.
+    """
+    folders, files = [], []
+    for parent, names, file_names in os.walk(folder, onerror=refuse):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        folders.append(parent)
+        files += [os.path.join(parent, name) for name in sorted(file_names) if not name.startswith(".")]
+    return folders, files
+
+
+def file_state(path):
+    """What changes when a file does: [bytes, times of the last change of its contents and of the rest in ns, its number].
+
+    Empty where there is no file.
+    """
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):  # ValueError: no name of a file
+        return []
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino] if stat.S_ISREG(about.st_mode) else []
+
+
+def read_pieces(file, pieces, rows):
+    """Read pieces of a file into the rows of an array, in the order of the file, neighbours by one system call.
+
+    Args:
+        file: unbuffered.
+        pieces: a list of (first byte, row); rows: array [n, ...], each row as long as its piece.
+
+    Returns:
+        None, or (row, bytes that there were) of the first in the file that it ended in.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = rows.nbytes // max(len(rows), 1)
+    if not size:
+        return None
+    rows = rows.reshape(len(rows), -1).view("u1")
+    most = max(1, min(MOST_BUFFERS, MOST_BYTES // size))  # in a call
+    pieces = sorted(pieces)
+    first = 0
+    while first < len(pieces):
+        end = first + 1
+        while end < len(pieces) and end - first < most and pieces[end][0] == pieces[end - 1][0] + size:
+            end += 1
+        found = _read_into(file, pieces[first][0], [rows[row] for _, row in pieces[first:end]])
+        if found < (end - first) * size:
+            return pieces[first + found // size][1], found % size
+        first = end
+    return None
+
+
+# What a system call takes: buffers (<limits.h>'s IOV_MAX), and bytes (Linux, see read(2), less a page).
+MOST_BUFFERS, MOST_BYTES = 1024, 2**31 - 2**13
+
+
+def _read_into(file, position, buffers):
+    """Fill buffers with the bytes from a position on; how many there were."""
+    if hasattr(os, "preadv"):  # its position is its own: forked workers share that of the file
+        found = os.preadv(file.fileno(), buffers, position)
+        if found == sum(map(len, buffers)):
+            return found
+    # The file ends here, or the system call was cut short.
+    found = 0
+    for buffer in map(memoryview, buffers):
+        while len(buffer):
+            if hasattr(os, "preadv"):
+                got = os.preadv(file.fileno(), [buffer], position + found)
+            else:
+                file.seek(position + found)
+                got = file.readinto(buffer)
+            if not got:
+                return found
+            found, buffer = found + got, buffer[got:]
+    return found

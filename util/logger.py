@@ -113,34 +113,22 @@ class NoLog:
 
 
 class Stopwatch:
-    """Time since the last lap, and the share of it spent waiting for data."""
+    """Time and images since the last lap."""
 
     def __init__(self):
         self.lap()
 
     def lap(self):
         self.started = time.perf_counter()
-        self.waited = 0.0
         self.images = 0
 
-    def batches(self, loader):
-        """Iterate a loader, counting the time until each batch is there."""
-        iterator = iter(loader)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
     def read(self):
-        """(seconds, images per second, share of the time spent waiting for data) since the last lap."""
+        """(seconds, images per second) since the last lap."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        return seconds, self.images / seconds, self.waited / seconds
+        return seconds, self.images / seconds
 
 
-def report_steps(log, steps, where, eta_s, images_per_s, data_wait, memory_bytes):
+def report_steps(log, steps, where, eta_s, images_per_s, data_wait, memory_bytes, mfu=None):
     """Print a line about the last steps of training, and give TensorBoard what it says besides each step's own numbers.
 
     Args:
@@ -148,17 +136,21 @@ def report_steps(log, steps, where, eta_s, images_per_s, data_wait, memory_bytes
         steps: with `number`, `loss`, `weight`, `lr`, `grad_norm`, at least one.
         where: "epoch 3/50 step 20/75".
         eta_s: time that is left, in seconds.
+        mfu: share of the device's matrix rate that the model's FLOPs are, where known.
     """
     hours, rest = divmod(round(eta_s), 3600)
     loss = sum(step.loss * step.weight for step in steps) / sum(step.weight for step in steps)
     last = steps[-1]
+    share = "" if mfu is None else f"mfu {mfu:.1%}  "
     print(
         f"{where}  loss {loss:.4f}  lr {last.lr:.2e}  grad {last.grad_norm:.3f}  {images_per_s:.1f} images/s  "
-        f"data wait {data_wait:.1%}  memory {memory_bytes / 2**30:.2f} GiB  eta {hours}:{rest // 60:02d}:{rest % 60:02d}",
+        f"{share}data wait {data_wait:.1%}  memory {memory_bytes / 2**30:.2f} GiB  "
+        f"eta {hours}:{rest // 60:02d}:{rest % 60:02d}",
         flush=True,
     )
     log.scalars(last.number, {
         "train/images_per_s": images_per_s, "train/data_wait": data_wait, "train/memory_bytes": memory_bytes,
+        **({} if mfu is None else {"train/mfu": mfu}),
     })  # fmt: skip
 
 

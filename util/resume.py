@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from util import checkpoint
+from util import checkpoint, device
 from util.distributed import from_main, world_size
 from util.errors import UserError
 
@@ -29,6 +29,18 @@ def find(resume, output_dir):
 
     path, state = from_main(read)
     return path and Path(path), state
+
+
+def pick_amp(name, state, on, width):
+    """`util.device.pick_amp` for all processes alike; for "auto" what the run of a checkpoint has, if the device can.
+
+    Args:
+        state: of the checkpoint, or None; on: the device; width: of the model.
+    """
+    theirs = state and state["args"].get("amp")
+    if name == "auto" and theirs in ("bf16", "off") and on.type == "cpu":
+        return theirs
+    return from_main(lambda: device.pick_amp(name, on, width))
 
 
 def effective_batch(args):
@@ -64,14 +76,18 @@ def differences(state, flags, free, batch):
     return changed
 
 
-def position(args, state, batch):
-    """(epoch, step in it) at which the run of a checkpoint goes on.
+def first_epoch(state, batch):
+    """The epoch in which the run of a checkpoint goes on; the step in it is with its progress.
 
     Raises:
         UserError: it is in the middle of an epoch, of which other steps than this run's are done.
     """
-    epoch_step = state["progress"]["epoch_step"]
-    if epoch_step and state["effective_batch"] != batch:
+    if state["progress"]["epoch_step"] and state["effective_batch"] != batch:
         raise UserError(f"--batch_size: expected {state['effective_batch']} samples to a step over all processes, to go on "
                         f"within an epoch; found {batch}")  # fmt: skip
-    return state["epoch"] + 1, epoch_step
+    return state["epoch"] + 1
+
+
+def batch_description(args):
+    """ "batch 16 x 1", and of several processes how many."""
+    return f"batch {args.batch_size} x {args.accum_iter}" + (f" x {world_size()} processes" if world_size() > 1 else "")

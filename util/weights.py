@@ -59,21 +59,25 @@ def header(holds, preset, front_end=None, classes=(), args=None, command="", dat
     }  # fmt: skip
 
 
-def write_weights(path, state_dict, **about):
+def write_weights(path, state_dict, dtype=torch.float32, **about):
     """Write a `.safetensors` file, whole or not at all; the same tensors and words make the same bytes.
 
     Args:
-        state_dict: names to tensors, on any device; floating point becomes float32.
+        state_dict: names to tensors, on any device.
+        dtype: that floating point becomes; of float16, values beyond its range are refused.
         about: see `header`.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a value is beyond the range of `dtype`.
     """
     # Clones, as a file holds neither views nor one tensor under two names.
     tensors = {
-        name: (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
         for name, value in state_dict.items()
     }
+    for name, value in tensors.items():
+        if value.is_floating_point() and bool((value.isinf() & state_dict[name].isfinite().cpu()).any()):
+            raise UserError(f"{path}: expected values within {torch.finfo(dtype).max:g}, for {dtype}; found more in {name}")
     content = safetensors.torch.save(tensors, {"format": "pt", **header(**about)})
     # The library writes the words in an order that differs from one process to the next.
     length = int.from_bytes(content[:8], "little")
