@@ -30,7 +30,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from data import registry
-from data.sampling import EpochBatches, MaskedSamples, make_loader, to_images
+from data.feeding import make_loader
+from data.sampling import EpochBatches, MaskedSamples
 from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory
@@ -170,8 +171,8 @@ def project_stream(folder, *flags):
     loader = make_loader(MaskedSamples(source, NUM_PATCHES, SEED, training=True), batches, num_workers=0, pin_memory=False)
     device = torch.device("cpu")
     for batches.epoch in itertools.count():
-        for batch in loader:
-            yield to_images(batch["parts"], front_end, device)
+        for batch in loader.batches(front_end, device):
+            yield batch["images"]
 
 
 def streams(folder):

@@ -34,7 +34,7 @@ import common
 import scaling
 import torch
 import torch.distributed as dist
-from bench_pretrain import IMAGE_SIZE, MASK_RATIO, Trainer, synchronize
+from bench_pretrain import IMAGE_SIZE, Trainer, our_loss, our_model, synchronize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models_mae
@@ -72,10 +72,6 @@ def get_args_parser():
     return parser
 
 
-def mae_loss(model, images, noise):
-    return model(images, MASK_RATIO, noise)[0]
-
-
 def random_batch(model, batch_size, device):
     images = torch.randn(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE).to(device)
     return images, torch.rand(batch_size, model.num_patches).to(device)
@@ -109,11 +105,11 @@ def group_of_one(device):
 def ddp_overhead(preset, batch_size, amp, device, args):
     """Seconds of a step without and with DDP, of the clock and of the process, and their ratio turn by turn."""
     torch.manual_seed(SEED)
-    bare = models_mae.create_model(preset, img_size=IMAGE_SIZE, norm_pix_loss=True).to(device)
+    bare = our_model(preset).to(device)
     images, noise = random_batch(bare, batch_size, device)
     with group_of_one(device) as backend:
         wrapped = parallel.copied(copy.deepcopy(bare), device, same_graph=True)
-        trainers = {"without": Trainer(bare, mae_loss, amp, device), "DDP": Trainer(wrapped, mae_loss, amp, device)}
+        trainers = {"without": Trainer(bare, our_loss, amp, device), "DDP": Trainer(wrapped, our_loss, amp, device)}
         for _ in range(max(WARM_UP_STEPS, args.steps)):
             losses = [trainer.step(images, noise).item() for trainer in trainers.values()]
         if not math.isclose(*losses, rel_tol=1e-2):
@@ -172,7 +168,7 @@ def backward_passes(preset, shard, accumulated):
         counts = []
         for number in range(accumulated):
             with CountedBytes() as counted, parallel.exchange(trained, number + 1 == accumulated):
-                mae_loss(trained, images, noise).backward()
+                our_loss(trained, images, noise).backward()
             counts.append(counted)
     return counts
 
@@ -240,8 +236,8 @@ class SavedTraining:
 
     def __init__(self, folder, amp, device, saves):
         torch.manual_seed(SEED)
-        self.model = models_mae.create_model(SAVED_MODEL, img_size=IMAGE_SIZE, norm_pix_loss=True)
-        self.trainer = Trainer(self.model, mae_loss, amp, device)
+        self.model = our_model(SAVED_MODEL)
+        self.trainer = Trainer(self.model, our_loss, amp, device)
         self.device = device
         self.batch = random_batch(self.model, SAVED_BATCH_SIZE[device.type], device)
         self.savers = {}
@@ -343,8 +339,8 @@ def step_times(presets, batch_sizes, amp, device, args):
     found = {}
     for preset in presets:
         torch.manual_seed(SEED)
-        model = models_mae.create_model(preset, img_size=IMAGE_SIZE, norm_pix_loss=True)
-        trainer = Trainer(model, mae_loss, amp, device)
+        model = our_model(preset)
+        trainer = Trainer(model, our_loss, amp, device)
         found[preset] = {}
         for batch_size in batch_sizes:
             free(device)
@@ -409,8 +405,8 @@ def measure(parser, args):
         print(f"a step {name}: {ranged(step)} s, {step['steps']} of them")
 
     results = {
-        "model": preset, "batch_size": batch_size, "image_size": IMAGE_SIZE, "mask_ratio": MASK_RATIO, "seed": SEED,
-        "amp": amp, "cores": cores, "load_before": load, "repeats": args.repeats,
+        "model": preset, "batch_size": batch_size, "image_size": IMAGE_SIZE, "seed": SEED,
+        "mask_ratio": bench_pretrain.MASK_RATIO, "amp": amp, "cores": cores, "load_before": load, "repeats": args.repeats,
         "ddp_in_one_process": overhead, "bytes_of_a_step": counted, "save": saved,
     }  # fmt: skip
     if device.type == "cuda":

@@ -15,6 +15,7 @@ import torch
 # Python looks for modules beside the script; the project lies above it and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from util.device import usable_cores
 from util.errors import UserError
 from util.files import atomic_path
 
@@ -44,13 +45,15 @@ def use_one_core():
 
 
 def device_name(device):
-    """The GPU by torch's name, the CPU by the system's."""
+    """The GPU by torch's name; the CPU by the system's, and what it computes with, since systems give many one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        return re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
+        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
     except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{' and bf16' if bf16 else ''}"
 
 
 def spread(values):
@@ -74,24 +77,41 @@ def columns(rates):
 
 
 def write_results(name, parser, args, device, packages, results):
-    """`<name>-<device>.json` in the output folder: what ran, on what, and what came out. Names no path of the machine.
+    """Put what ran, on what, and what came out into `<device>.json` of the output folder, among other benchmarks of it.
+
+    It names no path of the machine.
 
     Returns:
-        What it holds.
+        What it holds of this benchmark, by name.
     """
-    given = [f"--{flag}" if value is True else f"--{flag} {value}" for flag, value in vars(args).items()
+    given = [f"--{flag}{_shown(value)}" for flag, value in vars(args).items()
              if flag != "output" and value != parser.get_default(flag)]
     record = {
         "command": " ".join([f"python benchmarks/{name}.py", *given]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": device_name(device),
+        "cores": len(usable_cores()),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in ("torch", "numpy", *packages)},
         **results,
     }
-    path = Path(args.output) / f"{name}-{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
+    path = Path(args.output) / f"{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
+    others = json.loads(path.read_text()) if path.exists() else {}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+        temporary.write_text(json.dumps(dict(sorted({**others, name: record}.items())), indent=1) + "\n")
+    print(f"{name}: wrote {path}")
     return record
+
+
+def _shown(value):
+    if isinstance(value, list | tuple):
+        return "".join(map(_shown, value))
+    if value is True:
+        return ""
+    return " ..." if isinstance(value, str) and os.path.isabs(value) else f" {value}"
+
+
+def read_results(folder):
+    """All records in a folder: a list of (name, record), by device."""
+    return [entry for path in sorted(Path(folder).glob("*.json")) for entry in json.loads(path.read_text()).items()]

@@ -15,6 +15,7 @@ import torch
 import models_mae
 from util.errors import UserError
 from util.files import atomic_path
+from util.flops import pretraining_flops
 
 DOCUMENT = Path(__file__).with_name("SCALING.md")
 BEGIN, END = "<!-- tables of bench_distributed.py --scaling -->", "<!-- end of the tables -->"
@@ -164,27 +165,12 @@ def sizes(preset):
     return Sizes(tuple(groups[:-1]), groups[-1])
 
 
-def step_flops(preset, mask_ratio=MASK_RATIO, image_size=IMAGE_SIZE, in_chans=1):
+@functools.cache
+def step_flops(preset, mask_ratio=MASK_RATIO):
     """Floating-point operations of forward and backward pass for an image; of matrix products alone."""
-    shape = models_mae.PRESETS[preset]
-    patches, values = (image_size // shape["patch_size"]) ** 2, shape["patch_size"] ** 2 * in_chans
-    width, decoder_width = shape["embed_dim"], shape["decoder_embed_dim"]
-    seen, all_tokens = 1 + max(1, math.floor(patches * (1 - mask_ratio) + 1e-6)), 1 + patches
-    embedding = 2 * patches * values * width
-    forward = (
-        embedding
-        + shape["depth"] * block_flops(seen, width)
-        + 2 * seen * width * decoder_width
-        + shape["decoder_depth"] * block_flops(all_tokens, decoder_width)
-        + 2 * all_tokens * decoder_width * values
-    )
-    # Backward: a product for the gradient of the weights and one for that of the input, which images do not need.
-    return 3 * forward - embedding
-
-
-def block_flops(tokens, width):
-    """Of a transformer block's forward pass: 12 width² weights for each token, and attention's two products."""
-    return 24 * tokens * width**2 + 4 * tokens**2 * width
+    with torch.device("meta"):
+        model = models_mae.create_model(preset, img_size=IMAGE_SIZE)
+    return pretraining_flops(model, mask_ratio)
 
 
 # What becomes of the step
@@ -249,8 +235,8 @@ def from_record(record):
 
 def recorded(folder):
     """Step times of an H200 from the results in a folder; None where there are none."""
-    for path in sorted(Path(folder).glob("bench_distributed-*H200*.json")):
-        if times := from_record(json.loads(path.read_text())):
+    for path in sorted(Path(folder).glob("*H200*.json")):
+        if times := from_record(json.loads(path.read_text()).get("bench_distributed", {})):
             return times
     return None
 

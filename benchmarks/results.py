@@ -1,0 +1,270 @@
+"""The tables of accuracy: a fixed list of runs, of which those that are missing are done, and what came out of them.
+
+    python benchmarks/results.py --runs results_runs               # about eight hours on two cores; the same command goes on
+    python benchmarks/results.py --runs results_runs --minutes 60  # begin no further run after an hour
+    python benchmarks/results.py --runs results_runs --size small --device cuda
+    python benchmarks/results.py --list                             # the commands, in their order
+    python benchmarks/results.py --tables                           # run nothing, write the tables anew
+
+Every run is a command of this project, as RESULTS.md names it, started in `--runs`. What it found goes to
+`benchmarks/accuracy/<size>.json` as soon as it ends, so that the tables need no runs; the order is that of what a table is
+worth, so a stop leaves a sensible one.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+import results_tables
+import torch
+
+from util.device import pick_device
+from util.errors import UserError, reported
+from util.files import atomic_path
+
+ROOT = Path(__file__).resolve().parent.parent
+CSI = ROOT.parent / "shared" / "data" / "csi" / "geotec_esp32_csihar.npz"
+RECORDS = Path(__file__).resolve().parent / "accuracy"
+SEEDS = (0, 1, 2)
+SIDE = 112  # cells: a quarter of those of 224 x 224, for time
+
+# Sets of scenes: flags of main_synthesize.py. The preset's SNR of 40 to 100 dB would be no task for anything.
+COUNTS = ("--train", 1200, "--val", 150, "--test", 300)
+CLASSIC = ("--preset", "classic", "--input_size", SIDE, *COUNTS, "--set", "snr_db=0,40")
+SETS = {
+    "combined": (*CLASSIC, "num_carriers=2", "one_technology=0"),
+    "single": (*CLASSIC, "num_carriers=1"),
+    "wild": ("--preset", "wild", "--input_size", SIDE, *COUNTS),
+}
+# Sets to fine-tune on: where training and validation come from, and the test part.
+PROTOCOLS = {"classic, combined": ("combined", "combined"), "classic, single to combined": ("single", "combined"),
+             "wild": ("wild", "wild")}  # fmt: skip
+PRETRAIN_SETS = {"classic, combined": "combined", "classic, single to combined": "single", "wild": "wild"}
+# Ways to pretrain, beyond a mask of 75 % of the patches at random.
+PRETRAINED = {
+    "75 %": (), "70 %": ("--mask_ratio", 0.7), "80 %": ("--mask_ratio", 0.8), "time": ("--mask_kind", "time"),
+    "frequency": ("--mask_kind", "frequency"), "time and frequency": ("--mask_kind", "time_frequency"),
+    "norm_pix_loss": ("--norm_pix_loss",),
+}  # fmt: skip
+SHARES = (0.01, 0.05, 0.2)
+ALL, FROZEN = results_tables.KINDS[:2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command and the file in which it leaves its results, both in the folder of runs."""
+
+    name: str
+    command: tuple
+    result: str
+    about: dict  # section, data, kind, seed: what the tables ask for
+
+
+def slug(text):
+    return text.replace(",", "").replace(" %", "").replace(" ", "-")
+
+
+def pretrain_runs(size, device):
+    """{(set, way): Run}."""
+    found = {}
+    for data in SETS:
+        for way, flags in PRETRAINED.items():
+            folder = f"pretrain-{data}-{slug(way)}"
+            command = ("main_pretrain.py", "--data_path", data, "--model", f"mae_vit_{size}_patch16", "--batch_size", 16,
+                       "--epochs", 40, "--warmup_epochs", 4, "--blr", 1.6e-2, "--save_every_epochs", 40, "--num_workers", 0,
+                       "--device", device, "--output_dir", folder, *flags)  # fmt: skip
+            about = {"section": "pretraining", "data": data, "kind": way, "seed": 0}
+            found[data, way] = Run(folder, command, f"{folder}/log.txt", about)
+    return found
+
+
+def finetune_run(section, protocol, kind, seed, size, device, weights="", flags=(), epochs=6, model=None):
+    folder = f"{section}-{slug(protocol)}-{slug(kind)}-{seed}"
+    command = ("main_finetune.py", "--task", "segmentation", "--data_path", slug(protocol), "--model",
+               model or f"vit_{size}_patch16", *(("--finetune", weights) if weights else ()), "--epochs", epochs,
+               "--warmup_epochs", max(1, epochs // 6), "--val_every", max(1, epochs // 12), "--num_workers", 0,
+               "--seed", seed, "--device", device, "--output_dir", folder, *flags)  # fmt: skip
+    return Run(folder, command, f"{folder}/results.json",
+               {"section": section, "data": protocol, "kind": kind, "seed": seed})  # fmt: skip
+
+
+def runs(size, device):
+    """Every run, in the order in which they are done: what a run needs comes before it."""
+    pretraining, order = pretrain_runs(size, device), []
+    usual = ("--batch_size", 16, "--blr", 1.6e-2)
+
+    def add(run):
+        if run not in order:
+            order.append(run)
+
+    def weights(protocol, way="75 %"):
+        run = pretraining[PRETRAIN_SETS[protocol], way]
+        add(run)
+        return f"{run.name}/checkpoint-last.pth"
+
+    def kinds(protocol, seed):
+        pretrained = weights(protocol)
+        return (
+            (ALL, pretrained, (*usual, "--layer_decay", 1), None),
+            ("from scratch", "", usual, None),
+            (FROZEN, pretrained, (*usual, "--train", "head"), None),
+            ("random, frozen", "random", (*usual, "--train", "head"), None),
+            ("DeepLabV3-MobileNetV3", "", ("--batch_size", 8), "deeplabv3_mobilenet_v3_large"),
+        )
+
+    for seed in SEEDS:
+        for protocol in PROTOCOLS:
+            for kind, start, flags, model in kinds(protocol, seed):
+                add(finetune_run("segmentation", protocol, kind, seed, size, device, start, flags, model=model))
+    for seed in SEEDS:
+        for share in SHARES:
+            for kind, start, flags, _ in (kinds("classic, combined", seed)[place] for place in (0, 1, 3)):
+                add(finetune_run("labels", "classic, combined", f"{kind}, {share:g}", seed, size, device, start,
+                                 (*flags, "--label_fraction", share), epochs=round(6 / share)))  # fmt: skip
+    for way in PRETRAINED:
+        start = weights("wild", way)
+        for kind, more in ((ALL, ("--layer_decay", 1)), (FROZEN, ("--train", "head"))):
+            add(finetune_run("masks", "wild", f"{kind}, {way}", 0, size, device, start, (*usual, *more)))
+    for run in sensing_runs(size, device, weights("classic, combined")):
+        add(run)
+    return order
+
+
+def sensing_runs(size, device, weights):
+    """From scratch and from an encoder that saw no CSI."""
+    usual = ("--model", f"vit_{size}_patch16", "--input_size", SIDE, "--epochs", 20, "--batch_size", 32, "--blr", 8e-3,
+             "--num_workers", 0, "--device", device)  # fmt: skip
+    for data, flags in (
+        ("synthetic", ("--data_path", "synthetic", "--scenes", 936)),
+        ("ESP32, three later days", ("--data_path", CSI.name, "--split_by", "day", "--test_groups", "D2,D3,D4")),
+    ):
+        for kind, more in (("pretrained on scenes", ("--finetune", weights, "--layer_decay", 1)), ("from scratch", ())):
+            for seed in SEEDS if data != "synthetic" else SEEDS[:1]:
+                folder = f"sensing-{slug(data)}-{slug(kind)}-{seed}"
+                command = ("main_finetune.py", "--task", "sensing", *flags, *usual, *more, "--seed", seed,
+                           "--output_dir", folder)  # fmt: skip
+                yield Run(folder, command, f"{folder}/results.json",
+                          {"section": "sensing", "data": data, "kind": kind, "seed": seed})  # fmt: skip
+
+
+# Doing them
+
+
+def start(command, folder):
+    """Run one of the project's commands there; UserError with its last line where it fails."""
+    words = [str(CSI if word == CSI.name else word) for word in command]
+    print(f"\n$ python {shlex.join(map(str, command))}", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, check=False, text=True,
+                          stderr=subprocess.PIPE)  # fmt: skip
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise UserError(f"{command[0]}: expected it to end well; found status {done.returncode}: {said}")
+
+
+def make_sets(folder):
+    """The sets of scenes, and a folder for each protocol with the parts that it takes of them."""
+    for name, flags in SETS.items():
+        start(("main_synthesize.py", "--output", name, *flags), folder)
+    for protocol, (training, test) in PROTOCOLS.items():
+        place = folder / slug(protocol)
+        if place.name in SETS:
+            continue
+        place.mkdir(exist_ok=True)
+        for part, source in (("train", training), ("val", training), ("test", test)):
+            if not (place / part).exists():
+                (place / part).symlink_to(Path("..", source, part))
+
+
+def figures_of(run, folder):
+    """What the tables need of a run's results."""
+    text = (folder / run.result).read_text()
+    if run.about["section"] == "pretraining":
+        return {"epochs": [json.loads(line) for line in text.splitlines()][-1:]}
+    results = json.loads(text)
+    keep = ("samples", "pixel_accuracy", "mean_accuracy", "mean_iou")
+    snr = results.get("groups", {}).get("SNR of the weakest carrier", {})
+    log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
+    return {
+        **{name: results["test"][name] for name in keep},
+        "by_snr": {band: {name: one[name] for name in keep} for band, one in snr.items()},
+        "validation": {str(line["epoch"]): line["val_pixel_accuracy"] for line in log if "val_pixel_accuracy" in line},
+    }  # fmt: skip
+
+
+def record_of(run, folder, seconds, device):
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        **run.about, "command": f"python {shlex.join(map(str, run.command))}", "figures": figures_of(run, folder),
+        "minutes": round(seconds / 60, 1), "device": common.device_name(device), "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit.stdout.strip() or "unknown",
+        "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")},
+    }  # fmt: skip
+
+
+def read_records(size):
+    path = RECORDS / f"{size}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_records(size, records):
+    RECORDS.mkdir(exist_ok=True)
+    with atomic_path(RECORDS / f"{size}.json") as temporary:
+        temporary.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(description="Make the tables of accuracy.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser.add_argument("--runs", default="results_runs", metavar="FOLDER", help="scenes and runs")
+    parser.add_argument("--size", default="tiny", help="of the Vision Transformer: tiny, small, ...")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--minutes", type=float, help="begin no further run after so long")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--tables", action="store_true", help="write the tables and run nothing")
+    return parser
+
+
+def main(args):
+    todo = runs(args.size, args.device)
+    records = read_records(args.size)
+    if args.list:
+        for run in todo:
+            print(f"{'done' if run.name in records else '    '} python {shlex.join(map(str, run.command))}")
+        return
+    if args.tables:
+        results_tables.update(RECORDS)
+        return
+    started, folder, device = time.monotonic(), Path(args.runs), pick_device(args.device)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--runs {args.runs}: expected a folder that can be written; {error.strerror}") from error
+    make_sets(folder)
+    for run in todo:
+        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
+            break
+        if run.name in records and (run.about["section"] != "pretraining" or (folder / run.name).exists()):
+            continue
+        if CSI.name in run.command and not CSI.exists():
+            print(f"{run.name}: left out, the shared CSI is not beside this repository", file=sys.stderr)
+            continue
+        begun = time.monotonic()
+        start(run.command, folder)
+        records[run.name] = record_of(run, folder, time.monotonic() - begun, device)
+        write_records(args.size, records)
+        results_tables.update(RECORDS)
+    print(f"{sum(run.name in records for run in todo)} of {len(todo)} runs are there")
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())
