@@ -1,4 +1,4 @@
-# make demo   make labelled scenes, pretrain and fine-tune on them for five minutes, and show what was learnt
+# make demo   label captures with the weights of this repository, then pretrain and fine-tune for two minutes
 # make test   lint and test
 # make bench  measure this machine (minutes)
 
@@ -6,31 +6,41 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo_output
+# What the demo labels: real captures, where the project's are beside the repository, else two scenes of its own.
+RECORDINGS := ../shared/data/recordings
+CAPTURES := $(wildcard $(RECORDINGS)/lte-f1815.3-s19.2-bw20-0.08s-hackrf.sigmf-meta \
+	$(RECORDINGS)/nr-srsran-n78-20MHz-23.04Msps.sigmf-meta)
+FRONT_END := --n_fft 512 --window_ms 5 --input_size 224 --set duration_ms=2,12
 
 .PHONY: demo test bench clean
 
-demo: $(VENV)/.installed
-	$(RUN) main_synthesize.py --output $(DEMO)/scenes --preset classic --set snr_db=5,40 --train 600 --val 60 --test 120
-	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 10 \
-		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 10 --output_dir $(DEMO)/pretrain
+demo: $(VENV)/.installed $(if $(CAPTURES),,$(DEMO)/air)
+	$(RUN) main_segment.py $(or $(CAPTURES),$(DEMO)/air/iq) --weights weights/radio_seg_vit_tiny.safetensors \
+		--output $(DEMO)/labelled --truth
+	@echo
+	@echo "Labelled: look at $(DEMO)/labelled. Now a short training shows how such a model is made; the weights took longer."
+	$(RUN) main_synthesize.py --output $(DEMO)/scenes $(FRONT_END) --train 320 --val 32 --test 64
+	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 3 \
+		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 3 --output_dir $(DEMO)/pretrain
 	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes --model vit_tiny_patch16 \
-		--finetune $(DEMO)/pretrain/checkpoint-last.pth --batch_size 16 --epochs 10 --warmup_epochs 1 --blr 1.6e-2 --layer_decay 1 \
+		--finetune weights/radio_mae_vit_tiny.safetensors --batch_size 16 --epochs 3 --warmup_epochs 1 --blr 8e-3 \
 		--num_workers 0 --output_dir $(DEMO)/finetune
 	@echo
-	@echo "Look at $(DEMO)/scenes/contact_sheet.png (labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png"
-	@echo "(original, masked, reconstructed), $(DEMO)/finetune/predictions.png (spectrogram, truth, prediction), confusion.png"
-	@echo "and results.json beside it; curves: $(VENV)/bin/tensorboard --logdir $(DEMO)"
+	@echo "Look at $(DEMO)/labelled (waterfall, class map, annotations of each capture), $(DEMO)/scenes/contact_sheet.png"
+	@echo "(labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png (original, masked, reconstructed: after"
+	@echo "a minute of training), $(DEMO)/finetune/predictions.png (spectrogram, truth, prediction), confusion.png and"
+	@echo "results.json beside it; curves: $(VENV)/bin/tensorboard --logdir $(DEMO)"
+
+$(DEMO)/air: | $(VENV)/.installed
+	$(RUN) main_synthesize.py --output $@ --iq only --train 0 --val 0 --test 2 --seed 3 \
+		--set duration_ms=40 snr_db=15,40 noise_only=0
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(RUN) -m pytest
 
 bench: $(VENV)/.installed-bench
-	$(RUN) benchmarks/bench_data.py
-	$(RUN) benchmarks/bench_synthesize.py
-	$(RUN) benchmarks/bench_pretrain.py
-	$(RUN) benchmarks/bench_distributed.py
-	$(RUN) benchmarks/bench_segment.py
+	$(RUN) benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -1,4 +1,7 @@
-"""What the processes of tests/test_distributed.py do, as a command for tests/processes.py: one of `WORK` by its name."""
+"""What the processes of tests/test_distributed.py do, as a command for tests/processes.py: one of `WORK` by its name.
+
+It imports little, so it is what a launcher starts sooner than a trainer.
+"""
 
 import argparse
 import json
@@ -10,27 +13,29 @@ import time
 import torch
 import torch.distributed as dist
 
-from util import distributed
-from util.errors import UserError, warn
+from util import distributed, joining
+from util.errors import UserError, reported, warn
 
 
 def get_args_parser():
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=WORK)
     parser.add_argument("--meanwhile", default="exchange", choices=("exchange", "wait"))
+    parser.add_argument("--leave_within_s", type=float, default=joining.LEAVE_WITHIN_S)
     parser.add_argument("--device", default="cpu")
-    distributed.add_arguments(parser)
+    joining.add_arguments(parser)
     return parser
 
 
 def main(args):
-    with distributed.joined(args) as device:
+    with joining.joined(args) as device:
         WORK[args.work](args, device)
 
 
 def others_are_busy(args):
     """What a process is in when another one fails: an exchange, or something that does not notice."""
     if args.meanwhile == "wait":
+        joining.LEAVE_WITHIN_S = args.leave_within_s
         time.sleep(120)
     while True:
         dist.all_reduce(torch.ones(1000))
@@ -57,13 +62,30 @@ def mistake(args, device):
     others_are_busy(args)
 
 
+def mistake_in_training(args, device):
+    """While a signal of the launcher would be for later."""
+    with distributed.StopSignal() as stop:
+        stop.ask()
+        assert stop.answer() is None
+        mistake(args, device)
+
+
+def mistake_of_main(args, device):
+    """Of the process that keeps the store; another has something to end before it can ask what has happened."""
+    if distributed.rank() == 0:
+        raise UserError("a.npy: expected 8 bytes; found 4")
+    try:
+        others_are_busy(args)
+    finally:
+        time.sleep(3)
+
+
 def same_mistake(args, device):
     raise UserError("--epochs: expected at least 1; found 0")
 
 
 def mistake_while_writing(args, device):
     """The first process writes for longer than it would otherwise be given."""
-    distributed.LEAVE_WITHIN_S = 1.0
     if distributed.rank() == 0:
         threading.Thread(target=lambda: (time.sleep(4), print("written", flush=True))).start()
     mistake(args, device)
@@ -109,6 +131,11 @@ def signalled_early(args, device):
 
 
 WORK = {function.__name__: function for function in (
-    exchange, mistake, mistake_while_writing, same_mistake, bug, killed, main_fails_while_others_load, signalled,
-    signalled_early,
+    exchange, mistake, mistake_in_training, mistake_of_main, mistake_while_writing, same_mistake, bug, killed,
+    main_fails_while_others_load, signalled, signalled_early,
 )}  # fmt: skip
+
+
+if __name__ == "__main__":
+    with reported():
+        main(get_args_parser().parse_args())

@@ -1,8 +1,10 @@
 """The processes of a distributed run, without the seconds that each takes to import torch: a server that has is forked."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import time
@@ -16,26 +18,35 @@ import engine_evaluate
 import main_pretrain
 import models_mae
 import models_vit
+from util import flops
 from util.errors import reported
 
-os.environ["PYTHONPATH"] = str(ROOT)  # for the server to find what it is to import
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for the server to find what it is to import
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["main_pretrain", "main_finetune", "torch.utils.tensorboard"])
+_context.set_forkserver_preload(["processes", "at_work", "pytest", "main_finetune", "torch.utils.tensorboard", "sigmf"])
+SHALLOW = NANO | {"decoder_depth": 1}
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Not of those that the kernel gives to connections (from 32768 on): other tests run meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _begin(module, flags, environment, output):
-    """What a process does: its command, with what it prints in two files, a tiny preset, and pictures without contents."""
+    """What a process does: its command, with what it prints in two files, a tiny preset, and pictures without contents.
+
+    What the machine could do at best, for the log, is measured with matrices that take no time.
+    """
     os.environ.update(environment)
     for descriptor, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{suffix}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = NANO
+    models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = SHALLOW
+    flops.SIDE = {"cpu": 16, "cuda": 16}
     main_pretrain.reconstruction_figure = lambda *_: Figure(figsize=(1, 1))
     engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = main_pretrain.reconstruction_figure
     module = importlib.import_module(module)

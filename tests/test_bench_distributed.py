@@ -118,10 +118,11 @@ def test_step_times_come_from_the_command_line_a_record_or_an_assumption(tmp_pat
 
     entry = {"64": {"step_s": {"median": 0.1}}, "256": {"step_s": {"median": 0.3}}}
     record = {"device": "NVIDIA H200", "date": "2030-01-01", "amp": "bf16"}
-    path = tmp_path / "bench_distributed-NVIDIA-H200.json"
-    path.write_text(json.dumps(record))
+    path = tmp_path / "NVIDIA-H200.json"
+    path.write_text(json.dumps({"bench_distributed": record}))
     assert scaling.recorded(tmp_path) is None  # has no step times
-    path.write_text(json.dumps(record | {"step_times": dict.fromkeys(scaling.MODELS.values(), entry)}))
+    record["step_times"] = dict.fromkeys(scaling.MODELS.values(), entry)
+    path.write_text(json.dumps({"bench_distributed": record}))
     recorded = scaling.recorded(tmp_path)
     assert (recorded.assumed, recorded.of("S"), recorded.of("S", 256), recorded.of("S", 128)) == (False, 0.1, 0.3, 0.2)
     assert "measured on one NVIDIA H200" in scaling.tables(recorded)

@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from support import ROOT, call, command, largest_file, write_sigmf
 
+import engine_segment
 import main_finetune
 import main_pretrain
 import main_segment
@@ -86,7 +87,9 @@ def scene(made):
 
 
 def segment(weights, output, *recordings_and_flags):
-    return call(main_segment, *recordings_and_flags, "--weights", weights, "--output", output, "--device", "cpu")
+    """In float32, unless said otherwise: what is the faster on this machine differs from one time to another."""
+    return call(main_segment, "--amp", "off", *recordings_and_flags, "--weights", weights, "--output", output,
+                "--device", "cpu")  # fmt: skip
 
 
 def fails(capsys, weights, output, *recordings_and_flags):
@@ -533,6 +536,19 @@ def test_a_full_disk_leaves_no_half_file(weights, scene, tmp_path, capsys):
         assert segment(weights, tmp_path / "out", scene) == 2
     assert "could not be written" in capsys.readouterr().err
     assert all(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def test_a_compiler_that_does_not_work_is_said_to_be(weights, scene, tmp_path, capsys, monkeypatch):
+    def backend(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled(model, dynamic=dynamic, backend=backend))
+    monkeypatch.setattr(engine_segment, "BATCH_WINDOWS_CPU", 1)
+    line = fails(capsys, weights, tmp_path / "out", scene, "--compile", "on")
+    assert line.startswith("error: --compile: expected a compiler that works (--compile off does without); ")
+    assert "no C++ compiler" in line
+    assert segment(weights, tmp_path / "out", scene) == 0
 
 
 def test_truth_names_what_it_leaves_out(weights, scene, tmp_path, capsys):

@@ -25,7 +25,7 @@ from util import checkpoint
 EPOCHS, STEPS = 10, 30
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 2,
          "--epochs", EPOCHS, "--save_every_epochs", EPOCHS, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0,
-         "--num_workers", 0, "--device", "cpu")  # fmt: skip
+         "--num_workers", 0, "--device", "cpu", "--peak_tflops", 1)  # fmt: skip
 
 # Does what torchrun does, as far as its launcher sees: it ends with 1 when it was told to stop, after its processes have.
 TORCHRUN = """#!/bin/bash
@@ -148,17 +148,21 @@ def test_a_trainer_that_fails_ends_the_job_with_its_status_and_message(slurm, mo
     """With the real torchrun, and two processes that fail as the trainers do."""
     monkeypatch.setattr(submitit_launch, "TORCHRUN", (sys.executable, "-m", "torch.distributed.run"))
     message = {"message": {"message": "UserError: rank 0 of 2: no such data", "extraInfo": {"timestamp": "1"}}}
+    # The one that fails first has the other stopped, which may not have begun by then: so they wait for each other.
     (slurm / "trainer.py").write_text(f"""
-import os, sys
+import os, pathlib, sys, time
 open(os.environ["TORCHELASTIC_ERROR_FILE"], "w").write({json.dumps(message)!r})
-print("attempt", os.environ["TORCHELASTIC_RESTART_COUNT"])
+attempt = "attempt " + os.environ["TORCHELASTIC_RESTART_COUNT"] + ", rank "
+pathlib.Path(attempt + os.environ["RANK"]).touch()
+while not all(pathlib.Path(attempt + rank).exists() for rank in "01"):
+    time.sleep(0.01)
 sys.exit(2)""")
     job = submitted("--nodes", 1, "--gpus_per_node", 2, "--max_restarts", 1, command=[str(slurm / "trainer.py")])
     assert job.start().wait(120) == 2
     assert job.log.read_text().splitlines()[-1] == (
         "error: trainer.py: expected it to end well; found status 2, rank 0 of 2: no such data"
     )
-    assert job.log.read_text().count("attempt 0") == job.log.read_text().count("attempt 1") == 2
+    assert {path.name for path in slurm.glob("attempt*")} == {f"attempt {n}, rank {rank}" for n in (0, 1) for rank in (0, 1)}
     assert not (slurm / "asked").exists()
 
 

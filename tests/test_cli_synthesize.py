@@ -237,8 +237,9 @@ def test_the_contact_sheet_shows_what_there_is(tmp_path, monkeypatch, iq):
 def killed(output, counts, *more, lines=10, pause_s=0.02, signal_number=signal.SIGKILL):
     """Start the command as a process, stop it when its set has so many lines, and return how it ended: (status, stderr)."""
     code = f"""
-import sys, time
+import signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 import main_synthesize as command
 from data import set_writer
 from util.errors import reported
@@ -298,7 +299,7 @@ def test_a_killed_run_of_recordings_goes_on(tmp_path, monkeypatch):
 
 
 def test_control_c_is_one_line_and_loses_nothing(tmp_path):
-    status, error = killed(tmp_path / "out", {"train": 60}, "--num_workers", 1, signal_number=signal.SIGINT)
+    status, error = killed(tmp_path / "out", {"train": 600}, "--num_workers", 1, signal_number=signal.SIGINT)
     assert status == 1
     assert error.endswith(f"\nerror: --output {tmp_path / 'out'}: stopped; the same command goes on\n")
     assert "Traceback" not in error
@@ -388,7 +389,7 @@ def test_a_disk_too_small_for_a_recording(tmp_path, capsys, workers):
 
 def test_a_disk_without_room_for_the_metadata_of_a_recording(tmp_path, monkeypatch, capsys):
     no_room = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(main_synthesize.SigMFFile, "dumps", Mock(side_effect=no_room))
+    monkeypatch.setattr(sigmf.SigMFFile, "dumps", Mock(side_effect=no_room))
     assert synthesize(tmp_path / "out", {"train": 3}, "--iq", "only") == 2
     assert "000000.sigmf-data: expected room for 0.0" in error_line(capsys)
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["synthesis.json"]
@@ -490,3 +491,9 @@ def test_the_script_itself(tmp_path):
     assert done.stdout == "out: 2 train, 1 test scenes; see out/contact_sheet.png\n"
     assert "train: 100%" in done.stderr
     assert "Warning" not in done.stderr
+
+
+def test_sets_and_training_on_them_do_without_sigmf():
+    hidden = "import sys; sys.modules['sigmf'] = None; import main_synthesize, main_pretrain, main_finetune"
+    done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ import pytest
 import torch.distributed as dist
 from processes import finish, free_port, start, wait
 from support import ROOT, write_ci16
-from test_cli_distributed import losses
+from test_cli_distributed import losses, step_of
 from test_cli_pretrain import assert_same_run, loaded
 
 from util import checkpoint
@@ -33,7 +33,7 @@ DIST_TIMEOUT_S = 15  # of two machines
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 5,
          "--epochs", EPOCHS, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0, "--num_workers", 0, "--device", "cpu",
-         "--amp", "off", "--save_every_epochs", 100, "--save_every_steps", 1)  # fmt: skip
+         "--amp", "off", "--save_every_epochs", 100, "--save_every_steps", 1, "--peak_tflops", 1)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,7 @@ def until(condition, what, limit_s=LIMIT_S, about=lambda: ""):
 
 
 def saved_step(output):
-    found = checkpoint.trailer(output / checkpoint.LAST)
-    return found.step if found else 0
+    return step_of(output / checkpoint.LAST)
 
 
 class Launcher:
@@ -195,41 +194,15 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
     assert_as_undisturbed(out, undisturbed)
 
 
-def test_a_signal_stops_a_plain_process_after_a_step(air, launch, tmp_path):
-    out = tmp_path / "out"
-    run = launch(sys.executable, "main_pretrain.py", *flags(air, out))
-    run.trained(out, 2)
-    run.process.send_signal(signal.SIGUSR1)
-    assert run.wait(END_LIMIT_S) == 75
-    last = run.said.splitlines()[-1]
-    assert last == (f"stopped: SIGUSR1 after step {saved_step(out)}; saved in {out}, the same command goes on from there")
-    assert checkpoint.whole_step(out / checkpoint.LAST) == saved_step(out) >= 2
-
-
-def test_a_worker_that_fails_is_named_once_and_ends_all(air, launch, tmp_path):
-    script = tmp_path / "fails.py"
-    script.write_text(f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-import engine_pretrain, main_pretrain
-from util.errors import UserError, reported
-
-def fail(*_):
-    raise UserError("a.npy: expected 8 bytes; found 4")
-
-if os.environ["RANK"] == "1":
-    engine_pretrain.to_images = fail
-with reported():
-    main_pretrain.main(main_pretrain.get_args_parser().parse_args())
-""")
-    run = launch(TORCHRUN, "--nproc_per_node=2", script, *flags(air, tmp_path / "out"))
+def test_a_worker_that_fails_is_named_once_and_ends_all(launch):
+    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training")
     until(lambda: "found 4" in run.said, "the error", about=lambda: run.said)
     assert run.wait(END_LIMIT_S) != 0
     run.gone()
-    ours, _, summary = run.said.partition("Root Cause")
-    said = re.findall(r"^(?:error|stopped|warning): .*", ours, re.M)
+    said = re.findall(r"^(?:error|stopped|warning): .*", run.said, re.M)
     assert said == ["error: rank 1 of 2: a.npy: expected 8 bytes; found 4"]
-    assert re.search(r"rank +: 1 \(local_rank: 1\)(.|\n)*UserError: a.npy: expected 8 bytes; found 4", summary), run.said
+    # Processes that end in the same moment are listed in either order, one of them under "Root Cause".
+    assert re.search(r"rank +: 1 \(local_rank: 1\)(.|\n)*UserError: a.npy: expected 8 bytes; found 4", run.said), run.said
 
 
 def test_a_bug_is_told_to_the_launcher_too(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import ROOT
 
+from util import device
 from util.device import mixed_precision, pick_amp, pick_device
 from util.errors import UserError
 
@@ -30,10 +31,33 @@ def test_precision_of_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert pick_amp("auto", CPU) == "off"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert pick_amp("auto", CPU) == "bf16"
+    for bf16_s, expected in ((0.1, "bf16"), (0.3, "off")):  # what is faster here, measured
+        monkeypatch.setattr(device, "_block_s", lambda amp, width, bf16_s=bf16_s: bf16_s if amp == "bf16" else 0.2)
+        assert pick_amp("auto", CPU) == expected
     assert pick_amp("off", CPU) == "off"
     with pytest.raises(UserError, match="--amp fp16"):
         pick_amp("fp16", CPU)
+
+
+def test_measuring_a_precision_moves_no_random_numbers():
+    before = torch.get_rng_state()
+    assert device._block_s("off", 64) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_processes_share_the_cores(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(device, "usable_cores", lambda: set(range(12)))
+    try:
+        for given, processes, expected in ((None, 3, 4), ("1", 3, 4), ("2", 3, threads), (None, 1, threads), (None, 50, 1)):
+            torch.set_num_threads(threads)
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if given:
+                monkeypatch.setenv("OMP_NUM_THREADS", given)
+            device.share_threads(processes)
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])

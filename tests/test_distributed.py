@@ -9,7 +9,7 @@ import pytest
 import torch
 from processes import finish, free_port, start, wait
 
-from util import distributed
+from util import distributed, joining
 from util.errors import StoppedError, UserError
 
 
@@ -39,7 +39,8 @@ def test_a_single_process_exchanges_with_itself(tmp_path):
 @pytest.mark.parametrize("meanwhile", ["exchange", "wait"])
 def test_a_mistake_of_one_process_is_said_once_and_ends_all(tmp_path, work, status, message, meanwhile):
     """Within seconds, also where the others wait for something else and notice nothing."""
-    ranks = start(tmp_path, 3, "at_work", work, "--meanwhile", meanwhile)
+    sooner = () if work == "mistake" else ("--leave_within_s", 1)
+    ranks = start(tmp_path, 3, "at_work", work, "--meanwhile", meanwhile, *sooner)
     assert wait(ranks, 20) == [status] * 3
     [line] = [line for rank in ranks for line in rank.err.splitlines()]
     if work == "same_mistake":  # whoever is first
@@ -47,15 +48,21 @@ def test_a_mistake_of_one_process_is_said_once_and_ends_all(tmp_path, work, stat
     assert line.startswith(message)
 
 
+def test_a_mistake_of_the_process_that_keeps_the_store_is_known_to_those_that_end_after_it(tmp_path):
+    ranks = start(tmp_path, 2, "at_work", "mistake_of_main")
+    assert wait(ranks, 20) == [2, 2]
+    assert (ranks[0].err, ranks[1].err) == ("error: rank 0 of 2: a.npy: expected 8 bytes; found 4\n", "")
+
+
 def test_a_file_that_is_being_written_is_written_to_its_end(tmp_path):
-    ranks = start(tmp_path, 2, "at_work", "mistake_while_writing", "--meanwhile", "wait")
+    ranks = start(tmp_path, 2, "at_work", "mistake_while_writing", "--meanwhile", "wait", "--leave_within_s", 1)
     assert wait(ranks, 20) == [2, 2]
     assert ranks[0].out == "written\n"
 
 
 @pytest.mark.parametrize("meanwhile", ["exchange", "wait"])
 def test_a_bug_shows_its_traceback_once_and_ends_all(tmp_path, meanwhile):
-    ranks = start(tmp_path, 3, "at_work", "bug", "--meanwhile", meanwhile)
+    ranks = start(tmp_path, 3, "at_work", "bug", "--meanwhile", meanwhile, "--leave_within_s", 1)
     assert wait(ranks, 20) == [1, 1, 1]
     assert "ZeroDivisionError: by zero" in ranks[1].err
     assert not ranks[0].err + ranks[2].err
@@ -87,7 +94,7 @@ def test_what_no_launcher_sets_is_said_in_a_line(monkeypatch, environment, words
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, str(free_port()) if value == "FREE" else value)
-    with pytest.raises(UserError) as error, distributed.joined(flags(dist_timeout_s=1.0)):
+    with pytest.raises(UserError) as error, joining.joined(flags(dist_timeout_s=1.0)):
         pass
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -102,7 +109,7 @@ def flags(**changes):
     ({"dist_timeout_s": 0.0}, "--dist_timeout_s: expected a positive number of seconds; found 0.0"),
 ])  # fmt: skip
 def test_flags_that_cannot_be(changes, words):
-    with pytest.raises(UserError, match=words), distributed.joined(flags(**changes)):
+    with pytest.raises(UserError, match=words), joining.joined(flags(**changes)):
         pass
 
 

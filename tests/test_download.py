@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from util import cache, download
 from util.download import Entry, entries, fetch, resolve
 from util.errors import UserError
 
-DATA = os.urandom(3 * 10**5)
+DATA = random.Random(0).randbytes(3 * 10**5)  # the same in all workers of pytest-xdist: names of tests have its checksums
 MD5 = hashlib.md5(DATA).hexdigest()
 SHA256 = hashlib.sha256(DATA).hexdigest()
 

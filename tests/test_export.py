@@ -163,7 +163,7 @@ def test_packages_that_are_missing_are_named_with_the_command_before_training(mo
     monkeypatch.setitem(sys.modules, missing, None)
     said = rf"--export a.onnx: expected onnx and onnxscript \(pip install onnx onnxscript\); found that import of {missing}"
     with pytest.raises(UserError, match=said):
-        export.check_args(argparse.Namespace(export="a.onnx"), onnx=True)
+        export.check_args(argparse.Namespace(export="a.onnx", export_dtype="float32"), onnx=True)
 
 
 def test_a_model_too_large_for_onnx_is_refused():
@@ -190,7 +190,13 @@ def test_a_model_too_large_for_onnx_is_refused():
 )  # fmt: skip
 def test_other_files_are_refused(path, onnx, said):
     with pytest.raises(UserError, match=f"^--export: {said}$"):
-        export.check_args(argparse.Namespace(export=path), onnx)
+        export.check_args(argparse.Namespace(export=path, export_dtype="float32"), onnx)
+
+
+def test_half_precision_is_for_safetensors():
+    with pytest.raises(UserError, match=r"^--export_dtype: expected float32 with a\.onnx; found float16$"):
+        export.check_args(argparse.Namespace(export="a.onnx", export_dtype="float16"), onnx=True)
+    export.check_args(argparse.Namespace(export="a.safetensors", export_dtype="float16"), onnx=True)
 
 
 def test_the_folder_is_made_and_goes_if_the_run_fails_before_anything_is_in_it(tmp_path):
@@ -244,3 +250,24 @@ def test_tensors_of_an_export_are_the_models(tmp_path):
     found = load_file(tmp_path / "a.safetensors")
     assert found.keys() == model.state_dict().keys()
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_of_half_precision_have_half_the_size_and_answer_as_the_model_does(tmp_path):
+    model = drawn(MODELS["decoder"]()).eval()
+    for dtype in ("float32", "float16"):
+        export.export(tmp_path / f"{dtype}.safetensors", model, ABOUT, dtype)
+    whole, half = (read_weights(tmp_path / f"{dtype}.safetensors") for dtype in ("float32", "float16"))
+    assert {value.dtype for value in half.state_dict.values()} == {torch.float16}
+    assert half[1:] == whole[1:]
+    tensors = sum(value.nbytes for value in whole.state_dict.values())
+    sizes = [(tmp_path / f"{dtype}.safetensors").stat().st_size for dtype in ("float32", "float16")]
+    assert sizes[0] - sizes[1] == pytest.approx(tensors / 2, rel=0.01)
+
+    loaded = MODELS["decoder"]().eval()
+    assert not load_pretrained(loaded, half.state_dict, "half", half.front_end).left
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    images = torch.randn(2, 1, *IMAGE)
+    with torch.no_grad():
+        expected, found = model(images), loaded(images)
+    assert not torch.equal(expected, found)
+    assert (expected - found).abs().max() < 0.01 * expected.abs().max()

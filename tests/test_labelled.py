@@ -7,7 +7,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from data.labelled import LabelledSamples, Part, class_weights, collate_labelled, mix, shift_and_flip
+from data.labelled import LabelledSamples, Part, class_weights, mix, shift_and_flip
 from data.sampling import IMAGE, Source
 
 ROWS, COLUMNS = 6, 10
@@ -84,12 +84,12 @@ def test_classes_weigh_the_median_frequency_over_their_own():
 def test_samples_are_those_of_their_part_and_epochs_are_the_same_unless_fresh():
     part = Part(Numbered(), np.array([7, 2, 5]))
     for fresh, first in ((False, 2), (True, 302)):
-        batch = collate_labelled([LabelledSamples(part, 0, fresh)[3, number] for number in (1, 2)])
+        batch = LabelledSamples(part, 0, fresh).batch([(3, number) for number in (1, 2)])
         [(kind, images, _)] = batch["parts"]
         assert kind == IMAGE
         assert images[:, 0, 0, 0].tolist() == [first, first + 3]
         assert batch["target"][:, 0, 0].tolist() == [first % 256, (first + 3) % 256]
-        assert batch["target"].dtype == torch.uint8
+        assert batch["target"].dtype == np.uint8
         assert batch["index"].tolist() == [1, 2]
     assert LabelledSamples(part, 0, True).describe(3, 1) == {"name": "2 of 3"}
     assert part.describe(0) == {"name": "7 of 0"}
@@ -99,7 +99,7 @@ def test_a_samples_random_numbers_depend_on_seed_epoch_and_sample_alone():
     part = Part(Numbered(), np.array([7, 2, 5]))
 
     def numbers(seed, epoch, number, part=part):
-        return tuple(LabelledSamples(part, seed)[epoch, number][2].tolist())
+        return tuple(LabelledSamples(part, seed).batch([(epoch, number)])["noise"][0].tolist())
 
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     assert len({numbers(*key) for key in keys}) == len(keys)

@@ -76,6 +76,17 @@ def test_samples_are_those_of_the_formula(rate, spacing_hz, subcarriers, offset_
     assert np.abs(iq.numpy() - expected).max() < 3e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("rate", [1.92e6, 2.4e6])
+@pytest.mark.parametrize("num_samples", [1, 5, 9, 10, 11, 30])
+def test_a_stretch_may_end_within_the_prefix_of_its_only_symbol(rate, num_samples):
+    grid, values = a_grid(15e3, 4, 40, first_symbol=0)
+    later = Grid(grid.values[:, :1], grid.occupied[:1], 15e3, grid.lowest_hz, 14)  # the first symbol of its slot
+    iq = torch.zeros(num_samples, dtype=torch.complex64)
+    modulate(iq, values[:1], later, 1e4, 1 / rate, 1e-3)
+    expected = by_the_formula(values[:1], later, 1e4, 1 / rate, 1e-3, num_samples)
+    np.testing.assert_allclose(iq.numpy(), expected, atol=1e-4)
+
+
 def test_it_is_added_to_what_is_there():
     grid, values = a_grid(15e3, 14, 72, 0)
     once, twice = torch.zeros(1920, dtype=torch.complex64), torch.zeros(1920, dtype=torch.complex64)

@@ -1,13 +1,14 @@
 """From class probabilities to carriers: rectangles come back where they were painted, however the blocks are cut."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
 
 from radio.carriers import Carrier, paint_cells
 from radio.detection import match
-from radio.regions import CarrierFinder, Limits
+from radio.regions import CarrierFinder, Limits, regions_of
 
 CLASSES = ["Noise", "NR", "LTE"]
 ROWS, COLUMNS = 64, 200
@@ -177,3 +178,25 @@ def test_what_is_open_stays_small():
         finder.add(block, number * COLUMNS)
         assert len(finder._open) <= 1
     assert len(finder.finish()) == 300
+
+
+def test_blocks_may_be_looked_at_elsewhere_and_joined_here():
+    """In any order, in other processes: what a block holds does not depend on those before it."""
+    rng = np.random.default_rng(0)
+    chance = probabilities(np.where(rng.random((ROWS, COLUMNS)) < 0.05, 1, paint_cells(TWO, ROWS_HZ, COLUMNS_S, CLASSES)))
+    blocks = list(itertools.pairwise((0, 50, 120, 121, COLUMNS)))
+    found = {first: regions_of(chance[:, :, first:end]) for first, end in reversed(blocks)}
+    finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(), BAND)
+    for first, end in blocks:
+        finder.join(pickle.loads(pickle.dumps(found[first])), first, end - first)
+    assert finder.finish() == find(chance, cuts=(50, 120, 121))
+
+
+def test_a_cut_by_class_needs_rows_of_one_class_that_are_sure():
+    """Two rows of NR among LTE, once without doubt and once with it; and a row alone, which is too little."""
+    for sure, rows, expected in ((0.9, 2, 3), (0.6, 2, 1), (0.9, 1, 1)):
+        chance = np.zeros((3, ROWS, COLUMNS), np.float32)
+        chance[2, 10:30] = 0.95
+        chance[1:, 18 : 18 + rows] = np.array([sure, 0.95 - sure])[:, None, None]
+        chance[0] = 1 - chance[1:].sum(axis=0)
+        assert len(find(chance)) == expected

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from data.feeding import make_loader
 from data.sampling import (
     DECIBELS,
     IMAGE,
     IQ,
     Concatenated,
+    Draws,
     EpochBatches,
     MaskedSamples,
     Source,
     Subset,
-    collate,
     generator,
     hold_out,
-    make_loader,
     split_by_group,
+    stacked,
     to_images,
 )
 from radio.spectrogram import Spectrogram
@@ -49,8 +50,8 @@ class Numbers(Source):
 
 
 def all_batches(dataset, batches, workers=0):
-    loader = make_loader(dataset, batches, workers, pin_memory=False)
-    return [(batch["index"], batch["noise"], batch["parts"][0][1]) for batch in loader]
+    feed = make_loader(dataset, batches, workers, pin_memory=False).batches(Spectrogram(), torch.device("cpu"))
+    return [(batch["index"], batch["noise"], batch["images"]) for batch in feed]
 
 
 def test_streams_are_independent_and_repeatable():
@@ -61,6 +62,16 @@ def test_streams_are_independent_and_repeatable():
     assert len(np.unique(together)) == len(together)
     correlation = np.corrcoef(draws) - np.eye(len(keys))
     assert np.abs(correlation).max() < 0.15
+
+
+def test_a_moved_generator_is_the_one_that_belongs_there():
+    draws = Draws(2**40 + 7, 1)
+    for epoch, index in ((0, 0), (3, 2**33), (3, 5), (0, 0)):
+        moved, fresh = draws.at(epoch, index), generator(2**40 + 7, 1, epoch, index)
+        for one in range(7):  # an odd number of 32-bit numbers, of which half a word stays
+            assert np.array_equal(moved.random(one, dtype=np.float32), fresh.random(one, dtype=np.float32))
+        assert moved.integers(10**6) == fresh.integers(10**6)
+        assert moved.standard_normal() == fresh.standard_normal()
 
 
 def test_an_epoch_has_every_sample_once_in_an_order_of_its_own():
@@ -88,9 +99,10 @@ def test_fewer_samples_than_a_batch_make_one():
 
 def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
     batches = EpochBatches(10, 2, seed=5, shuffle=True)
-    iterator = iter(make_loader(MaskedSamples(Numbers(10), 6, seed=1, training=True), batches, 1, pin_memory=False))
+    loader = make_loader(MaskedSamples(Numbers(10), 6, seed=1, training=True), batches, 1, pin_memory=False)
+    iterator = iter(loader.batches(Spectrogram(), torch.device("cpu")))
     next(iterator)
-    [worker] = iterator._workers
+    [worker] = loader.workers
     for number in (signal.SIGTERM, signal.SIGUSR1):
         subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
     assert len(list(iterator)) == 4
@@ -153,18 +165,22 @@ def test_batches_do_not_depend_on_workers_batch_size_or_start():
 
 
 def test_training_changes_with_the_epoch_and_validation_does_not():
-    training = MaskedSamples(Numbers(3), 6, seed=0, training=True)
-    assert not np.array_equal(training[0, 1][2], training[1, 1][2])
-    assert not np.array_equal(training[0, 1][1], training[1, 1][1])
-    held_out = MaskedSamples(Numbers(3), 6, seed=0, training=False)
-    assert np.array_equal(held_out[0, 1][2], held_out[7, 1][2])
-    assert (held_out[0, 1][1] == 1).all()
-    assert not np.array_equal(held_out[0, 1][2], training[0, 1][2])
+    def sample(training, epoch):
+        """(noise, image) of a sample."""
+        batch = MaskedSamples(Numbers(3), 6, seed=0, training=training).batch([(epoch, 1)])
+        return batch["noise"], batch["parts"][0][1]
+
+    for first, second in zip(sample(True, 0), sample(True, 1), strict=True):
+        assert not np.array_equal(first, second)
+    for first, second in zip(sample(False, 0), sample(False, 7), strict=True):
+        assert np.array_equal(first, second)
+    assert (sample(False, 0)[1] == 1).all()
+    assert not np.array_equal(sample(False, 0)[0], sample(True, 0)[0])
 
 
 def test_describe_says_what_was_loaded():
     dataset = MaskedSamples(Numbers(9), 6, seed=2, training=True)
-    assert np.float32(dataset.describe(4, 7)["name"]) == dataset[4, 7][1].flat[0]
+    assert np.float32(dataset.describe(4, 7)["name"]) == dataset.batch([(4, 7)])["parts"][0][1].flat[0]
 
 
 def test_windows_of_any_length_come_back_in_their_places():
@@ -173,12 +189,11 @@ def test_windows_of_any_length_come_back_in_their_places():
     rng = np.random.default_rng(0)
     lengths = [300, 200, 300, 64, 200, 300]
     windows = [(rng.standard_normal(n) + 1j * rng.standard_normal(n)).astype(np.complex64) for n in lengths]
-    batch = collate([(IQ, window, np.zeros(3, np.float32), i) for i, window in enumerate(windows)])
-    assert sorted(len(values) for _, values, _ in batch["parts"]) == [1, 2, 3]
-    images = to_images(batch["parts"], front_end, torch.device("cpu"))
+    parts = stacked([(IQ, window) for window in windows])
+    assert sorted(len(values) for _, values, _ in parts) == [1, 2, 3]
+    images = to_images(parts, front_end, torch.device("cpu"))
     expected = torch.cat([front_end(torch.from_numpy(window)[None]) for window in windows])
     torch.testing.assert_close(images, expected)
-    assert batch["index"].tolist() == list(range(6))
 
 
 def test_a_set_and_a_recording_in_one_batch_meet_as_the_same_image():
@@ -187,9 +202,7 @@ def test_a_set_and_a_recording_in_one_batch_meet_as_the_same_image():
     iq = (rng.standard_normal(500) + 1j * rng.standard_normal(500)).astype(np.complex64)
     decibels = front_end.decibels(torch.from_numpy(iq)[None])[0].numpy()
     packed = (decibels - decibels.mean()).astype(np.float16)
-    noise = np.zeros(3, np.float32)
-    batch = collate([(IQ, iq, noise, 0), (DECIBELS, packed, noise, 1), (IQ, iq, noise, 2)])
-    images = to_images(batch["parts"], front_end, torch.device("cpu"))
+    images = to_images(stacked([(IQ, iq), (DECIBELS, packed), (IQ, iq)]), front_end, torch.device("cpu"))
     assert torch.equal(images[0], images[2])
     torch.testing.assert_close(images[1], images[0], atol=5e-3, rtol=0)
 

@@ -223,6 +223,40 @@ def test_wild_scenes_keep_their_promises():
     assert len(inside) > 10
 
 
+def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
+    config = with_settings(WILD, ["beyond=1", "sample_rates_hz=1.92e6,20e6", "num_distractors=2"])
+    reaching = []
+    for scene in scenes(config, 200):
+        half_hz = scene.sample_rate_hz / 2
+        for distractor in scene.distractors:
+            low, high = (distractor.center_hz + side * distractor.bandwidth_hz / 2 for side in (-1, 1))
+            seen_hz = min(high, half_hz) - max(low, -half_hz)
+            if seen_hz < min(high - low, 2 * half_hz) - 1:
+                reaching.append(distractor.kind)
+            assert seen_hz > 0
+            assert all(high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers())
+    assert {"ofdm", "pulses", "qam"} <= set(reaching)
+
+
+def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it():
+    config = with_settings(WILD, [
+        "beyond=1", "noise_only=1", "num_distractors=1", "distractor_kinds=ofdm", "distractor_snr_db=30", "duration_ms=10",
+        "sample_rates_hz=10e6", "filtered=0", "unbalanced=0", "noisy_phase=0", "dc_spike=0", "agc=0", "bits=0",
+    ])  # fmt: skip
+    pairs = [(scene, one) for scene in scenes(config, 60) for one in scene.distractors if one.settings["system"] == "wifi"]
+    pairs = [(scene, low_hz) for scene, one in pairs if -3e6 < (low_hz := one.center_hz - one.bandwidth_hz / 2) < 1e6]
+    assert pairs
+    for scene, low_hz in pairs:
+        frequency, power = spectrum(render(scene), 10e6)
+        outside, inside = power[frequency < low_hz - 1e6], power[(frequency > low_hz + 1e6) & (frequency < 4.7e6)]
+        assert inside.mean() > 30 * outside.mean()
+
+
+def test_gain_is_switched_as_often_as_asked_for():
+    config = with_settings(WILD, ["agc=1", "agc_steps=6,8"])
+    assert {len(scene.receiver.agc_steps) for scene in scenes(config, 40)} == {6, 7, 8}
+
+
 def test_classic_scenes_are_the_published_recipe():
     drawn = scenes(CLASSIC, 600)
     kinds = [tuple(sorted({t.label for t in scene.transmissions})) for scene in drawn]

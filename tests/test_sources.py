@@ -28,11 +28,12 @@ from data import registry, set_writer
 from data.annotated import AnnotatedWindows
 from data.class_folders import ClassFolders
 from data.csi import CsiFile, NtuFiHar
+from data.feeding import make_loader
 from data.images import ImageFiles, load_image
-from data.labelled import LabelledSamples, Part, collate_labelled
+from data.labelled import LabelledSamples, Part
 from data.mathworks import MathWorksFrames
 from data.recordings import RecordingWindows
-from data.sampling import DECIBELS, IQ, EpochBatches, MaskedSamples, generator, make_loader
+from data.sampling import DECIBELS, IQ, EpochBatches, MaskedSamples, generator
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from radio.recordings import find_recordings
@@ -790,28 +791,28 @@ def test_what_was_loaded_of_a_set_stays_when_its_file_is_cut(tmp_path):
 def test_a_set_that_is_cut_while_it_is_read_is_named(tmp_path, monkeypatch):
     """Cut and regrown between two system calls: the bytes count."""
     source, _, path = spectrogram_set(tmp_path, "spectrograms.npy")
-    whole, pread = path.read_bytes(), os.pread
+    whole, preadv = path.read_bytes(), os.preadv
 
     def cut(*args):
         os.truncate(path, len(whole) - 100)
-        data = pread(*args)
+        found = preadv(*args)
         path.write_bytes(whole)
-        return data
+        return found
 
-    monkeypatch.setattr(os, "pread", cut)
+    monkeypatch.setattr(os, "preadv", cut)
     with pytest.raises(UserError, match=r"spectrograms.npy: expected 768 bytes of sample 5; found 668"):
         source.load(5, None)
-    monkeypatch.setattr(os, "pread", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(os, "preadv", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(UserError, match=r"spectrograms.npy: expected a file that can be read; found .*Input/output error"):
         source.load(5, None)
 
 
-def test_sets_are_read_where_there_is_no_pread(tmp_path, monkeypatch):
+def test_sets_are_read_where_there_is_no_preadv(tmp_path, monkeypatch):
     write_labelled(tmp_path / "set")
     source = SpectrogramSet(tmp_path / "set")
     order = (5, 0, 3)
     before = [source.load(index, None)[1] for index in order]
-    monkeypatch.delattr(os, "pread")
+    monkeypatch.delattr(os, "preadv")
     assert all(np.array_equal(source.load(index, None)[1], values) for index, values in zip(order, before, strict=True))
 
 
@@ -844,7 +845,7 @@ def masked_loader(source):
 
 def labelled_loader(source):
     samples = LabelledSamples(Part(source, np.arange(len(source))), 0)
-    return make_loader(samples, EpochBatches(len(samples), 2, 0, shuffle=False), 1, False, collate_labelled)
+    return make_loader(samples, EpochBatches(len(samples), 2, 0, shuffle=False), 1, False)
 
 
 @pytest.mark.parametrize("change", ["truncated", "deleted"])
@@ -858,16 +859,17 @@ def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change
         path = write_ci16(tmp_path, duration_s=2).with_suffix(".sigmf-data")
         source = RecordingWindows.from_recordings(find_recordings(path), front_end())
     assert len(source) == 200
-    batches = iter(loader(source))
+    loader = loader(source)
+    batches = iter(loader.batches(front_end(), torch.device("cpu")))
     try:
         next(batches)
-        [worker] = batches._workers
+        [worker] = loader.workers
         size = path.stat().st_size
         path.unlink() if change == "deleted" else os.truncate(path, size // 4)
         with pytest.raises(UserError) as error:
             list(batches)
     finally:
-        batches._shutdown_workers()
+        loader._loader._iterator._shutdown_workers()
     found = {"truncated": f"bytes or more, as when it was opened; found {size // 4}",
              "deleted": "; found no such file, though it was there when the run began"}[change]  # fmt: skip
     line = one_line(error.value)
@@ -898,7 +900,7 @@ def test_a_path_is_what_it_holds(tmp_path):
 def test_images_beside_recordings_are_left_out_aloud(tmp_path, capsys):
     write_ci16(tmp_path, "a", 0.05)
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "a.png")
-    assert len(registry.find([str(tmp_path)]).recordings) == 1
+    assert registry.find([str(tmp_path)]).recordings == [str(tmp_path / "a.sigmf-meta")]
     assert "1 image files beside the recordings are left out" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.signal import ShortTimeFFT
 
+from radio import stft
 from radio.spectrogram import Spectrogram
 
 SIZES = [
@@ -166,8 +167,41 @@ def test_a_batch_is_its_windows_one_by_one_however_it_is_cut(monkeypatch):
     whole = front_end(iq)
     torch.testing.assert_close(torch.cat([front_end(window[None]) for window in iq]), whole)
     for budget in (1, 256 * 40 * 3, 2**26):
-        monkeypatch.setattr("radio.spectrogram.CHUNK_VALUES_CPU", budget)
+        monkeypatch.setattr("radio.stft.CHUNK_VALUES_CPU", budget)
         torch.testing.assert_close(front_end(iq), whole)
+
+
+@pytest.mark.parametrize(("kind", "lowest"), [(torch.int16, -(2**15)), (torch.int8, -(2**7)), (torch.float32, -1)])
+@pytest.mark.parametrize(("n_fft", "samples", "image_size"), SIZES)
+def test_i_and_q_give_the_bits_of_complex_samples(n_fft, samples, image_size, kind, lowest):
+    """Integers as they lie in files, the lowest of them too, and windows that share memory."""
+    front_end = Spectrogram(n_fft, image_size=image_size)
+    step = max(1, samples // 3)
+    values = (torch.randn(samples + 2 * step, 2, generator=torch.Generator().manual_seed(9)) * -lowest / 5).to(kind)
+    values[step + samples // 2, 1] = lowest
+    windows = values.unfold(0, samples, step).transpose(1, 2)  # (3, samples, 2)
+    assert windows.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
+    expected = front_end.decibels(torch.view_as_complex((windows.float() / -lowest).contiguous()))
+    assert torch.equal(front_end.decibels(windows), expected)
+    assert torch.equal(front_end.decibels(windows.contiguous()), expected)
+    channels = torch.stack([torch.zeros_like(windows), windows], dim=2)  # of two receivers, sample by sample
+    assert torch.equal(front_end.decibels(channels[:, :, 1]), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 40, 1000])
+@pytest.mark.parametrize("kind", [torch.int16, torch.int8, torch.float32])
+@pytest.mark.parametrize(("n_fft", "samples", "image_size"), SIZES)
+def test_an_accelerator_takes_the_power_that_a_cpu_takes(n_fft, samples, image_size, kind, chunk):
+    front_end = Spectrogram(n_fft, image_size=image_size)
+    step = samples // 2
+    values = (torch.randn(samples + 2 * step, 2, generator=torch.Generator().manual_seed(10)) * 25).to(kind)
+    windows = values.unfold(0, samples, step).transpose(1, 2)
+    starts = front_end.frame_starts(samples).view(image_size[1], -1)
+    window = front_end.window * torch.tensor([[1.0], [2.0], [0.5]])
+    on_cpu, on_accelerator = torch.zeros(2, 3, len(starts), 2 * n_fft)
+    stft._on_cpu(windows, window, starts, on_cpu, chunk)
+    stft._on_accelerator(windows, window, starts, on_accelerator, chunk)
+    torch.testing.assert_close(on_accelerator, on_cpu, rtol=1e-5, atol=1e-6 * float(on_cpu.max()))
 
 
 def test_runs_in_float32_under_autocast():
@@ -200,6 +234,12 @@ def test_parameters_out_of_range_are_refused_with_their_values(settings):
         Spectrogram(**settings)
 
 
+@pytest.mark.parametrize("values", [torch.zeros(1, 900, 2, dtype=torch.int32), torch.zeros(1, 900, 3), torch.zeros(900, 2)])
+def test_what_is_no_iq_is_refused(values):
+    with pytest.raises(ValueError, match=r"expected complex .*900"):
+        Spectrogram(256)(values)
+
+
 def test_a_window_shorter_than_an_fft_is_refused():
     with pytest.raises(ValueError, match=r"256.*\[1, 255\]"):
         Spectrogram(256)(noise(255))
@@ -209,5 +249,9 @@ def test_a_window_shorter_than_an_fft_is_refused():
 def test_a_gpu_gives_the_image_of_the_cpu():
     front_end = Spectrogram(1024, image_size=(224, 224))
     iq = noise(300_000, seed=8, batch=3)
-    on_gpu = Spectrogram(**front_end.settings()).cuda()(iq.cuda()).cpu()
-    torch.testing.assert_close(on_gpu, front_end(iq), atol=1e-3, rtol=0)
+    on_gpu = Spectrogram(**front_end.settings()).cuda()
+    torch.testing.assert_close(on_gpu(iq.cuda()).cpu(), front_end(iq), atol=1e-3, rtol=0)
+    raw = (torch.view_as_real(iq) * 3000).to(torch.int16)
+    shared = raw.flatten(0, 1).unfold(0, 300_000, 200_000).transpose(1, 2)  # (4, 300_000, 2)
+    on_gpu_shared = on_gpu(raw.cuda().flatten(0, 1).unfold(0, 300_000, 200_000).transpose(1, 2)).cpu()
+    torch.testing.assert_close(on_gpu_shared, front_end(shared), atol=1e-3, rtol=0)

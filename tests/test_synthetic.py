@@ -12,7 +12,8 @@ from support import call, write_ci16
 import main_pretrain
 import main_synthesize
 from data import registry
-from data.sampling import DECIBELS, EpochBatches, MaskedSamples, make_loader, to_images
+from data.feeding import make_loader
+from data.sampling import DECIBELS, EpochBatches, MaskedSamples, to_images
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config, scene_mask
 from radio.rng import Stream
 from radio.scene import TRAINING, VALIDATION, render
@@ -39,13 +40,19 @@ def source(count=8, seed=0, config=CONFIG, **kwargs):
 
 
 def epochs_of(scenes, workers=0, training=True, batch_size=3, epochs=(0, 1, 2)):
-    """What a loader delivers in some epochs: a list of batches for each."""
+    """What the workers send in some epochs: a list of batches for each."""
     batches = EpochBatches(len(scenes), batch_size, seed=0, shuffle=training)
     loader = make_loader(MaskedSamples(scenes, 4, 0, training), batches, workers, pin_memory=False)
     delivered = []
     for epoch in epochs:
         batches.epoch = epoch
-        delivered.append(list(loader))
+        delivered.append([])
+        for slot, ends_batch, batch in loader.pieces():
+            assert ends_batch
+            batch["parts"] = [(kind, values.clone(), places) for kind, values, places in batch["parts"]]
+            delivered[-1].append(batch)
+            if slot is not None:
+                slot.give_back()
     return delivered
 
 

@@ -301,6 +301,13 @@ def test_views_shared_tensors_and_half_precision_are_written_whole_and_in_float3
     assert all(torch.equal(value.float(), found[name]) for name, value in state.items())
 
 
+def test_values_beyond_half_precision_are_refused(tmp_path):
+    state = {"a": torch.ones(3), "b": torch.tensor([1.0, 7e4]), "c": torch.tensor([float("inf")])}
+    with pytest.raises(UserError, match=r"a\.safetensors: expected values within 65504, for torch\.float16; found more"):
+        write_weights(tmp_path / "a.safetensors", state, torch.float16, holds="encoder", preset="x")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_weights_are_the_same_bytes_in_any_process(tmp_path):
     """The library shuffles the words of the header, anew in each process."""
     state = {"b": torch.arange(6.0), "steps": torch.tensor(3), "a": torch.ones(2, 2)}

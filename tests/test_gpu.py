@@ -1,0 +1,150 @@
+"""What only a GPU shows: that a training step never waits for it, that what is compiled computes the same, and only once."""
+
+import argparse
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import engine_pretrain
+import main_pretrain
+from data.feeding import make_loader
+from data.sampling import IQ, EpochBatches, MaskedSamples, Source
+from models_mae import MaskedAutoencoderViT
+from radio.spectrogram import Spectrogram
+from util import attention, compiling
+from util.device import mixed_precision
+from util.logger import NoLog
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+BATCH, SAMPLES = 8, 8 * 6
+SIZES = {"img_size": 64, "patch_size": 16, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 2,
+         "decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
+
+
+class Noise(Source):
+    """Windows of noise."""
+
+    image_size = (64, 64)
+    sample_bytes = 8 * 4096
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def load(self, index, rng, epoch=0):
+        numbers = np.random.default_rng(index).standard_normal((4096, 2), dtype=np.float32)
+        return IQ, numbers.view(np.complex64)[:, 0]
+
+    def describe(self, index, rng, epoch=0):
+        return {"name": f"window {index}"}
+
+
+class NeverStop:
+    def ask(self):
+        pass
+
+    def answer(self):
+        return None
+
+
+def training(way="off", samples=SAMPLES):
+    """(model, function that trains an epoch of a number)."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoderViT(**SIZES).to(GPU)
+    front_end = Spectrogram(n_fft=64, duration_s=4096 / 1e6, image_size=(64, 64)).to(GPU)
+    dataset = MaskedSamples(Noise(samples), model.num_patches, 0, training=True)
+    loader = make_loader(dataset, EpochBatches(samples, BATCH, 0, shuffle=True), 0, True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    autocast, scaler = mixed_precision("bf16", GPU)
+    args = argparse.Namespace(accum_iter=1, batch_size=BATCH, epochs=10, warmup_epochs=0, lr=1e-3, min_lr=0.0,
+                              mask_ratio=0.75, clip_grad=None, save_every_steps=0)  # fmt: skip
+    compiling.compile_model(model, way, BATCH, "bf16", model.num_visible(0.75))
+    progress = engine_pretrain.Progress()
+
+    def epoch(number):
+        loader.batch_sampler.epoch = number
+        progress.start_epoch()
+        return engine_pretrain.train_one_epoch(model, front_end, loader, optimizer, scaler, GPU, number, progress, NoLog(),
+                                               args, autocast, None, NeverStop())  # fmt: skip
+
+    return model, epoch
+
+
+@pytest.mark.parametrize("way", ["off", "on"])
+def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
+    """Between prints nothing is read on the host: torch makes an error of it, from the second step to the last."""
+    monkeypatch.setattr(engine_pretrain, "PRINT_EVERY_STEPS", 10**6)
+    _, epoch = training(way)
+    epoch(0)  # compiles, and makes what is made once
+    steps = []
+    end_step = engine_pretrain.Reporter.end_step
+
+    def watched(self, *args):
+        last = self.progress.epoch_step + 1 == self.steps_per_epoch
+        torch.cuda.set_sync_debug_mode("default" if last else "error")
+        steps.append(self.progress.epoch_step)
+        end_step(self, *args)
+
+    monkeypatch.setattr(engine_pretrain.Reporter, "end_step", watched)
+    try:
+        epoch(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == SAMPLES // BATCH
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(197, 16, 16), (197, 16, 32), (50, 8, 64), (256, 2, 32), (5, 3, 16)])
+def test_short_attention_is_attention(tokens, heads, width):
+    """As near to float64 as what torch has is, forward and backward."""
+    torch.manual_seed(0)
+    qkv = torch.randn(3, tokens, 3, heads, width, device=GPU)
+    grad = torch.randn(3, tokens, heads, width, device=GPU)
+
+    def computed(attend, dtype):
+        given = qkv.to(dtype, copy=True).requires_grad_()
+        out = attend(given)
+        out.backward(grad.to(dtype))
+        return out.double(), given.grad.double()
+
+    exact = computed(attention.usual_attention, torch.float64)
+    for ours, torchs, right in zip(computed(lambda given: attention.short_attention(given)[0], torch.bfloat16),
+                                   computed(attention.usual_attention, torch.bfloat16), exact, strict=True):  # fmt: skip
+        assert (ours - right).norm() <= 1.2 * (torchs - right).norm()
+        assert (ours - right).norm() < 1e-2 * right.norm()
+
+
+def test_what_is_compiled_trains_alike():
+    losses = {way: training(way)[1](0)["train_loss"] for way in ("off", "on", "graphs")}
+    assert all(math.isfinite(loss) for loss in losses.values())
+    assert losses["on"] == pytest.approx(losses["off"], rel=5e-3)
+    assert losses["graphs"] == pytest.approx(losses["off"], rel=5e-3)
+
+
+def test_nothing_is_compiled_again():
+    """Not in the next epoch, nor at a last, smaller batch."""
+    torch._dynamo.reset()
+    counters.clear()
+    _, epoch = training("on", SAMPLES + 3)
+    epoch(0)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled == 5
+    epoch(1)
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+def test_the_command_says_how_long_compiling_took_and_the_mfu(tmp_path, capsys):
+    command = ["--data_path", "synthetic:classic", "--scenes", "20", "--model", "mae_vit_tiny_patch16", "--batch_size", "8",
+               "--epochs", "2", "--warmup_epochs", "0", "--num_workers", "2", "--val_fraction", "0.5",
+               "--output_dir", str(tmp_path)]  # fmt: skip
+    main_pretrain.main(main_pretrain.get_args_parser().parse_args(command))
+    shown = capsys.readouterr().out
+    assert "compile on" in shown
+    assert "compiled in " in shown
+    assert "mfu " in shown

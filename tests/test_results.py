@@ -1,0 +1,104 @@
+"""benchmarks/results.py: its commands are the project's, none is done twice, and the tables say what the records do."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT, call
+
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
+
+import results
+import results_tables
+
+from util.errors import UserError
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_every_command_is_one_of_the_projects(size):
+    todo = results.runs(size, "cpu")
+    assert len({run.name for run in todo}) == len(todo)
+    there = {*results.SETS, *map(results.slug, results.PROTOCOLS)}
+    for run in todo:
+        script, *flags = map(str, run.command)
+        args = importlib.import_module(script.removesuffix(".py")).get_args_parser().parse_args(flags)
+        assert run.result.startswith(f"{args.output_dir}/")
+        [data] = args.data_path if isinstance(args.data_path, list) else [args.data_path]
+        assert data in there or data in ("synthetic", results.CSI.name)
+        weights = getattr(args, "finetune", "")
+        assert weights in ("", "random") or Path(weights).parent.name in there  # what it starts from was made before
+        there.add(args.output_dir)
+    for flags in results.SETS.values():
+        importlib.import_module("main_synthesize").get_args_parser().parse_args(["--output", "x", *map(str, flags)])
+
+
+def record(run, accuracy=0.9):
+    figures = {"samples": 100, "pixel_accuracy": accuracy, "mean_accuracy": accuracy - 0.1, "mean_iou": accuracy - 0.2,
+               "by_snr": {"0 to 5 dB": {"pixel_accuracy": accuracy - 0.05}, "no carrier": {"pixel_accuracy": 1.0}},
+               "validation": {"0": 0.5, "5": accuracy}}  # fmt: skip
+    return {**run.about, "command": "python " + " ".join(map(str, run.command)), "figures": figures, "minutes": 1.5,
+            "device": "a CPU", "threads": 2, "date": "2026-11-26", "commit": "abc"}  # fmt: skip
+
+
+def test_tables_say_what_the_records_do():
+    todo = results.runs("tiny", "cpu")
+    records = {run.name: record(run, 0.8 + 0.05 * run.about["seed"] + 0.02 * ("pretrained" in run.about["kind"]))
+               for run in todo}  # fmt: skip
+    text = results_tables.text("RESULTS.md", {"tiny": records})
+    for title in results_tables.SECTIONS:
+        assert f"## {title}, ViT-tiny" in text
+    assert "| classic, combined | from scratch | 3 | 85.00 (80.00 .. 90.00) | 75.00 (70.00 .. 80.00)" in text
+    assert "| wild | pretrained, frozen | 3 | 87.00 (82.00 .. 92.00)" in text
+    assert "| from scratch | 80.0 | 100.0 |" in text  # by SNR
+    assert "| wild | 1 | 85.00 | 6 | 6 |" in text  # epochs
+    assert text.count("`python main_finetune.py") == sum("main_finetune.py" in run.command for run in todo)
+    few = {name: one for name, one in records.items() if one["seed"] == 0 and one["data"] == "wild"}
+    text = results_tables.text("README.md", {"tiny": few})
+    assert "| wild | from scratch | 1 | 80.00 |" in text
+    assert "classic" not in text
+    assert results_tables.picture(results_tables.shares(records), "").axes
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A list of three runs, of which the middle one fails once; commands are not run but leave their results: those run."""
+    ran, failing = [], ["labels-b-0"]
+    todo = [results.Run(name, ("main_finetune.py", "--output_dir", name), f"{name}/results.json",
+                        {"section": "labels", "data": "classic, combined", "kind": "from scratch, 0.05", "seed": 0})
+            for name in ("labels-a-0", "labels-b-0", "labels-c-0")]  # fmt: skip
+
+    def start(command, folder):
+        name = command[-1]
+        ran.append(name)
+        if name in failing:
+            failing.remove(name)
+            raise UserError(f"{name}: it failed")
+        (folder / name).mkdir()
+        test = {"samples": 1, "pixel_accuracy": 0.5, "mean_accuracy": 0.5, "mean_iou": 0.5}
+        (folder / name / "results.json").write_text(json.dumps({"test": test}))
+        (folder / name / "log.txt").write_text('{"epoch": 0, "val_pixel_accuracy": 0.5}\n')
+
+    monkeypatch.setattr(results, "runs", lambda size, device: todo)
+    monkeypatch.setattr(results, "start", start)
+    monkeypatch.setattr(results, "make_sets", lambda folder: None)
+    monkeypatch.setattr(results, "RECORDS", tmp_path / "accuracy")
+    monkeypatch.setattr(results_tables, "update", lambda folder: None)
+    return ran
+
+
+def test_what_is_there_is_not_done_again(here, tmp_path, capsys):
+    flags = ("--runs", tmp_path / "runs", "--device", "cpu")
+    assert call(results, *flags) == 2
+    assert capsys.readouterr().err == "error: labels-b-0: it failed\n"
+    assert list(results.read_records("tiny")) == ["labels-a-0"]
+    assert call(results, *flags) == 0
+    assert here == ["labels-a-0", "labels-b-0", "labels-b-0", "labels-c-0"]
+    assert "3 of 3 runs are there" in capsys.readouterr().out
+    assert results.read_records("tiny")["labels-c-0"]["figures"]["validation"] == {"0": 0.5}
+
+
+@pytest.mark.parametrize("document", ["README.md", "RESULTS.md"])
+def test_documents_have_the_tables_of_the_records(document):
+    assert (ROOT / document).read_text() == results_tables.made(document, results_tables.read(results.RECORDS))
