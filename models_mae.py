@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block, PatchEmbed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from util import attention
 from util.drop_path import DropPath
 from util.errors import UserError
 from util.order import inverse, rank, share_of
@@ -282,6 +283,7 @@ def transformer_blocks(depth, width, num_heads, mlp_ratio, norm_layer, drop_path
     for number, block in enumerate(blocks):
         if rate := drop_path * number / max(1, depth - 1):
             block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+    attention.use(blocks)
     return blocks
 
 

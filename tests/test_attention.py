@@ -9,8 +9,9 @@ import pytest
 import torch
 from support import ROOT
 from timm.models.vision_transformer import Block
+from torch._dynamo.testing import CompileCounter
 
-from util import attention
+from util import attention, attention_cpu
 
 SCRIPT = """
 import torch
@@ -43,9 +44,55 @@ def test_it_is_attention():
 def test_what_does_not_fit_is_computed_as_before():
     torch.manual_seed(0)
     block = Block(32, 2, qkv_bias=True)
-    tokens = torch.randn(2, 5, 32)
+    tokens, names = torch.randn(2, 5, 32), list(block.state_dict())
     expected = block(tokens)
-    attention.use([block])
+    attention.use([block], short=True)
     torch.testing.assert_close(block(tokens), expected)  # float32
+    assert list(block.state_dict()) == names
     assert not attention.fits(257, 16)
     assert not attention.fits(197, 24)
+
+
+def test_blocks_of_one_shape_are_compiled_once():
+    torch._dynamo.reset()
+    blocks = torch.nn.ModuleList(Block(32, 2) for _ in range(10))  # beyond dynamo's limit
+    attention.use(blocks, short=True)
+    counter = CompileCounter()
+    for block in blocks:
+        torch.compile(block.forward, backend=counter)(torch.zeros(1, 3, 32))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("batch", "tokens", "heads", "width", "chunk"),
+                         [(5, 50, 2, 32, 2 * 2 * 50**2 * 2), (2, 197, 4, 16, 1), (3, 33, 1, 64, 2**20)])  # fmt: skip
+def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, chunk):
+    """As near to those in double precision as bf16 lets them be, scores far from 0 included; chunks with a remainder."""
+    monkeypatch.setattr(attention_cpu, "CHUNK_BYTES", chunk)
+    torch.manual_seed(0)
+    qkv = torch.randn(batch, tokens, 3, heads, width)
+    qkv[:, :, 1] += 3  # what all keys have in common changes no weight
+    qkv = qkv.bfloat16().requires_grad_()
+    grad = torch.randn(batch, tokens, heads, width).bfloat16()
+    exact = qkv.detach().double().requires_grad_()
+    expected = attention.usual_attention(exact)
+    expected.backward(grad.double())
+    out = attention_cpu.CpuAttention.apply(qkv)
+    torch.testing.assert_close(out, attention.usual_attention(qkv), rtol=0, atol=0)
+    out.backward(grad)
+    for found, right in zip(qkv.grad.double().unbind(2), exact.grad.unbind(2), strict=True):
+        assert (found - right).norm() < 0.02 * right.norm()
+
+
+def test_a_model_takes_it_in_bf16_alone(monkeypatch):
+    taken = []
+    monkeypatch.setattr(attention_cpu.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0])
+    block = Block(32, 2)
+    attention.use([block])
+    block(torch.zeros(1, 3, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            block(torch.zeros(1, 3, 32))
+        assert not taken
+        block(torch.zeros(1, 3, 32))
+    assert taken == [torch.bfloat16]

@@ -1,4 +1,4 @@
-"""Attention over few tokens on a GPU: one program a head, which keeps all of its queries where it computes.
+"""Attention of all tokens to all; over few tokens on a GPU one program a head, which keeps all queries where it computes.
 
 General kernels split queries and keys into tiles, and in the backward pass add up gradients of queries through memory. A
 spectrogram of 224 x 224 has 197 tokens, 50 where a quarter is seen, and heads of as few as 16 values: there is one tile of
@@ -8,7 +8,10 @@ queries, so the backward pass is one kernel that reads everything once. Softmax 
 import os
 import time
 
+import timm
 import torch
+
+from util.attention_cpu import CpuAttention
 
 try:
     import triton
@@ -146,26 +149,28 @@ def fits(tokens, width):
     return triton is not None and tokens <= MOST_TOKENS and width in WIDTHS
 
 
-class ShortAttention:
-    """The forward pass of a timm `Attention` by `short_attention`; where that does not fit, as it is written."""
+class Attention(timm.layers.Attention):
+    """timm's `Attention` without extras, each pass by what is fastest at it; state-dict keys as timm has them."""
 
-    def __init__(self, attention):
-        self.attention, self.as_written = attention, attention.forward
+    short = False  # on a GPU `short_attention`, where that fits
 
-    def __call__(self, x, attn_mask=None, is_causal=False):
-        batch, tokens, _ = x.shape
-        attention = self.attention
-        qkv = attention.qkv(x)
-        if qkv.dtype not in DTYPES or not fits(tokens, attention.head_dim):
-            return self.as_written(x)
-        out, _ = short_attention(qkv.view(batch, tokens, 3, attention.num_heads, attention.head_dim))
-        return attention.proj(out.flatten(2))
+    def forward(self, x, attn_mask=None, is_causal=False):
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, self.head_dim))
+        if self.short and qkv.dtype in DTYPES and fits(x.shape[1], self.head_dim):
+            out, _ = short_attention(qkv)
+        elif qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.requires_grad:
+            out = CpuAttention.apply(qkv)
+        else:
+            out = usual_attention(qkv)
+        return self.proj(out.flatten(2))
 
 
-def use(blocks):
-    """Have timm's transformer blocks use `short_attention`."""
+def use(blocks, short=False):
+    """Have timm's transformer blocks, as they are, compute attention as `Attention` does; state and weights stay."""
     for block in blocks:
-        block.attn.forward = ShortAttention(block.attn)
+        # A method of a class, not a function of each block's own: with that torch.compile compiles each block anew, up to
+        # its limit of eight, and leaves the others as they are.
+        block.attn.__class__, block.attn.short = Attention, short
 
 
 def is_faster(attention, batch_size, tokens, dtype):

@@ -83,7 +83,7 @@ def compile_model(model, way, batch_size, amp, visible):
         if blocks and blocks[0].attn.qkv.weight.is_cuda:
             given = blocks[0].attn, batch_size, 1 + patches, DTYPES[amp]
             if distributed.from_main(lambda given=given: attention.is_faster(*given)):
-                attention.use(blocks)
+                attention.use(blocks, short=True)
     if way == "graphs":
         model.forward = AtOneBatchSize(model.forward, batch_size, mode="reduce-overhead")
         return

@@ -7,7 +7,9 @@ import time
 from functools import partial
 
 import torch
+from timm.models.vision_transformer import Block
 
+from util import attention
 from util.errors import UserError
 
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
@@ -55,7 +57,8 @@ def _block_s(amp, width):
     """Seconds of a training step of one transformer block on the CPU; the least of some."""
     # What is measured must not depend on, or change, where the run's random numbers are.
     with torch.random.fork_rng(devices=()):
-        block = torch.nn.TransformerEncoderLayer(width, max(1, width // 64), 4 * width, 0.0, "gelu", batch_first=True)
+        block = Block(width, max(1, width // 64), qkv_bias=True)
+    attention.use([block])
     tokens = torch.ones(8, 50, width)  # a quarter of 14 x 14 patches, and the class token
     autocast, _ = mixed_precision(amp, torch.device("cpu"))
     seconds = []
