@@ -7,7 +7,7 @@ A scene is drawn on the host from a stream; `render` gives what a receiver repor
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -151,9 +151,16 @@ _RANGES = {
 _WALL_M = 0.4  # nothing is closer to a wall
 
 
-def draw(activity, stream):
-    """The scene of an activity that a stream (seed, kind, index) decides: a `CsiScene` of 5 s and 500 packets."""
+def draw(activity, stream, room=None):
+    """The scene of an activity that a stream (seed, kind, index) decides: a `CsiScene` of 5 s and 500 packets.
+
+    Args:
+        activity: one of `ACTIVITIES`.
+        room: a `CsiScene`; another person moves between its walls, furniture and antennas. None: those are drawn too.
+    """
     rng = stream.child(_PARAMETERS).generator()
+    if room is not None:
+        return replace(room, stream=stream, motion=_draw_motion(activity, room.room_m, rng))
     carrier_hz = _CARRIERS_HZ[int(rng.integers(len(_CARRIERS_HZ)))]
     room_m = tuple(rng.uniform((3.5, 3.5, 2.4), (8.0, 8.0, 3.2)).tolist())
 

@@ -177,6 +177,16 @@ def test_everybody_stays_in_the_room_and_below_the_speed(activity):
     assert low < min(speeds) < max(speeds) < high
 
 
+def test_people_in_one_room():
+    room = csi.draw("walk", Stream(2, 0, 0))
+    drawn = [csi.draw("walk", Stream(2, 1, index), room) for index in range(20)]
+    assert len({scene.motion for scene in drawn}) == 20
+    assert all(replace(scene, stream=room.stream, motion=room.motion) == room for scene in drawn)
+    for scene in drawn:
+        places = csi.body(scene.motion, scene.packet_times_s())[:3, :, :2]
+        assert (places > 0).all() and (places < torch.tensor(room.room_m[:2])).all()
+
+
 def test_a_fall_ends_on_the_floor_and_stays_there():
     motion = csi.Motion("fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0))
     head = csi.body(motion, times()).numpy()[2]
