@@ -23,7 +23,7 @@ TOUCHING = ndimage.generate_binary_structure(2, 1)
 LEAST_CELLS = 4
 # An idle NR cell sends an SSB burst every 20 ms (TS 38.213, clause 4.1): what is quiet for no longer is one carrier.
 DEFAULT_BRIDGE_S = 0.02
-DEFAULT_CONFIDENCE = 0.5  # likelier than all else together: below it are scraps of what the model is in doubt of
+DEFAULT_CONFIDENCE = 0.6  # below it are mostly scraps of what the model is in doubt of
 # Without limits given, a carrier has to be at least this many rows high and columns long.
 DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2
 

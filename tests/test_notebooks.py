@@ -61,5 +61,9 @@ def test_what_it_finds(both):
         for label, low, high in true:
             middle = (float(low) + float(high)) / 2
             assert any(label == other and abs(float(center) - middle) < float(width) / 2 for other, center, width in found)
+    elif name == "sensing":
+        chance, here, elsewhere = (int(share) for share in re.findall(r": (\d+)%$", text, re.MULTILINE))
+        assert here > 2.5 * chance
+        assert elsewhere < here  # what the notebook says of it
     else:
         raise AssertionError(f"{name}: not known what it is to find")
