@@ -184,7 +184,8 @@ def test_people_in_one_room():
     assert all(replace(scene, stream=room.stream, motion=room.motion) == room for scene in drawn)
     for scene in drawn:
         places = csi.body(scene.motion, scene.packet_times_s())[:3, :, :2]
-        assert (places > 0).all() and (places < torch.tensor(room.room_m[:2])).all()
+        assert (places > 0).all()
+        assert (places < torch.tensor(room.room_m[:2])).all()
 
 
 def test_a_fall_ends_on_the_floor_and_stays_there():
