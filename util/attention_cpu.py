@@ -1,8 +1,8 @@
 """Attention in bf16 on a CPU: torch's forward pass, and a backward pass of matrix products.
 
-torch's own backward pass (2.14, on an Intel Xeon with AMX) takes longer in bf16 than in float32, and more than half of the
-training step of a small model. Matrix products of some samples at a time, so few that their scores stay in the cache, take a
-half to a fifth of that: ViT-S at batch 32 trains 17.2 images/s instead of 10.5.
+torch's own backward pass (2.14, on an Intel Xeon with AMX) takes longer in bf16 than in float32: two fifths of the step in
+which ViT-tiny is fine-tuned. Matrix products of some samples at a time, so few that their scores stay in the cache, take a
+half to a fifth of that: ViT-S at batch 32 is pretrained at 17.2 images/s instead of 10.5.
 """
 
 import torch
