@@ -7,9 +7,7 @@ import time
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import Block
 
-from util import attention
 from util.errors import UserError
 
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
@@ -55,6 +53,11 @@ def pick_amp(name, device, width=512):
 
 def _block_s(amp, width):
     """Seconds of a training step of one transformer block on the CPU; the least of some."""
+    # Commands without a model do without these and their two seconds.
+    from timm.models.vision_transformer import Block
+
+    from util import attention
+
     # What is measured must not depend on, or change, where the run's random numbers are.
     with torch.random.fork_rng(devices=()):
         block = Block(width, max(1, width // 64), qkv_bias=True)

@@ -1,6 +1,6 @@
 """Make the weights in this folder: scenes, pretraining, fine-tuning, files. One command; the same one goes on.
 
-    # as they were made (weights/README.md says where, and how long it took)
+    # all of it; weights/README.md has the flags that those in the repository were made with
     python weights/make.py --output made --scenes 40000
 
     # on the CPU of a laptop, in a night
