@@ -2,7 +2,6 @@
 
 import contextlib
 import operator
-import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from util.errors import UserError
+from util.files import read_pieces
 
 # Most bytes of a read, and fewest where a span is divided among threads: asking for them costs little beside reading them.
 PIECE_BYTES, LEAST_BYTES = 2**25, 2**20
@@ -56,14 +56,14 @@ class Channels:
             return
         if start < 0 or start + count > first.num_samples:
             raise ValueError(f"{first.name}: {start=} {count=} is outside of the {first.num_samples} samples")
-        room, filled = memoryview(out.numpy()).cast("B"), 0
+        room, filled = out.numpy()[None], 0
         offset = first.layout.byte_offset + start * first.layout.frame_bytes
         with contextlib.suppress(OSError), open(first.layout.data_file, "rb", buffering=0) as file:
-            while filled < len(room) and (got := os.preadv(file.fileno(), [room[filled:]], offset + filled)):
-                filled += got
-        if filled < len(room):
+            short = read_pieces(file, [(offset, 0)], room)
+            filled = short[1] if short else room.nbytes
+        if filled < room.nbytes:
             first.read(start, count)  # says what is wrong with the file
-            raise UserError(f"{first.layout.data_file}: expected {len(room)} bytes from {offset}; found {filled}")
+            raise UserError(f"{first.layout.data_file}: expected {room.nbytes} bytes from {offset}; found {filled}")
         if first.layout.dtype.kind == "u":  # the top bit taken for a sign is half of the range taken off
             values = out.numpy().view(first.layout.dtype)
             np.bitwise_xor(values, values.dtype.type(2 ** (8 * values.itemsize - 1)), out=values)
