@@ -115,3 +115,16 @@ def _shown(value):
 def read_results(folder):
     """All records in a folder: a list of (name, record), by device."""
     return [entry for path in sorted(Path(folder).glob("*.json")) for entry in json.loads(path.read_text()).items()]
+
+
+def with_tables(path, begin, end, text):
+    """A document with `text` between the marks `begin` and `end`.
+
+    Raises:
+        UserError: it has no such marks.
+    """
+    before, found, rest = path.read_text().partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise UserError(f"{path.name}: expected the marks {begin} and {end}; found none")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}" if text else f"{before}{begin}\n{end}{after}"

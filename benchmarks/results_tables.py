@@ -9,7 +9,6 @@ import label_efficiency
 import real_captures
 from tables import number, table
 
-from util.errors import UserError
 from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,12 +171,7 @@ def text(document, by_size):
 
 def made(document, by_size):
     """A document with its tables as the records have them."""
-    before, begin, rest = (ROOT / document).read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise UserError(f"{document}: expected the marks {BEGIN} and {END}; found none")
-    found = text(document, by_size)
-    return f"{before}{BEGIN}\n\n{found}\n\n{END}{after}" if found else f"{before}{BEGIN}\n{END}{after}"
+    return common.with_tables(ROOT / document, BEGIN, END, text(document, by_size))
 
 
 def read(folder):

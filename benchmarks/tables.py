@@ -4,7 +4,6 @@ from pathlib import Path
 
 import common
 
-from util.errors import UserError
 from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,12 +141,7 @@ def text(document, records):
 
 def made(document, records):
     """A document with its tables as the records have them."""
-    path = ROOT / document
-    before, begin, rest_ = path.read_text().partition(BEGIN)
-    _, end, after = rest_.partition(END)
-    if not (begin and end):
-        raise UserError(f"{document}: expected the marks {BEGIN} and {END}; found none")
-    return f"{before}{BEGIN}\n\n{text(document, records)}\n\n{END}{after}"
+    return common.with_tables(ROOT / document, BEGIN, END, text(document, records))
 
 
 def update(folder):
