@@ -45,7 +45,7 @@ from radio.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE,
 from radio.samples import IqStream, full_datatype
 from radio.spectrogram import Spectrogram
 from util import checkpoint
-from util.compiling import can_compile
+from util.compiling import can_compile, working_compiler
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device, usable_cores
 from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
@@ -281,16 +281,6 @@ def label_stream(segmenter, args, limits):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it again at its end
 
 
-@contextlib.contextmanager
-def working_compiler():
-    """A user's mistake of what the compiler, which begins when it is first needed, says of this machine."""
-    try:
-        yield
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = " ".join(str(error).split("\n")[:2])
-        raise UserError(f"--compile: expected a compiler that works (--compile off does without); {reason}") from error
-
-
 def label_recordings(segmenter, args, limits):
     """Every recording into the output folder, and with `--truth` how right all are together."""
     recordings = open_recordings(args)
@@ -299,7 +289,7 @@ def label_recordings(segmenter, args, limits):
     pays = windows > COMPILE_WINDOWS
     with writable_folder(args.output, f"--output {args.output}"), contextlib.ExitStack() as stack:
         if args.compile == "on" or (args.compile == "auto" and pays and can_compile(segmenter.device)):
-            stack.enter_context(working_compiler())
+            stack.enter_context(working_compiler("--compile"))
             segmenter.compile()
         pairs = [pair for one in recordings for pair in label(one, segmenter, args, limits)]
     if args.truth and len(recordings) > 1:

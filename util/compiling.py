@@ -1,5 +1,6 @@
 """torch.compile of what takes the time of a training step, at one batch size."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -94,6 +95,16 @@ def compile_model(model, way, batch_size, amp, visible):
             setattr(model, name, AtOneBatchSize(getattr(model, name), batch_size))
 
 
+@contextlib.contextmanager
+def working_compiler(flag):
+    """A user's mistake of what the compiler, which begins when it is first needed, says of this machine."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise UserError(f"{flag}: expected a compiler that works (--compile off does without); {reason}") from error
+
+
 def warm_up(model, way, loss_of):
     """Take a step that changes no weight, for the compiler to do its work, and say how long it took.
 
@@ -107,13 +118,10 @@ def warm_up(model, way, loss_of):
     if way == "off":
         return
     started = time.perf_counter()
-    try:
+    with working_compiler(f"--compile {way}"):
         for _ in range(3 if way == "graphs" else 1):  # graphs are recorded at the second step
             loss_of().backward()
             model.zero_grad(set_to_none=True)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
-        raise UserError(f"--compile {way}: expected a compiler that works (--compile off does without); {reason}") from error
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     print(f"compiled in {time.perf_counter() - started:.1f} s")
