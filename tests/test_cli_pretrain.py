@@ -26,7 +26,7 @@ from util.weights import read_weights
 # Four patches, ten windows: a step takes milliseconds. Batches of 3, two to a step: 3 + 3 and 3 + 1 samples.
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 3,
          "--accum_iter", 2, "--epochs", 2, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0, "--num_workers", 0,
-         "--device", "cpu")  # fmt: skip
+         "--device", "cpu", "--amp", "off")  # fmt: skip
 TINY = models_mae.PRESETS["mae_vit_tiny_patch16"]
 
 
