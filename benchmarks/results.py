@@ -6,28 +6,31 @@
     python benchmarks/results.py --list                             # the commands, in their order
     python benchmarks/results.py --tables                           # run nothing, write the tables anew
 
-Every run is a command of this project, as RESULTS.md names it, started in `--runs`. What it found goes to
-`benchmarks/accuracy/<size>.json` as soon as it ends, so that the tables need no runs; the order is that of what a table is
-worth, so a stop leaves a sensible one.
+Every run is a command of this project, as RESULTS.md names it, started in `--runs`; on CPUs one on each core at a time. What
+it found goes to `benchmarks/accuracy/<size>.json` as soon as it ends, so that the tables need no runs; the order is that of
+what a table is worth, so a stop leaves a sensible one.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import common
 import results_tables
-import torch
 
-from util.device import pick_device
+from util import checkpoint
+from util.device import pick_device, usable_cores
 from util.errors import UserError, reported
 from util.files import atomic_path
 
@@ -67,6 +70,12 @@ class Run:
     command: tuple
     result: str
     about: dict  # section, data, kind, seed: what the tables ask for
+
+    @property
+    def starts_from(self):
+        """The name of the run whose weights this one starts from, or ""."""
+        paths = (Path(str(word)) for word in self.command)
+        return next((path.parent.name for path in paths if path.name == checkpoint.LAST), "")
 
 
 def slug(text):
@@ -109,7 +118,7 @@ def runs(size, device):
     def weights(protocol, way="75 %"):
         run = pretraining[PRETRAIN_SETS[protocol], way]
         add(run)
-        return f"{run.name}/checkpoint-last.pth"
+        return f"{run.name}/{checkpoint.LAST}"
 
     def kinds(protocol, seed):
         pretrained = weights(protocol)
@@ -159,12 +168,18 @@ def sensing_runs(size, device, weights):
 # Doing them
 
 
-def start(command, folder):
-    """Run one of the project's commands there; UserError with its last line where it fails."""
+def start(command, folder, log=None, threads=None):
+    """Run one of the project's commands there; UserError with its last line where it fails.
+
+    Args:
+        log: of what it prints, or None for the console; threads: to compute with, or None for what it takes itself.
+    """
     words = [str(CSI if word == CSI.name else word) for word in command]
-    print(f"\n$ python {shlex.join(map(str, command))}", flush=True)
-    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, check=False, text=True,
-                          stderr=subprocess.PIPE)  # fmt: skip
+    print(f"$ python {shlex.join(map(str, command))}", flush=True)
+    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    with open(log or os.devnull, "w") as printed:
+        done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, env=env, check=False,
+                              stdout=printed if log else None, stderr=subprocess.PIPE, text=True)  # fmt: skip
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise UserError(f"{command[0]}: expected it to end well; found status {done.returncode}: {said}")
@@ -200,14 +215,50 @@ def figures_of(run, folder):
     }  # fmt: skip
 
 
-def record_of(run, folder, seconds, device):
+def record_of(run, folder, seconds, device, threads):
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         **run.about, "command": f"python {shlex.join(map(str, run.command))}", "figures": figures_of(run, folder),
-        "minutes": round(seconds / 60, 1), "device": common.device_name(device), "threads": torch.get_num_threads(),
+        "minutes": round(seconds / 60, 1), "device": common.device_name(device), "threads": threads,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit.stdout.strip() or "unknown",
         "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")},
     }  # fmt: skip
+
+
+def do(run, folder, device, threads):
+    """Its record."""
+    begun = time.monotonic()
+    start(run.command, folder, folder / f"{run.name}.log", threads)
+    return record_of(run, folder, time.monotonic() - begun, device, threads)
+
+
+def done_together(todo, there, at_once, do, stop):
+    """Do runs in their order, several at once, none before the one that it starts from: yields (run, record) as they end.
+
+    Args:
+        there: names of the runs that are done; at_once: how many; do: gives a run's record; stop: whether to begin no other.
+
+    Raises:
+        UserError: one failed; those that ran beside it are given first.
+    """
+    waiting, running, failed, there = list(todo), {}, None, set(there)
+    with ThreadPoolExecutor(at_once) as pool:
+        while True:
+            can_start = [] if failed or stop() else [run for run in waiting if run.starts_from in ("", *there)]
+            for run in can_start[: at_once - len(running)]:
+                waiting.remove(run)
+                running[pool.submit(do, run)] = run
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run = running.pop(future)
+                try:
+                    yield run, future.result()
+                    there.add(run.name)
+                except UserError as error:
+                    failed = failed or error
+    if failed:
+        raise failed
 
 
 def read_records(size):
@@ -227,7 +278,7 @@ def get_args_parser():
     parser.add_argument("--runs", default="results_runs", metavar="FOLDER", help="scenes and runs")
     parser.add_argument("--size", default="tiny", help="of the Vision Transformer: tiny, small, ...")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--minutes", type=float, help="begin no further run after so long")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so long")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables and run nothing")
     return parser
@@ -249,19 +300,21 @@ def main(args):
     except OSError as error:
         raise UserError(f"--runs {args.runs}: expected a folder that can be written; {error.strerror}") from error
     make_sets(folder)
-    for run in todo:
-        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
-            break
-        if run.name in records and (run.about["section"] != "pretraining" or (folder / run.name).exists()):
-            continue
-        if CSI.name in run.command and not CSI.exists():
-            print(f"{run.name}: left out, the shared CSI is not beside this repository", file=sys.stderr)
-            continue
-        begun = time.monotonic()
-        start(run.command, folder)
-        records[run.name] = record_of(run, folder, time.monotonic() - begun, device)
+    here = [run for run in todo if CSI.name not in run.command or CSI.exists()]
+    if len(here) < len(todo):
+        print(f"{len(todo) - len(here)} runs left out: the shared CSI is not beside this repository", file=sys.stderr)
+    # The weights of a pretraining are in no record: where its folder is gone, it is done again for what starts from it.
+    there = {run.name for run in here if run.name in records
+             and (run.about["section"] != "pretraining" or (folder / run.name / checkpoint.LAST).exists())}
+    # Of such small models, two runs of a thread each end sooner than one after the other with two.
+    at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
+    missing = [run for run in here if run.name not in there]
+    for run, record in done_together(missing, there, at_once, lambda run: do(run, folder, device, threads),
+                                     lambda: time.monotonic() - started > 60 * args.minutes):  # fmt: skip
+        records[run.name] = record
         write_records(args.size, records)
         results_tables.update(RECORDS)
+        print(f"{run.name}: {record['minutes']} min, {sum(run.name in records for run in todo)} of {len(todo)}", flush=True)
     print(f"{sum(run.name in records for run in todo)} of {len(todo)} runs are there")
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,15 @@ def test_tables_say_what_the_records_do():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A list of three runs, of which the middle one fails once; commands are not run but leave their results: those run."""
-    ran, failing = [], ["labels-b-0"]
-    todo = [results.Run(name, ("main_finetune.py", "--output_dir", name), f"{name}/results.json",
-                        {"section": "labels", "data": "classic, combined", "kind": "from scratch, 0.05", "seed": 0})
-            for name in ("labels-a-0", "labels-b-0", "labels-c-0")]  # fmt: skip
+    """Four runs, of which the second starts from the third, and the last fails once. Nothing is trained: a run leaves its
+    results and its name here."""
+    ran, failing = [], ["labels-d-0"]
 
-    def start(command, folder):
+    def run(name, *flags):
+        about = {"section": "labels", "data": "classic, combined", "kind": "from scratch, 0.05", "seed": 0}
+        return results.Run(name, ("main_finetune.py", *flags, "--output_dir", name), f"{name}/results.json", about)
+
+    def start(command, folder, log, threads):
         name = command[-1]
         ran.append(name)
         if name in failing:
@@ -80,8 +83,11 @@ def here(tmp_path, monkeypatch):
         (folder / name / "results.json").write_text(json.dumps({"test": test}))
         (folder / name / "log.txt").write_text('{"epoch": 0, "val_pixel_accuracy": 0.5}\n')
 
+    todo = [run("labels-a-0"), run("labels-b-0", "--finetune", "labels-c-0/checkpoint-last.pth"), run("labels-c-0"),
+            run("labels-d-0")]  # fmt: skip
     monkeypatch.setattr(results, "runs", lambda size, device: todo)
     monkeypatch.setattr(results, "start", start)
+    monkeypatch.setattr(results, "usable_cores", lambda: {0})
     monkeypatch.setattr(results, "make_sets", lambda folder: None)
     monkeypatch.setattr(results, "RECORDS", tmp_path / "accuracy")
     monkeypatch.setattr(results_tables, "update", lambda folder: None)
@@ -90,13 +96,33 @@ def here(tmp_path, monkeypatch):
 
 def test_what_is_there_is_not_done_again(here, tmp_path, capsys):
     flags = ("--runs", tmp_path / "runs", "--device", "cpu")
+    assert call(results, *flags, "--minutes", 0) == 0
+    assert (here, results.read_records("tiny")) == ([], {})
     assert call(results, *flags) == 2
-    assert capsys.readouterr().err == "error: labels-b-0: it failed\n"
-    assert list(results.read_records("tiny")) == ["labels-a-0"]
+    assert capsys.readouterr().err == "error: labels-d-0: it failed\n"
+    order = [f"labels-{name}-0" for name in "acbd"]  # b waits for what it starts from
+    assert (here, list(results.read_records("tiny"))) == (order, order[:3])
     assert call(results, *flags) == 0
-    assert here == ["labels-a-0", "labels-b-0", "labels-b-0", "labels-c-0"]
-    assert "3 of 3 runs are there" in capsys.readouterr().out
+    assert here == [*order, "labels-d-0"]
+    assert "4 of 4 runs are there" in capsys.readouterr().out
     assert results.read_records("tiny")["labels-c-0"]["figures"]["validation"] == {"0": 0.5}
+
+
+def test_runs_side_by_side_end_before_a_failure_is_said():
+    together = threading.Barrier(2)
+    todo = [results.Run(name, (), "", {}) for name in "ab"]
+
+    def do(run):
+        together.wait(timeout=60)  # both were started
+        if run.name == "a":
+            raise UserError("a failed")
+        return "record"
+
+    ended = []
+    found = results.done_together(todo, (), 2, do, lambda: False)
+    with pytest.raises(UserError, match="a failed"):
+        ended.extend(iter(lambda: next(found), None))
+    assert ended == [(todo[1], "record")]
 
 
 @pytest.mark.parametrize("document", ["README.md", "RESULTS.md"])
