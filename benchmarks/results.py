@@ -19,11 +19,12 @@ import math
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
@@ -35,19 +36,29 @@ from util.errors import UserError, reported
 from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
-CSI = ROOT.parent / "shared" / "data" / "csi" / "geotec_esp32_csihar.npz"
+SHARED = ROOT.parent / "shared" / "data"
+CSI = SHARED / "csi" / "geotec_esp32_csihar.npz"
 RECORDS = Path(__file__).resolve().parent / "accuracy"
 SEEDS = (0, 1, 2)
 SIDE = 112  # cells: a quarter of those of 224 x 224, for time
 
 # Sets of scenes: flags of main_synthesize.py. The preset's SNR of 40 to 100 dB would be no task for anything.
+# "short" is seen as the captures are labelled: most of these last a few milliseconds.
 COUNTS = ("--train", 1200, "--val", 150, "--test", 300)
 CLASSIC = ("--preset", "classic", "--input_size", SIDE, *COUNTS, "--set", "snr_db=0,40")
 SETS = {
     "combined": (*CLASSIC, "num_carriers=2", "one_technology=0"),
     "single": (*CLASSIC, "num_carriers=1"),
     "wild": ("--preset", "wild", "--input_size", SIDE, *COUNTS),
-}
+    "short": ("--preset", "wild", "--input_size", SIDE, *COUNTS, "--n_fft", 512, "--window_ms", 5,
+              "--set", "duration_ms=2,12"),
+}  # fmt: skip
+# The shared captures in two halves, by place and transmitter: to pretrain on beside scenes, and to judge by.
+HALVES = {
+    "heard": ("lte-f1815.3-*", "lte-signal.*", "nr-srsran-*", "noise-noise", "other-wifi-*"),
+    "held_back": ("lte-capbuf-*", "lte-f796-*", "lte-f806-*", "nr-amarisoft-*", "nr-cyberx-*", "nr-effnet-*", "nr-oai-*",
+                  "noise-f*", "other-adsb-*", "other-v16-*"),
+}  # fmt: skip
 # Sets to fine-tune on: where training and validation come from, and the test part.
 PROTOCOLS = {"classic, combined": ("combined", "combined"), "classic, single to combined": ("single", "combined"),
              "wild": ("wild", "wild")}  # fmt: skip
@@ -59,7 +70,9 @@ PRETRAINED = {
     "norm_pix_loss": ("--norm_pix_loss",),
 }  # fmt: skip
 SHARES = (0.01, 0.05, 0.2)
+MODEL = "model.safetensors"  # what a run exports for the next
 ALL, FROZEN = results_tables.KINDS[:2]
+USUAL = ("--batch_size", 16, "--blr", 1.6e-2)  # of fine-tuning a Vision Transformer
 
 
 @dataclass(frozen=True)
@@ -75,25 +88,20 @@ class Run:
     def starts_from(self):
         """The name of the run whose weights this one starts from, or ""."""
         paths = (Path(str(word)) for word in self.command)
-        return next((path.parent.name for path in paths if path.name == checkpoint.LAST), "")
+        names = [path.parent.name for path in paths if path.name in (checkpoint.LAST, MODEL)]
+        return next((name for name in names if name != self.name), "")
 
 
 def slug(text):
     return text.replace(",", "").replace(" %", "").replace(" ", "-")
 
 
-def pretrain_runs(size, device):
-    """{(set, way): Run}."""
-    found = {}
-    for data in SETS:
-        for way, flags in PRETRAINED.items():
-            folder = f"pretrain-{data}-{slug(way)}"
-            command = ("main_pretrain.py", "--data_path", data, "--model", f"mae_vit_{size}_patch16", "--batch_size", 16,
-                       "--epochs", 40, "--warmup_epochs", 4, "--blr", 1.6e-2, "--save_every_epochs", 40, "--num_workers", 0,
-                       "--device", device, "--output_dir", folder, *flags)  # fmt: skip
-            about = {"section": "pretraining", "data": data, "kind": way, "seed": 0}
-            found[data, way] = Run(folder, command, f"{folder}/log.txt", about)
-    return found
+def pretrain_run(data, way, size, device, flags=(), more_data=()):
+    folder = f"pretrain-{data}-{slug(way)}"
+    command = ("main_pretrain.py", "--data_path", data, *more_data, "--model", f"mae_vit_{size}_patch16", "--batch_size", 16,
+               "--epochs", 40, "--warmup_epochs", 4, "--blr", 1.6e-2, "--save_every_epochs", 40, "--num_workers", 0,
+               "--device", device, "--output_dir", folder, *flags)  # fmt: skip
+    return Run(folder, command, f"{folder}/log.txt", {"section": "pretraining", "data": data, "kind": way, "seed": 0})
 
 
 def finetune_run(section, protocol, kind, seed, size, device, weights="", flags=(), epochs=6, model=None):
@@ -108,44 +116,59 @@ def finetune_run(section, protocol, kind, seed, size, device, weights="", flags=
 
 def runs(size, device):
     """Every run, in the order in which they are done: what a run needs comes before it."""
-    pretraining, order = pretrain_runs(size, device), []
-    usual = ("--batch_size", 16, "--blr", 1.6e-2)
+    order = []
 
     def add(run):
         if run not in order:
             order.append(run)
 
-    def weights(protocol, way="75 %"):
-        run = pretraining[PRETRAIN_SETS[protocol], way]
+    def weights(data, way="75 %"):
+        run = pretrain_run(data, way, size, device, PRETRAINED[way])
         add(run)
         return f"{run.name}/{checkpoint.LAST}"
 
-    def kinds(protocol, seed):
-        pretrained = weights(protocol)
+    def kinds(protocol):
+        pretrained = weights(PRETRAIN_SETS[protocol])
         return (
-            (ALL, pretrained, (*usual, "--layer_decay", 1), None),
-            ("from scratch", "", usual, None),
-            (FROZEN, pretrained, (*usual, "--train", "head"), None),
-            ("random, frozen", "random", (*usual, "--train", "head"), None),
+            (ALL, pretrained, (*USUAL, "--layer_decay", 1), None),
+            ("from scratch", "", USUAL, None),
+            (FROZEN, pretrained, (*USUAL, "--train", "head"), None),
+            ("random, frozen", "random", (*USUAL, "--train", "head"), None),
             ("DeepLabV3-MobileNetV3", "", ("--batch_size", 8), "deeplabv3_mobilenet_v3_large"),
         )
 
     for seed in SEEDS:
         for protocol in PROTOCOLS:
-            for kind, start, flags, model in kinds(protocol, seed):
+            for kind, start, flags, model in kinds(protocol):
                 add(finetune_run("segmentation", protocol, kind, seed, size, device, start, flags, model=model))
-    for seed in SEEDS:
         for share in SHARES:
-            for kind, start, flags, _ in (kinds("classic, combined", seed)[place] for place in (0, 1, 3)):
+            for kind, start, flags, _ in (kinds("classic, combined")[place] for place in (0, 1, 3)):
                 add(finetune_run("labels", "classic, combined", f"{kind}, {share:g}", seed, size, device, start,
                                  (*flags, "--label_fraction", share), epochs=round(6 / share)))  # fmt: skip
+        if seed == SEEDS[0]:
+            for run in (*sensing_runs(size, device, weights("combined")), *recordings_runs(size, device)):
+                add(run)
     for way in PRETRAINED:
         start = weights("wild", way)
         for kind, more in ((ALL, ("--layer_decay", 1)), (FROZEN, ("--train", "head"))):
-            add(finetune_run("masks", "wild", f"{kind}, {way}", 0, size, device, start, (*usual, *more)))
-    for run in sensing_runs(size, device, weights("classic, combined")):
-        add(run)
+            add(finetune_run("masks", "wild", f"{kind}, {way}", 0, size, device, start, (*USUAL, *more)))
     return order
+
+
+def recordings_runs(size, device):
+    """With and without real captures among what is pretrained on, and then on captures of other places."""
+    for kind, more_data in (("scenes", ()), ("scenes and captures", ("heard",))):
+        pretraining = pretrain_run("short", kind, size, device, more_data=more_data)
+        yield pretraining
+        for seed in SEEDS:
+            found = finetune_run("recordings", "short", kind, seed, size, device, f"{pretraining.name}/{checkpoint.LAST}",
+                                 (*USUAL, "--layer_decay", 1))  # fmt: skip
+            model = f"{found.name}/{MODEL}"
+            yield replace(found, command=(*found.command, "--export", model))
+            captures = f"captures-{found.name}"
+            command = ("benchmarks/real_captures.py", "--weights", model, "--recordings", "held_back", "--device", device,
+                       "--output", captures)  # fmt: skip
+            yield Run(captures, command, captures, {**found.about, "section": "captures"})
 
 
 def sensing_runs(size, device, weights):
@@ -186,7 +209,7 @@ def start(command, folder, log=None, threads=None):
 
 
 def make_sets(folder):
-    """The sets of scenes, and a folder for each protocol with the parts that it takes of them."""
+    """The sets of scenes, a folder for each protocol with the parts that it takes, and one for each half of the captures."""
     for name, flags in SETS.items():
         start(("main_synthesize.py", "--output", name, *flags), folder)
     for protocol, (training, test) in PROTOCOLS.items():
@@ -197,10 +220,21 @@ def make_sets(folder):
         for part, source in (("train", training), ("val", training), ("test", test)):
             if not (place / part).exists():
                 (place / part).symlink_to(Path("..", source, part))
+    for half, patterns in HALVES.items():
+        (folder / half).mkdir(exist_ok=True)
+        for path in (path for pattern in patterns for path in (SHARED / "recordings").glob(f"{pattern}.sigmf-*")):
+            link = folder / half / path.name
+            if not link.exists():
+                link.symlink_to(path.resolve())
 
 
 def figures_of(run, folder):
     """What the tables need of a run's results."""
+    if run.about["section"] == "captures":
+        [path] = (folder / run.result).glob("*.json")
+        found = json.loads(path.read_text())["real_captures"]
+        cells = statistics.mean(one["cells"] for one in found["captures"].values())
+        return {"totals": found["totals"], "cells": cells}
     text = (folder / run.result).read_text()
     if run.about["section"] == "pretraining":
         return {"epochs": [json.loads(line) for line in text.splitlines()][-1:]}
@@ -300,9 +334,9 @@ def main(args):
     except OSError as error:
         raise UserError(f"--runs {args.runs}: expected a folder that can be written; {error.strerror}") from error
     make_sets(folder)
-    here = [run for run in todo if CSI.name not in run.command or CSI.exists()]
+    here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command)]
     if len(here) < len(todo):
-        print(f"{len(todo) - len(here)} runs left out: the shared CSI is not beside this repository", file=sys.stderr)
+        print(f"{len(todo) - len(here)} runs left out: the shared data are not beside this repository", file=sys.stderr)
     # The weights of a pretraining are in no record: where its folder is gone, it is done again for what starts from it.
     there = {run.name for run in here if run.name in records
              and (run.about["section"] != "pretraining" or (folder / run.name / checkpoint.LAST).exists())}

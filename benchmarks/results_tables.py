@@ -125,6 +125,21 @@ def sensing(records):
     return table(("data", "encoder", "seeds", "accuracy", "mean class accuracy", "minutes"), rows) if rows else ""
 
 
+def recordings(records):
+    """What captures among what is pretrained on bring to scenes, and to captures that were held back."""
+    judged = {kind: seeds for (_, kind), seeds in grouped(records, "captures").items()}
+    figures = ("pixel_accuracy", "mean_iou")
+    rows = []
+    for (_, kind), seeds in grouped(records, "recordings").items():
+        found = [one["figures"] for one in judged.get(kind, ())]
+        right = ", ".join(f"{one['totals']['captures'][0]} of {one['totals']['captures'][1]}" for one in found)
+        rows.append((kind, str(len(seeds)), *(percent(of_seeds(seeds, figure)) for figure in figures),
+                     percent([one["cells"] for one in found]) if found else "", right))  # fmt: skip
+    header = ("pretrained on", "seeds", *(f"scenes: {FIGURES[figure]}" for figure in figures), "captures: cells",
+              "captures that are right, by seed")  # fmt: skip
+    return table(header, rows) if rows else ""
+
+
 def captures():
     """Each real capture, of `benchmarks/real_captures.py`'s record."""
     found = [record for name, record in common.read_results(ROOT / "benchmarks" / "results") if name == "real_captures"]
@@ -150,7 +165,7 @@ def commands(records):
 # What RESULTS.md has of each size of model, after the real captures; README.md has the first.
 SECTIONS = {
     "Segmentation": (segmentation, published), "By SNR": (by_snr,), "How it is masked": (masks,), "Few labels": (labels,),
-    "Epochs to what scratch reaches": (epochs,), "Sensing": (sensing,),
+    "Epochs to what scratch reaches": (epochs,), "Sensing": (sensing,), "Captures to pretrain on": (recordings,),
     "Commands": (commands,),
 }  # fmt: skip
 

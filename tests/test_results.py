@@ -21,16 +21,21 @@ from util.errors import UserError
 def test_every_command_is_one_of_the_projects(size):
     todo = results.runs(size, "cpu")
     assert len({run.name for run in todo}) == len(todo)
-    there = {*results.SETS, *map(results.slug, results.PROTOCOLS)}
+    there = {*results.SETS, *map(results.slug, results.PROTOCOLS), *results.HALVES, "synthetic", results.CSI.name}
     for run in todo:
         script, *flags = map(str, run.command)
-        args = importlib.import_module(script.removesuffix(".py")).get_args_parser().parse_args(flags)
-        assert run.result.startswith(f"{args.output_dir}/")
-        [data] = args.data_path if isinstance(args.data_path, list) else [args.data_path]
-        assert data in there or data in ("synthetic", results.CSI.name)
-        weights = getattr(args, "finetune", "")
-        assert weights in ("", "random") or Path(weights).parent.name in there  # what it starts from was made before
-        there.add(args.output_dir)
+        args = importlib.import_module(Path(script).stem).get_args_parser().parse_args(flags)
+        if script == "benchmarks/real_captures.py":
+            assert (run.result, args.recordings) == (args.output, ["held_back"])
+            weights, output = args.weights, args.output
+        else:
+            assert run.result.startswith(f"{args.output_dir}/")
+            assert there.issuperset(args.data_path if isinstance(args.data_path, list) else [args.data_path])
+            weights, output = getattr(args, "finetune", ""), args.output_dir
+        # What it starts from was made before, and it says so.
+        assert run.starts_from == (Path(weights).parent.name if weights not in ("", "random") else "")
+        assert run.starts_from in ("", *there)
+        there.add(output)
     for flags in results.SETS.values():
         importlib.import_module("main_synthesize").get_args_parser().parse_args(["--output", "x", *map(str, flags)])
 
@@ -38,7 +43,8 @@ def test_every_command_is_one_of_the_projects(size):
 def record(run, accuracy=0.9):
     figures = {"samples": 100, "pixel_accuracy": accuracy, "mean_accuracy": accuracy - 0.1, "mean_iou": accuracy - 0.2,
                "by_snr": {"0 to 5 dB": {"pixel_accuracy": accuracy - 0.05}, "no carrier": {"pixel_accuracy": 1.0}},
-               "validation": {"0": 0.5, "5": accuracy}}  # fmt: skip
+               "validation": {"0": 0.5, "5": accuracy},
+               "totals": {"captures": [round(8 * accuracy), 13]}, "cells": accuracy}  # fmt: skip
     return {**run.about, "command": "python " + " ".join(map(str, run.command)), "figures": figures, "minutes": 1.5,
             "device": "a CPU", "threads": 2, "date": "2026-11-26", "commit": "abc"}  # fmt: skip
 
@@ -54,6 +60,8 @@ def test_tables_say_what_the_records_do():
     assert "| wild | pretrained, frozen | 3 | 87.00 (82.00 .. 92.00)" in text
     assert "| from scratch | 80.0 | 100.0 |" in text  # by SNR
     assert "| wild | 1 | 85.00 | 6 | 6 |" in text  # epochs
+    assert "| scenes and captures | 3 | 85.00 (80.00 .. 90.00) | 65.00 (60.00 .. 70.00) | 85.00 (80.00 .. 90.00) | "\
+           "6 of 13, 7 of 13, 7 of 13 |" in text  # fmt: skip
     assert text.count("`python main_finetune.py") == sum("main_finetune.py" in run.command for run in todo)
     few = {name: one for name, one in records.items() if one["seed"] == 0 and one["data"] == "wild"}
     text = results_tables.text("README.md", {"tiny": few})
