@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from support import NANO, call, command
 
 import main_finetune
 import main_segment
+import main_synthesize
 import models_mae
 import models_vit
 from data.spectrogram_set import SpectrogramSet
+from radio.scene_config import PRESETS, with_settings
 from util.errors import RunError, UserError
 from util.weights import read_weights
 from weights import make
@@ -47,7 +50,7 @@ def made(folder, *more):
 def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp_path):
     assert made(tmp_path) == 0
     assert here == ["main_synthesize.py"] * 3 + ["main_pretrain.py", "main_finetune.py"]
-    shards = [SpectrogramSet(tmp_path / "shards" / name / "train") for name in ("000", "001")]
+    shards = [SpectrogramSet(tmp_path / "shards" / name / "train") for name in ("wild-000", "wild-001")]
     joined = SpectrogramSet(tmp_path / "scenes" / "train")
     assert joined.shape == (8, 1, 16, 16)
     for arrays in ("spectrograms", "masks"):
@@ -82,6 +85,21 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
     assert (tmp_path / "seg_nano" / "log.txt").read_text() == log
 
 
+def test_shards_are_of_every_recipe_and_none_of_the_seed_and_recipe_of_another(tmp_path):
+    words = [str(word) for word in ("--output", tmp_path, *TINY, "--scenes", 48, "--set", "duration_ms=3")]
+    args = make.get_args_parser().parse_args(words)
+    found = make.shards(args)
+    assert len({folder for *_, folder in found}) == len({one[:2] for one in found}) == 12
+    assert Counter(one[0] for one in found) == {"wild": 8, "whole": 2, "frames": 2}
+    for recipe in make.RECIPES:
+        flags = map(str, make.scene_flags(args, recipe))
+        made_of = main_synthesize.get_args_parser().parse_args(["--output", "x", *flags])
+        config = with_settings(PRESETS[made_of.preset], made_of.set)
+        assert config.duration_ms == (3,)  # --set has the last word
+        assert (config.inside, config.num_distractors == (0,)) == {"wild": (0.2, False), "whole": (0, False),
+                                                                   "frames": (0, True)}[recipe]  # fmt: skip
+
+
 def test_where_time_is_up_the_shards_that_are_there_are_used(here, tmp_path, monkeypatch):
     assert made(tmp_path, "--only", "scenes", "--minutes", 0) == 0
     assert here == ["main_synthesize.py"]  # what is held out
@@ -96,9 +114,9 @@ def test_where_time_is_up_the_shards_that_are_there_are_used(here, tmp_path, mon
 
 def test_shards_of_several_recipes_are_not_joined(here, tmp_path):
     assert made(tmp_path, "--only", "scenes") == 0
-    path = tmp_path / "shards" / "001" / "train" / "set.json"
+    path = tmp_path / "shards" / "wild-001" / "train" / "set.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["Noise", "LTE", "NR"]}))
-    folders = [tmp_path / "shards" / name / "train" for name in ("000", "001")]
+    folders = [tmp_path / "shards" / name / "train" for name in ("wild-000", "wild-001")]
     with pytest.raises(UserError, match="expected shards of one recipe; found several"):
         make.join_sets(folders, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()

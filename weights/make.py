@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("scenes", "join", "pretrain", "finetune")
 LICENCE = "Apache-2.0"
 SHARD = 1000  # scenes that a process makes before it begins anew: below a minute
-# What scenes are drawn from, beyond the preset `wild`.
+# What most scenes are drawn from, beyond the preset `wild`; those that are held out, too.
 SETTINGS = (
     # around the window that is labelled: shorter captures are used whole
     "duration_ms=2,12",
@@ -54,6 +54,15 @@ SETTINGS = (
     # gain that is switched many times, as between joined pieces of a recording; 8-bit receivers that clip
     "agc=0.15", "agc_steps=1,8", "overdriven=0.12",
 )
+# Flags of main_synthesize.py. "whole": carriers that are seen from edge to edge, as receivers are usually set; "frames": of
+# the published work, a clean band of 5G NR and LTE.
+RECIPES = {
+    "wild": ("--set", *SETTINGS),
+    "whole": ("--set", *SETTINGS, "duration_ms=4,12", "inside=0", "cut=0.1"),
+    "frames": ("--preset", "classic", "--set", "duration_ms=2,12", "sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6",
+               "snr_db=0,40"),
+}  # fmt: skip
+MIX = ("wild", "wild", "whole", "wild", "wild", "frames")  # of the shards, again and again
 
 
 def get_args_parser():
@@ -69,7 +78,7 @@ def get_args_parser():
     scenes.add_argument("--shard", type=int, default=SHARD, help="scenes of a shard")
     scenes.add_argument("--held_out", type=int, default=1000, help="scenes to test on; half as many to validate")
     scenes.add_argument("--minutes", type=float, help="begin no further shard after so long")
-    scenes.add_argument("--set", nargs="+", default=list(SETTINGS), metavar="NAME=VALUE", help="what scenes are drawn from")
+    scenes.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="changes what all scenes are drawn from")
     scenes.add_argument("--n_fft", type=int, default=512)
     scenes.add_argument("--window_ms", type=float, default=5.0, help="window that main_segment.py labels in")
     scenes.add_argument("--input_size", type=int, default=224, help="rows and columns of a spectrogram")
@@ -99,32 +108,39 @@ def run(script, *flags, quiet=False):
     print(f"{script}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def scene_flags(args):
+def scene_flags(args, recipe):
     return ["--n_fft", args.n_fft, "--window_ms", args.window_ms, "--input_size", args.input_size,
-            "--set", *args.set]  # fmt: skip
+            *RECIPES[recipe], *args.set]  # fmt: skip
 
 
 def shards(args):
-    """Folders of the shards: each is of a seed of its own."""
-    return [Path(args.output, "shards", f"{number:03}") for number in range(-(-args.scenes // args.shard))]
+    """(recipe, number among those of the recipe, folder) of each shard: each is of a seed of its own."""
+    found = []
+    for number in range(-(-args.scenes // args.shard)):
+        recipe = MIX[number % len(MIX)]
+        among = sum(other == recipe for other, *_ in found)
+        found.append((recipe, among, Path(args.output, "shards", f"{recipe}-{among:03}")))
+    return found
 
 
 def make_scenes(args):
     """The held-out scenes, then shards of training scenes, one a process, until there are enough or time is up."""
     started = time.monotonic()
     run("main_synthesize.py", "--output", Path(args.output, "held_out"), "--train", 0, "--val", -(-args.held_out // 2),
-        "--test", args.held_out, "--seed", args.seed, "--num_workers", args.num_workers, *scene_flags(args))  # fmt: skip
-    waiting = [(number, folder) for number, folder in enumerate(shards(args)) if not is_spectrogram_set(folder / "train")]
+        "--test", args.held_out, "--seed", args.seed, "--num_workers", args.num_workers,
+        *scene_flags(args, "wild"))  # fmt: skip
+    waiting = [one for one in shards(args) if not is_spectrogram_set(one[-1] / "train")]
 
     def work():
         while args.minutes is None or time.monotonic() - started <= 60 * args.minutes:
             try:
-                number, folder = waiting.pop(0)  # by one thread alone
+                recipe, among, folder = waiting.pop(0)  # by one thread alone
             except IndexError:
                 return
-            seed = args.seed + 1000 * (number + 1)  # far from the seeds of other runs
+            # Far from the seeds of other runs.
+            seed = args.seed + 1000 * (among + 1) + list(RECIPES).index(recipe)
             run("main_synthesize.py", "--output", folder, "--train", args.shard, "--val", 0, "--test", 0, "--seed", seed,
-                "--num_workers", 0, *scene_flags(args), quiet=True)  # fmt: skip
+                "--num_workers", 0, *scene_flags(args, recipe), quiet=True)  # fmt: skip
 
     if args.num_workers < 2:
         work()
@@ -137,7 +153,7 @@ def make_scenes(args):
 
 def join(args):
     """One folder with the sets train, val and test, of the shards that are there and the held-out scenes."""
-    there = [folder / "train" for folder in shards(args) if is_spectrogram_set(folder / "train")]
+    there = [folder / "train" for *_, folder in shards(args) if is_spectrogram_set(folder / "train")]
     if not there:
         raise UserError(f"--output {args.output}: expected scenes, of --only scenes; found none")
     scenes = Path(args.output, "scenes")
