@@ -9,6 +9,7 @@ import label_efficiency
 import real_captures
 from tables import number, table
 
+from engine_evaluate import natural
 from util.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def by_snr(records):
     for data in dict.fromkeys(data for data, _ in found):
         kinds = {kind: found[data, kind] for kind in KINDS if (data, kind) in found}
         bands = list(dict.fromkeys(band for seeds in kinds.values() for one in seeds for band in one["figures"]["by_snr"]))
-        bands.sort(key=lambda band: (not band[0].isdigit(), int(band.split()[0]) if band[0].isdigit() else 0))
+        bands.sort(key=natural)
         rows = []
         for kind, seeds in kinds.items():
             cells = [[one["figures"]["by_snr"][band]["pixel_accuracy"] for one in seeds if band in one["figures"]["by_snr"]]
