@@ -85,11 +85,16 @@ class Run:
     about: dict  # section, data, kind, seed: what the tables ask for
 
     @property
-    def starts_from(self):
-        """The name of the run whose weights this one starts from, or ""."""
+    def weights(self):
+        """The file of another run that this one starts from, in the folder of runs, or None."""
         paths = (Path(str(word)) for word in self.command)
-        names = [path.parent.name for path in paths if path.name in (checkpoint.LAST, MODEL)]
-        return next((name for name in names if name != self.name), "")
+        weights = (path for path in paths if path.name in (checkpoint.LAST, MODEL))
+        return next((path for path in weights if path.parent.name != self.name), None)
+
+    @property
+    def starts_from(self):
+        """The name of that run, or ""."""
+        return self.weights.parent.name if self.weights else ""
 
 
 def slug(text):
@@ -266,6 +271,15 @@ def do(run, folder, device, threads):
     return record_of(run, folder, time.monotonic() - begun, device, threads)
 
 
+def missing_runs(todo, records, folder):
+    """Runs without a record, and again those whose weights they start from, where these are gone."""
+    missing = {run.name for run in todo if run.name not in records}
+    for run in reversed(todo):  # a run comes after the one that it starts from
+        if run.name in missing and run.weights and not (folder / run.weights).exists():
+            missing.add(run.starts_from)
+    return [run for run in todo if run.name in missing]
+
+
 def done_together(todo, there, at_once, do, stop):
     """Do runs in their order, several at once, none before the one that it starts from: yields (run, record) as they end.
 
@@ -337,12 +351,10 @@ def main(args):
     here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command)]
     if len(here) < len(todo):
         print(f"{len(todo) - len(here)} runs left out: the shared data are not beside this repository", file=sys.stderr)
-    # The weights of a pretraining are in no record: where its folder is gone, it is done again for what starts from it.
-    there = {run.name for run in here if run.name in records
-             and (run.about["section"] != "pretraining" or (folder / run.name / checkpoint.LAST).exists())}
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
-    missing = [run for run in here if run.name not in there]
+    missing = missing_runs(here, records, folder)
+    there = {run.name for run in here} - {run.name for run in missing}
     for run, record in done_together(missing, there, at_once, lambda run: do(run, folder, device, threads),
                                      lambda: time.monotonic() - started > 60 * args.minutes):  # fmt: skip
         records[run.name] = record

@@ -118,6 +118,23 @@ def test_what_is_there_is_not_done_again(here, tmp_path, capsys):
     assert results.read_records("tiny")["labels-c-0"]["figures"]["validation"] == {"0": 0.5}
 
 
+def test_weights_that_are_gone_are_made_again_where_something_starts_from_them(tmp_path):
+    def run(name, *weights):
+        return results.Run(name, ("main.py", *weights, "--output_dir", name, "--export", f"{name}/{results.MODEL}"), "", {})
+
+    todo = [run("a"), run("b", "a/checkpoint-last.pth"), run("c", f"b/{results.MODEL}"), run("d", "a/checkpoint-last.pth")]
+
+    def missing(*records):
+        return [one.name for one in results.missing_runs(todo, records, tmp_path)]
+
+    assert missing("a", "b", "c", "d") == []
+    assert missing("a", "b", "d") == ["a", "b", "c"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / results.MODEL).touch()
+    assert missing("a", "b", "d") == ["c"]
+    assert missing("a", "b", "c") == ["a", "d"]
+
+
 def test_runs_side_by_side_end_before_a_failure_is_said():
     together = threading.Barrier(2)
     todo = [results.Run(name, (), "", {}) for name in "ab"]
