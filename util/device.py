@@ -12,7 +12,7 @@ from util.errors import UserError
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 # A block's training step in fp32 took so many times that in bf16, Intel Xeon, two threads: width 64 0.7, 128 1.0, 192 1.3,
-# 384 1.8, 512 2.0. With AVX512's bf16 alone 0.6 at all widths.
+# 384 1.8, 512 2.0. The same Xeon kept from AMX, with AVX512's bf16 alone: 0.6 at all widths.
 AMX_WIDTH = 192
 
 
