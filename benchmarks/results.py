@@ -1,6 +1,6 @@
 """The tables of accuracy: a fixed list of runs, of which those that are missing are done, and what came out of them.
 
-    python benchmarks/results.py --runs results_runs               # about eight hours on two cores; the same command goes on
+    python benchmarks/results.py --runs results_runs               # some hours on two cores; the same command goes on
     python benchmarks/results.py --runs results_runs --minutes 60  # begin no further run after an hour
     python benchmarks/results.py --runs results_runs --size small --device cuda
     python benchmarks/results.py --list                             # the commands, in their order
@@ -196,18 +196,17 @@ def sensing_runs(size, device, weights):
 # Doing them
 
 
-def start(command, folder, log=None, threads=None):
+def start(command, folder, printed=None, threads=None):
     """Run one of the project's commands there; UserError with its last line where it fails.
 
     Args:
-        log: of what it prints, or None for the console; threads: to compute with, or None for what it takes itself.
+        printed: file for what it prints, or None: the console. threads: to compute with, or None: what it takes itself.
     """
     words = [str(CSI if word == CSI.name else word) for word in command]
     print(f"$ python {shlex.join(map(str, command))}", flush=True)
     env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    with open(log or os.devnull, "w") as printed:
-        done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, env=env, check=False,
-                              stdout=printed if log else None, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, env=env, check=False, text=True,
+                          stdout=printed, stderr=subprocess.PIPE)  # fmt: skip
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise UserError(f"{command[0]}: expected it to end well; found status {done.returncode}: {said}")
@@ -267,7 +266,8 @@ def record_of(run, folder, seconds, device, threads):
 def do(run, folder, device, threads):
     """Its record."""
     begun = time.monotonic()
-    start(run.command, folder, folder / f"{run.name}.log", threads)
+    with open(folder / f"{run.name}.log", "w") as printed:
+        start(run.command, folder, printed, threads)
     return record_of(run, folder, time.monotonic() - begun, device, threads)
 
 
@@ -280,20 +280,21 @@ def missing_runs(todo, records, folder):
     return [run for run in todo if run.name in missing]
 
 
-def done_together(todo, there, at_once, do, stop):
+def done_together(todo, at_once, do, stop):
     """Do runs in their order, several at once, none before the one that it starts from: yields (run, record) as they end.
 
     Args:
-        there: names of the runs that are done; at_once: how many; do: gives a run's record; stop: whether to begin no other.
+        todo: without those that are done; at_once: how many; do: gives a run's record; stop: whether to begin no other.
 
     Raises:
         UserError: one failed; those that ran beside it are given first.
     """
-    waiting, running, failed, there = list(todo), {}, None, set(there)
+    waiting, running, failed = list(todo), {}, None
     with ThreadPoolExecutor(at_once) as pool:
         while True:
-            can_start = [] if failed or stop() else [run for run in waiting if run.starts_from in ("", *there)]
-            for run in can_start[: at_once - len(running)]:
+            not_done = {run.name for run in (*waiting, *running.values())}
+            can_start = [run for run in waiting if run.starts_from not in not_done]
+            for run in [] if failed or stop() else can_start[: at_once - len(running)]:
                 waiting.remove(run)
                 running[pool.submit(do, run)] = run
             if not running:
@@ -302,7 +303,6 @@ def done_together(todo, there, at_once, do, stop):
                 run = running.pop(future)
                 try:
                     yield run, future.result()
-                    there.add(run.name)
                 except UserError as error:
                     failed = failed or error
     if failed:
@@ -354,8 +354,7 @@ def main(args):
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
     missing = missing_runs(here, records, folder)
-    there = {run.name for run in here} - {run.name for run in missing}
-    for run, record in done_together(missing, there, at_once, lambda run: do(run, folder, device, threads),
+    for run, record in done_together(missing, at_once, lambda run: do(run, folder, device, threads),
                                      lambda: time.monotonic() - started > 60 * args.minutes):  # fmt: skip
         records[run.name] = record
         write_records(args.size, records)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support import ROOT, call
+from support import CAPTURES, ROOT, call, needs_captures
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
 
@@ -146,10 +146,17 @@ def test_runs_side_by_side_end_before_a_failure_is_said():
         return "record"
 
     ended = []
-    found = results.done_together(todo, (), 2, do, lambda: False)
+    found = results.done_together(todo, 2, do, lambda: False)
     with pytest.raises(UserError, match="a failed"):
         ended.extend(iter(lambda: next(found), None))
     assert ended == [(todo[1], "record")]
+
+
+@needs_captures
+def test_every_capture_is_in_one_half():
+    for path in CAPTURES.glob("*.sigmf-meta"):
+        halves = [half for half, patterns in results.HALVES.items() if any(path.match(f"{one}.sigmf-*") for one in patterns)]
+        assert len(halves) == 1, path.name
 
 
 @pytest.mark.parametrize("document", ["README.md", "RESULTS.md"])
