@@ -85,11 +85,11 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
     assert (tmp_path / "seg_nano" / "log.txt").read_text() == log
 
 
-def test_shards_are_of_every_recipe_and_none_of_the_seed_and_recipe_of_another(tmp_path):
+def test_shards_are_of_every_recipe_and_each_of_a_seed_of_its_own(tmp_path):
     words = [str(word) for word in ("--output", tmp_path, *TINY, "--scenes", 48, "--set", "duration_ms=3")]
     args = make.get_args_parser().parse_args(words)
     found = make.shards(args)
-    assert len({folder for *_, folder in found}) == len({one[:2] for one in found}) == 12
+    assert len({folder for *_, folder in found}) == len({seed for _, seed, _ in found}) == 12
     assert Counter(one[0] for one in found) == {"wild": 8, "whole": 2, "frames": 2}
     for recipe in make.RECIPES:
         flags = map(str, make.scene_flags(args, recipe))

@@ -114,12 +114,13 @@ def scene_flags(args, recipe):
 
 
 def shards(args):
-    """(recipe, number among those of the recipe, folder) of each shard: each is of a seed of its own."""
+    """(recipe, seed, folder) of each shard. The seeds are far from those of other runs."""
     found = []
     for number in range(-(-args.scenes // args.shard)):
         recipe = MIX[number % len(MIX)]
         among = sum(other == recipe for other, *_ in found)
-        found.append((recipe, among, Path(args.output, "shards", f"{recipe}-{among:03}")))
+        seed = args.seed + 1000 * (among + 1) + list(RECIPES).index(recipe)
+        found.append((recipe, seed, Path(args.output, "shards", f"{recipe}-{among:03}")))
     return found
 
 
@@ -129,16 +130,14 @@ def make_scenes(args):
     run("main_synthesize.py", "--output", Path(args.output, "held_out"), "--train", 0, "--val", -(-args.held_out // 2),
         "--test", args.held_out, "--seed", args.seed, "--num_workers", args.num_workers,
         *scene_flags(args, "wild"))  # fmt: skip
-    waiting = [one for one in shards(args) if not is_spectrogram_set(one[-1] / "train")]
+    waiting = [(*about, folder) for *about, folder in shards(args) if not is_spectrogram_set(folder / "train")]
 
     def work():
         while args.minutes is None or time.monotonic() - started <= 60 * args.minutes:
             try:
-                recipe, among, folder = waiting.pop(0)  # by one thread alone
+                recipe, seed, folder = waiting.pop(0)  # by one thread alone
             except IndexError:
                 return
-            # Far from the seeds of other runs.
-            seed = args.seed + 1000 * (among + 1) + list(RECIPES).index(recipe)
             run("main_synthesize.py", "--output", folder, "--train", args.shard, "--val", 0, "--test", 0, "--seed", seed,
                 "--num_workers", 0, *scene_flags(args, recipe), quiet=True)  # fmt: skip
 
