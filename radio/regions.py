@@ -1,13 +1,14 @@
 """From class probabilities on the image cells to carriers: the way back from `radio.carriers.paint`."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
 
-from radio.carriers import Carrier
+from radio.carriers import LTE, NR, Carrier
 
 # A row or column belongs to a rectangle if at least this share of it has the rectangle's class.
 FILLED = 0.5
@@ -17,6 +18,11 @@ LEFTOVER_AREA, LEFTOVER_LENGTH = 0.1, 0.5
 SAME_BAND = 0.5
 # A class is told from another without doubt if it is so many times as likely.
 SURE = 2
+# A radio frame of LTE and NR (TS 36.211, clause 4; TS 38.211, clause 4.3.1). No carrier of them is on for less, so a region
+# that lasts less is a part of the carrier in whose band it lies: its class, and how little of the band it has, are errors.
+FRAME_S = 0.01
+# It lies in the band of another if that holds this share of its rows.
+WITHIN = 0.5
 # Cells that share a side.
 TOUCHING = ndimage.generate_binary_structure(2, 1)
 # Smaller pieces are not looked at: fewer cells than a class can be told by, whatever they stand for in Hz and seconds.
@@ -66,6 +72,14 @@ class _Region:
         shared = min(self.high, other.high) - max(self.low, other.low)
         return shared / (max(self.high, other.high) - min(self.low, other.low))
 
+    @property
+    def length(self):
+        return self.end - self.first
+
+    def lies_in(self, other):
+        """Whether the other has most of its band."""
+        return min(self.high, other.high) - max(self.low, other.low) >= WITHIN * (self.high - self.low)
+
     def joined(self, later):
         """With one that follows: from the first to the last column, edges and chances as means over their columns."""
         columns = self.columns + later.columns
@@ -76,6 +90,13 @@ class _Region:
 
         return _Region(self.first, max(self.end, later.end), mean(self.low, later.low), mean(self.high, later.high),
                        mean(self.chance, later.chance), columns)  # fmt: skip
+
+    def with_scrap(self, scrap):
+        """With one that is a part of it: longer where that reaches beyond it, chances as means over the cells of both."""
+        first, end = min(self.first, scrap.first), max(self.end, scrap.end)
+        own, its = self.columns * (self.high - self.low), scrap.columns * (scrap.high - scrap.low)
+        chance = (own * self.chance + its * scrap.chance) / (own + its)
+        return replace(self, first=first, end=end, chance=chance, columns=min(end - first, self.columns + scrap.columns))
 
 
 def _is_sure(chance):
@@ -92,7 +113,8 @@ class CarrierFinder:
     its mean inside, between the centres of two rows: as `paint` puts a cell into a carrier by its centre. A carrier is of
     one class all over: a rectangle is divided by class only into bands that the model tells apart without doubt.
     Rectangles in one band that follow each other, in the same block or the next, are one carrier, unless there is a silence
-    longer than `limits.bridge_s` or the model is sure that their classes differ.
+    longer than `limits.bridge_s` or the model is sure that their classes differ. Of NR and LTE, one that lasts less than a
+    radio frame is no carrier beside a longer one that has its band, of whichever class: it joins that one.
 
     Args:
         class_names: by class id; the first is what nothing else is.
@@ -139,9 +161,38 @@ class CarrierFinder:
 
     def finish(self):
         """All carriers, in the order of their beginnings; times from the beginning of the first column."""
-        carriers = [carrier for one in (*self._done, *self._open) if (carrier := self._carrier(one))]
+        carriers = [carrier for one in self._without_scraps() if (carrier := self._carrier(one))]
         self._open, self._done = [], []
         return sorted(carriers, key=lambda one: (one.start_s, one.freq_lower_hz, one.label))
+
+    def _without_scraps(self):
+        """All regions, those that are scraps of another within it: from the shortest, each into the longest that has it."""
+        regions = sorted((*self._done, *self._open), key=lambda one: one.length)
+        frame, bridge = FRAME_S / self.column_s - 1e-6, self.limits.bridge_s / self.column_s + 1e-6
+        places = [place for place, one in enumerate(regions) if self.class_names[one.label] in (NR, LTE)]
+
+        def stretches(first, end):  # of so many columns that a scrap and what is near it lie in few of them
+            return range(int(first // (frame + bridge)), int(end // (frame + bridge)) + 1)
+
+        in_stretch = defaultdict(set)
+        for place in places:
+            for number in stretches(regions[place].first, regions[place].end):
+                in_stretch[number].add(place)
+        gone = set()
+        for place in places:
+            scrap = regions[place]
+            if scrap.length >= frame:
+                continue
+            before, after = scrap.first - bridge, scrap.end + bridge
+            near = set().union(*(in_stretch[number] for number in stretches(before, after))) - gone
+            has_it = [(regions[other].length, -other) for other in near
+                      if regions[other].first <= after and regions[other].end >= before
+                      and regions[other].length > scrap.length and scrap.lies_in(regions[other])]  # fmt: skip
+            if has_it:
+                longest = -max(has_it)[1]
+                regions[longest] = regions[longest].with_scrap(scrap)
+                gone.add(place)
+        return [one for place, one in enumerate(regions) if place not in gone]
 
     def _carrier(self, region):
         """In seconds and Hz, or None where it is outside of the limits."""

@@ -200,3 +200,57 @@ def test_a_cut_by_class_needs_rows_of_one_class_that_are_sure():
         chance[1:, 18 : 18 + rows] = np.array([sure, 0.95 - sure])[:, None, None]
         chance[0] = 1 - chance[1:].sum(axis=0)
         assert len(find(chance)) == expected
+
+
+def with_scrap(label, rows, columns):
+    """A carrier of NR on rows 10 to 40, and columns of some rows that are taken for another class."""
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:40, 20:150] = 1
+    mask[slice(*rows), slice(*columns)] = label
+    return probabilities(mask)
+
+
+@pytest.mark.parametrize("columns", [(60, 69), (20, 29), (141, 150), (150, 159), (155, 164), (11, 20)])
+@pytest.mark.parametrize("rows", [(10, 40), (12, 24)])
+@pytest.mark.parametrize("bridge_s", [0.0, 6e-3, 20e-3])
+def test_what_lasts_less_than_a_frame_is_a_part_of_the_carrier_in_whose_band_it_lies(columns, rows, bridge_s):
+    """A column is 1 ms: 9 of them are taken for LTE, within the carrier, at its ends, and after a silence of 5."""
+    chance = with_scrap(2, rows, columns)
+    cuts = tuple(sorted({*columns, 20, 100, 150}))
+    found = find(chance, Limits(bridge_s=bridge_s), cuts)
+    if columns[0] == 155 and bridge_s < 5e-3:
+        assert [(one.label, round(one.start_s, 6)) for one in found] == [("NR", 0.02), ("LTE", 0.155)]
+        return
+    assert {one.label for one in found} == {"NR"}
+    first, last = min(20, columns[0]), max(150, columns[1])
+    assert found[0].start_s == pytest.approx(first * COLUMN_S)
+    assert found[-1].end_s == pytest.approx(last * COLUMN_S)
+    assert sum(one.duration_s for one in found) == pytest.approx((last - first) * COLUMN_S)
+    longest = max(found, key=lambda one: one.duration_s)
+    edges = (np.array([longest.freq_lower_hz, longest.freq_upper_hz]) - BAND[0]) / ROW_HZ
+    assert edges == pytest.approx([10, 40], abs=1)
+    assert 0.7 < longest.confidence < 0.9  # the cells of the other class count
+
+
+def test_a_frame_of_another_class_is_a_carrier():
+    found = find(with_scrap(2, (10, 40), (100, 110)), Limits(bridge_s=20e-3), (100, 110))
+    assert sorted((one.label, round(one.start_s, 3), round(one.duration_s, 3)) for one in found) == [
+        ("LTE", 0.1, 0.01), ("NR", 0.02, 0.13)]  # fmt: skip
+
+
+def test_a_scrap_beside_the_band_of_a_carrier_is_its_own():
+    assert [one.label for one in find(with_scrap(2, (42, 60), (60, 69)), cuts=(60, 69))] == ["NR", "LTE"]
+
+
+def test_of_two_that_last_equally_long_none_is_a_scrap():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[10:40, :8], mask[10:40, 8:16] = 1, 2
+    assert [one.label for one in find(probabilities(mask), cuts=(8,))] == ["NR", "LTE"]
+
+
+def test_classes_that_send_no_frames_may_last_less():
+    finder = CarrierFinder(["Noise", "Wi-Fi", "Bluetooth"], ROWS_HZ, COLUMN_S, Limits(), BAND)
+    chance = with_scrap(2, (10, 40), (60, 63))
+    for first, end in ((0, 60), (60, 63), (63, COLUMNS)):
+        finder.add(chance[:, :, first:end], first)
+    assert sorted(one.label for one in finder.finish()) == ["Bluetooth", "Wi-Fi"]
