@@ -50,7 +50,7 @@ def made(folder, *more):
 def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp_path):
     assert made(tmp_path) == 0
     assert here == ["main_synthesize.py"] * 3 + ["main_pretrain.py", "main_finetune.py"]
-    shards = [SpectrogramSet(tmp_path / "shards" / name / "train") for name in ("wild-000", "wild-001")]
+    shards = [SpectrogramSet(tmp_path / "shards" / name / "train") for name in ("wild-000", "whole-000")]
     joined = SpectrogramSet(tmp_path / "scenes" / "train")
     assert joined.shape == (8, 1, 16, 16)
     for arrays in ("spectrograms", "masks"):
@@ -90,14 +90,15 @@ def test_shards_are_of_every_recipe_and_each_of_a_seed_of_its_own(tmp_path):
     args = make.get_args_parser().parse_args(words)
     found = make.shards(args)
     assert len({folder for *_, folder in found}) == len({seed for _, seed, _ in found}) == 12
-    assert Counter(one[0] for one in found) == {"wild": 8, "whole": 2, "frames": 2}
+    assert Counter(one[0] for one in found) == {"wild": 4, "whole": 2, "pieces": 2, "frames": 2, "others": 2}
     for recipe in make.RECIPES:
         flags = map(str, make.scene_flags(args, recipe))
         made_of = main_synthesize.get_args_parser().parse_args(["--output", "x", *flags])
         config = with_settings(PRESETS[made_of.preset], made_of.set)
         assert config.duration_ms == (3,)  # --set has the last word
-        assert (config.inside, config.num_distractors == (0,)) == {"wild": (0.2, False), "whole": (0, False),
-                                                                   "frames": (0, True)}[recipe]  # fmt: skip
+        assert (config.inside, config.agc, config.noise_only) == {
+            "wild": (0.2, 0.15, 0.2), "whole": (0, 0.15, 0.2), "pieces": (0, 1, 0.1), "frames": (0, 0, 0),
+            "others": (0.2, 0.4, 1)}[recipe]  # fmt: skip
 
 
 def test_where_time_is_up_the_shards_that_are_there_are_used(here, tmp_path, monkeypatch):
@@ -114,9 +115,9 @@ def test_where_time_is_up_the_shards_that_are_there_are_used(here, tmp_path, mon
 
 def test_shards_of_several_recipes_are_not_joined(here, tmp_path):
     assert made(tmp_path, "--only", "scenes") == 0
-    path = tmp_path / "shards" / "wild-001" / "train" / "set.json"
+    path = tmp_path / "shards" / "whole-000" / "train" / "set.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["Noise", "LTE", "NR"]}))
-    folders = [tmp_path / "shards" / name / "train" for name in ("wild-000", "wild-001")]
+    folders = [tmp_path / "shards" / name / "train" for name in ("wild-000", "whole-000")]
     with pytest.raises(UserError, match="expected shards of one recipe; found several"):
         make.join_sets(folders, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()

@@ -55,14 +55,23 @@ SETTINGS = (
     "agc=0.15", "agc_steps=1,8", "overdriven=0.12",
 )
 # Flags of main_synthesize.py. "whole": carriers that are seen from edge to edge, as receivers are usually set; "frames": of
-# the published work, a clean band of 5G NR and LTE.
+# the published work, a clean band of 5G NR and LTE; "pieces": one carrier in a recording that is joined of pieces, each with
+# a gain of its own; "others": no carrier, but what may be taken for one, and noise whose level does not keep still.
 RECIPES = {
     "wild": ("--set", *SETTINGS),
     "whole": ("--set", *SETTINGS, "duration_ms=4,12", "inside=0", "cut=0.1"),
     "frames": ("--preset", "classic", "--set", "duration_ms=2,12", "sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6",
                "snr_db=0,40"),
+    "pieces": ("--set", *SETTINGS, "inside=0", "cut=0.05", "num_carriers=1", "technologies=NR,NR,NR,LTE", "noise_only=0.1",
+               "sample_rates_hz=11.52e6,15.36e6,23.04e6,23.04e6,30.72e6,46.08e6,46.08e6,61.44e6",
+               "nr_bandwidths_mhz=10,15,20,20,40,40,50", "nr_spacings_khz=15,30,30", "nr_ssb_periods_ms=5,10,20",
+               "agc=1", "agc_steps=1,12"),
+    "others": ("--set", *SETTINGS, "noise_only=1", "num_distractors=0,1,1,1,1,2,3", "beyond=0.5",
+               "sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,10e6,15.36e6,20e6,20e6,20e6,20e6,25e6,40e6",
+               "distractor_kinds=ofdm,ofdm,ofdm,ofdm,ofdm,ofdm,qam,noise_burst,noise_burst,gsm,pulses",
+               "agc=0.4", "agc_steps=10,200", "agc_step_db=-3,3"),
 }  # fmt: skip
-MIX = ("wild", "wild", "whole", "wild", "wild", "frames")  # of the shards, again and again
+MIX = ("wild", "whole", "pieces", "wild", "frames", "others")  # of the shards, again and again
 
 
 def get_args_parser():
