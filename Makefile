@@ -10,7 +10,8 @@ DEMO := demo_output
 RECORDINGS := ../shared/data/recordings
 CAPTURES := $(wildcard $(RECORDINGS)/lte-f1815.3-s19.2-bw20-0.08s-hackrf.sigmf-meta \
 	$(RECORDINGS)/nr-srsran-n78-20MHz-23.04Msps.sigmf-meta)
-FRONT_END := --n_fft 512 --window_ms 5 --input_size 224 --set duration_ms=2,12
+# Clean frames of 5G NR and LTE: of other scenes a minute teaches nothing.
+FRAMES := --n_fft 512 --window_ms 5 --input_size 224 --preset classic --set duration_ms=2,12 snr_db=10,40
 
 .PHONY: demo test bench clean
 
@@ -19,11 +20,11 @@ demo: $(VENV)/.installed $(if $(CAPTURES),,$(DEMO)/air)
 		--output $(DEMO)/labelled --truth
 	@echo
 	@echo "Labelled: look at $(DEMO)/labelled. Now a short training shows how such a model is made; the weights took longer."
-	$(RUN) main_synthesize.py --output $(DEMO)/scenes $(FRONT_END) --train 320 --val 32 --test 64
+	$(RUN) main_synthesize.py --output $(DEMO)/scenes $(FRAMES) --train 320 --val 32 --test 64
 	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 3 \
 		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 3 --output_dir $(DEMO)/pretrain
 	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes --model vit_tiny_patch16 \
-		--finetune weights/radio_mae_vit_tiny.safetensors --batch_size 16 --epochs 3 --warmup_epochs 1 --blr 8e-3 \
+		--finetune weights/radio_mae_vit_tiny.safetensors --batch_size 16 --epochs 5 --warmup_epochs 1 --blr 8e-3 \
 		--num_workers 0 --output_dir $(DEMO)/finetune
 	@echo
 	@echo "Look at $(DEMO)/labelled (waterfall, class map, annotations of each capture), $(DEMO)/scenes/contact_sheet.png"
