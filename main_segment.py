@@ -83,7 +83,8 @@ def get_args_parser():
 
     carriers = parser.add_argument_group("what counts as a carrier")
     carriers.add_argument("--min_bandwidth_hz", type=float, help=f"{DEFAULT_ROWS} image rows where not given")
-    carriers.add_argument("--min_duration_s", type=float, help=f"{DEFAULT_COLUMNS} image columns where not given")
+    carriers.add_argument("--min_duration_s", type=float, help=f"{DEFAULT_COLUMNS} image columns where not given, but of NR "
+                          "and LTE half a frame, 5 ms, or half of a shorter stretch")  # fmt: skip
     carriers.add_argument("--min_confidence", type=float, default=DEFAULT_CONFIDENCE, help="mean probability of the label")
     carriers.add_argument("--bridge_s", type=float, default=DEFAULT_BRIDGE_S, help="longest silence inside a carrier")
 

@@ -30,16 +30,19 @@ LEAST_CELLS = 4
 # An idle NR cell sends an SSB burst every 20 ms (TS 38.213, clause 4.1): what is quiet for no longer is one carrier.
 DEFAULT_BRIDGE_S = 0.02
 DEFAULT_CONFIDENCE = 0.6  # below it are mostly scraps of what the model is in doubt of
-# Without limits given, a carrier has to be at least this many rows high and columns long.
+# Without limits given, a carrier has to be at least this many rows high and columns long; of NR and LTE half a frame, in
+# which LTE repeats its synchronisation, or half of a shorter stretch: what is found for less is mostly in none.
 DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2
+DEFAULT_FRAMES = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
     """What counts as a carrier.
 
-    min_bandwidth_hz, min_duration_s: None for two rows and two columns of the image. min_confidence: of the mean
-    probability of the label over the rectangle. bridge_s: longest silence inside a carrier.
+    min_bandwidth_hz, min_duration_s: None for two rows and two columns of the image, but of NR and LTE half a radio frame or
+    half of a shorter stretch. min_confidence: of the mean probability of the label over the rectangle. bridge_s: longest
+    silence inside a carrier.
     """
 
     min_bandwidth_hz: float | None = None
@@ -135,7 +138,6 @@ class CarrierFinder:
         self.duration_s = duration_s
         least = limits.min_bandwidth_hz
         self._min_hz = DEFAULT_ROWS * self.row_hz if least is None else least
-        self._min_s = DEFAULT_COLUMNS * column_s if limits.min_duration_s is None else limits.min_duration_s
         self._open, self._done = [], []
 
     def add(self, probabilities, first_column):
@@ -194,6 +196,12 @@ class CarrierFinder:
                 gone.add(place)
         return [one for place, one in enumerate(regions) if place not in gone]
 
+    def _least_s(self, label):
+        columns_s = DEFAULT_COLUMNS * self.column_s
+        if self.limits.min_duration_s is not None:
+            return self.limits.min_duration_s
+        return max(columns_s, min(DEFAULT_FRAMES * FRAME_S, self.duration_s / 2)) if label in (NR, LTE) else columns_s
+
     def _carrier(self, region):
         """In seconds and Hz, or None where it is outside of the limits."""
         edges = self.rows_hz[0] + self.row_hz * (np.array([region.low, region.high]) - 0.5)
@@ -201,9 +209,11 @@ class CarrierFinder:
         start_s = region.first * self.column_s
         duration_s = min(region.end * self.column_s, self.duration_s) - start_s
         confidence = min(1.0, round(float(region.chance[region.label]), 4))
-        if high - low < self._min_hz - 1e-6 or duration_s < self._min_s - 1e-12 or confidence < self.limits.min_confidence:
+        label = self.class_names[region.label]
+        too_short = duration_s < self._least_s(label) - 1e-12
+        if high - low < self._min_hz - 1e-6 or too_short or confidence < self.limits.min_confidence:
             return None
-        return Carrier(self.class_names[region.label], start_s, duration_s, low, high, confidence)
+        return Carrier(label, start_s, duration_s, low, high, confidence)
 
 
 def regions_of(probabilities):

@@ -254,3 +254,15 @@ def test_classes_that_send_no_frames_may_last_less():
     for first, end in ((0, 60), (60, 63), (63, COLUMNS)):
         finder.add(chance[:, :, first:end], first)
     assert sorted(one.label for one in finder.finish()) == ["Bluetooth", "Wi-Fi"]
+
+
+@pytest.mark.parametrize(("columns", "stretch", "count"), [(4, 200, 0), (5, 200, 1), (2, 6, 0), (3, 6, 1), (1, 2, 0)])
+def test_without_a_limit_a_carrier_lasts_half_a_frame_or_half_of_a_shorter_stretch(columns, stretch, count):
+    mask = np.zeros((ROWS, stretch), np.uint8)
+    mask[10:40, :columns] = 2
+    duration_s = stretch * COLUMN_S
+    for names, limits, expected in ((CLASSES, Limits(), count), (CLASSES, Limits(min_duration_s=0), 1),
+                                    (["Noise", "Wi-Fi", "Bluetooth"], Limits(), int(columns >= 2))):  # fmt: skip
+        finder = CarrierFinder(names, ROWS_HZ, COLUMN_S, limits, BAND, duration_s)
+        finder.add(probabilities(mask), 0)
+        assert len(finder.finish()) == expected
