@@ -357,6 +357,8 @@ def main(args):
     for run, record in done_together(missing, at_once, lambda run: do(run, folder, device, threads),
                                      lambda: time.monotonic() - started > 60 * args.minutes):  # fmt: skip
         records[run.name] = record
+        # Rows stand in the order of the runs, whichever ended first.
+        records = {one.name: records[one.name] for one in todo if one.name in records}
         write_records(args.size, records)
         results_tables.update(RECORDS)
         print(f"{run.name}: {record['minutes']} min, {sum(run.name in records for run in todo)} of {len(todo)}", flush=True)
