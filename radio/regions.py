@@ -31,9 +31,9 @@ LEAST_CELLS = 4
 DEFAULT_BRIDGE_S = 0.02
 DEFAULT_CONFIDENCE = 0.6  # below it are mostly scraps of what the model is in doubt of
 # Without limits given, a carrier has to be at least this many rows high and columns long; of NR and LTE half a frame, in
-# which LTE repeats its synchronisation, or half of a shorter stretch: what is found for less is mostly in none.
+# which LTE repeats its synchronisation, or half of a shorter stretch: what is found for less is mostly none.
 DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2
-DEFAULT_FRAMES = 0.5
+DEFAULT_DURATION_S = FRAME_S / 2
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ class CarrierFinder:
         return [one for place, one in enumerate(regions) if place not in gone]
 
     def _least_s(self, label):
-        columns_s = DEFAULT_COLUMNS * self.column_s
         if self.limits.min_duration_s is not None:
             return self.limits.min_duration_s
-        return max(columns_s, min(DEFAULT_FRAMES * FRAME_S, self.duration_s / 2)) if label in (NR, LTE) else columns_s
+        columns_s = DEFAULT_COLUMNS * self.column_s
+        return max(columns_s, min(DEFAULT_DURATION_S, self.duration_s / 2)) if label in (NR, LTE) else columns_s
 
     def _carrier(self, region):
         """In seconds and Hz, or None where it is outside of the limits."""

@@ -139,7 +139,7 @@ def make_scenes(args):
     run("main_synthesize.py", "--output", Path(args.output, "held_out"), "--train", 0, "--val", -(-args.held_out // 2),
         "--test", args.held_out, "--seed", args.seed, "--num_workers", args.num_workers,
         *scene_flags(args, "wild"))  # fmt: skip
-    waiting = [(*about, folder) for *about, folder in shards(args) if not is_spectrogram_set(folder / "train")]
+    waiting = [one for one in shards(args) if not is_spectrogram_set(one[-1] / "train")]
 
     def work():
         while args.minutes is None or time.monotonic() - started <= 60 * args.minutes:
