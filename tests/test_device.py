@@ -26,13 +26,22 @@ def test_devices_that_are_not_here(name):
     assert "\n" not in str(error.value)
 
 
-def test_precision_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert pick_amp("auto", CPU) == "off"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert [pick_amp("auto", CPU, width) for width in (48, 128, 192, 512)] == ["off", "off", "bf16", "bf16"]
-    assert pick_amp("auto", CPU) == "bf16"
-    assert pick_amp("off", CPU) == "off"
+@pytest.mark.parametrize(
+    ("amx", "avx512", "vendor", "least"),
+    [(True, True, "GenuineIntel", 192), (False, True, "AuthenticAMD", 64), (False, True, "GenuineIntel", None),
+     (False, False, "AuthenticAMD", None)],
+)  # fmt: skip
+def test_precision_of_a_cpu(monkeypatch, tmp_path, amx, avx512, vendor, least):
+    """bf16 where it was measured to be faster, from the width on at which it is."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    widths = (16, 63, 64, 191, 192, 1024)
+    expected = ["bf16" if least and width >= least else "off" for width in widths]
+    assert [pick_amp("auto", CPU, width) for width in widths] == expected
+    assert pick_amp("off", CPU, 1024) == "off"
+    assert pick_amp("bf16", CPU, 16) == "bf16"
     with pytest.raises(UserError, match="--amp fp16"):
         pick_amp("fp16", CPU)
 

@@ -2,18 +2,24 @@
 
 import contextlib
 import ctypes
+import math
 import os
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from util.errors import UserError
 
 AMP_CHOICES = ("auto", "bf16", "fp16", "off")
+CPUINFO = Path("/proc/cpuinfo")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
-# A block's training step in fp32 took so many times that in bf16, Intel Xeon, two threads: width 64 0.7, 128 1.0, 192 1.3,
-# 384 1.8, 512 2.0. The same Xeon kept from AMX, with AVX512's bf16 alone: 0.6 at all widths.
-AMX_WIDTH = 192
+# The narrowest model that trains faster in bf16, by what computes it. Measured: time of a block's training step in fp32 over
+# that in bf16, two threads, by width.
+#   AMX (Intel Xeon)                64: 0.7, 128: 1.0, 192: 1.3, 384: 1.8, 512: 2.0
+#   AVX512-bf16 of AMD (EPYC)       64: 1.9, 128: 2.4, 192: 2.6, 384: 3.3, 512: 3.5
+#   AVX512-bf16 of Intel, no AMX    0.6 at all widths
+BF16_WIDTH = {"AMX": 192, "AVX512-bf16 of AMD": 64}
 
 
 def pick_device(name):
@@ -36,8 +42,8 @@ def pick_device(name):
 def pick_amp(name, device, width=512):
     """The precision of `--amp` by name: "bf16", "fp16" or "off".
 
-    "auto" is bf16 on GPUs that compute in it and fp16 on older ones; bf16 on CPUs with AMX, for models of a `width` that is
-    faster with it; off elsewhere.
+    "auto" is bf16 on GPUs that compute in it and fp16 on older ones. On a CPU it is bf16 where `BF16_WIDTH` says that a model
+    of this `width` is faster with it, else off.
 
     Raises:
         UserError: fp16 asked for on a CPU, where no scaler works.
@@ -48,8 +54,19 @@ def pick_amp(name, device, width=512):
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # A rule, not a measurement at the start: equal commands are to compute equally. torch offers no public test for AMX.
-    return "bf16" if width >= AMX_WIDTH and torch.cpu._is_amx_tile_supported() else "off"
+    # A table, not a measurement at the start: equal commands must compute equally.
+    return "bf16" if width >= BF16_WIDTH.get(cpu_bf16(), math.inf) else "off"
+
+
+def cpu_bf16():
+    """What computes bf16 on this machine's CPU: "AMX", "AVX512-bf16 of AMD", "AVX512-bf16", or None."""
+    # torch offers no public test.
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if not torch.cpu._is_avx512_bf16_supported():
+        return None
+    of_amd = CPUINFO.is_file() and "AuthenticAMD" in CPUINFO.read_text(errors="replace")
+    return "AVX512-bf16 of AMD" if of_amd else "AVX512-bf16"
 
 
 def share_threads(processes):
