@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from util import attention
+from util.convert import PATCHES
 from util.drop_path import DropPath
 from util.errors import UserError
 from util.order import inverse, rank, share_of
@@ -38,11 +39,13 @@ class ViTEncoder(nn.Module):
         mlp_ratio: width of a block's hidden layer over its own.
         norm_layer: called with a width, makes a normalization layer.
         drop_path: probability in [0, 1) that a sample skips a branch of the last block; grows linearly from 0 at the first.
+        norm_eps: epsilon of the layer norms inside blocks, the decoder's too; None: as `norm_layer` has it.
     """
 
     def __init__(
-        self, img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio=4.0, norm_layer=LayerNorm, drop_path=0.0
-    ):
+        self, img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio=4.0, norm_layer=LayerNorm,
+        drop_path=0.0, norm_eps=None,
+    ):  # fmt: skip
         super().__init__()
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if any(side % patch_size or side < patch_size for side in self.img_size):
@@ -57,7 +60,9 @@ class ViTEncoder(nn.Module):
         self.grid_size = self.patch_embed.grid_size  # (rows, columns)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
-        self.blocks = transformer_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer, drop_path)
+        self.block_norm = norm_layer if norm_eps is None else partial(nn.LayerNorm, eps=norm_eps)
+        self.blocks = transformer_blocks(depth, embed_dim, num_heads, mlp_ratio, self.block_norm, drop_path)
+        self.norm_eps = self.blocks[0].norm1.eps
         self.drop_paths = [module for module in self.blocks.modules() if isinstance(module, DropPath)]
         self.norm = norm_layer(embed_dim)
 
@@ -128,7 +133,7 @@ class MaskedAutoencoderViT(ViTEncoder):
     """Vision Transformer encoder on visible patches, light decoder on all of them.
 
     Args:
-        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer: see `ViTEncoder`.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, norm_eps: see `ViTEncoder`.
         decoder_embed_dim, decoder_depth, decoder_num_heads: width, blocks and attention heads of the decoder.
         norm_pix_loss: predict patches scaled to zero mean and unit variance each.
         mask_kind: "random" removes patches; "time" whole columns of patches, "frequency" whole rows, "time_frequency"
@@ -150,8 +155,11 @@ class MaskedAutoencoderViT(ViTEncoder):
         norm_layer=LayerNorm,
         norm_pix_loss=False,
         mask_kind="random",
+        norm_eps=None,
     ):
-        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer)
+        super().__init__(
+            img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, norm_eps=norm_eps
+        )
         if mask_kind not in MASK_KINDS:
             raise ValueError(f"expected one of {MASK_KINDS}: {mask_kind=}")
         self.norm_pix_loss = norm_pix_loss
@@ -160,7 +168,9 @@ class MaskedAutoencoderViT(ViTEncoder):
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
-        self.decoder_blocks = transformer_blocks(decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
+        self.decoder_blocks = transformer_blocks(
+            decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, self.block_norm
+        )
         self.decoder_norm = norm_layer(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
 
@@ -304,22 +314,34 @@ def _masked_mean(per_patch, mask):
 
 
 _DECODER_512 = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
-_MEDIUM = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, **_DECODER_512}
+_BASE = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, **_DECODER_512}
+_LARGE = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, **_DECODER_512}
+_HUGE = {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16, **_DECODER_512}
 
 PRESETS = {
     "mae_vit_tiny_patch16": {
         "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3,
         "decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4,
     },
+    # The encoder of WavesFM v1.0 (arXiv 2511.15162); its decoder is not published, this one is the tiny model's.
+    "mae_vit_wavesfm_patch16": {
+        "patch_size": 16, "embed_dim": 256, "depth": 8, "num_heads": 8,
+        "decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4,
+    },
     "mae_vit_small_patch16": {
         "patch_size": 16, "embed_dim": 512, "depth": 12, "num_heads": 8,
         "decoder_embed_dim": 256, "decoder_depth": 8, "decoder_num_heads": 16,
     },
-    "mae_vit_medium_patch16": _MEDIUM,
-    "mae_vit_base_patch16": _MEDIUM,
-    "mae_vit_large_patch16": {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, **_DECODER_512},
-    "mae_vit_huge_patch14": {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16, **_DECODER_512},
+    "mae_vit_medium_patch16": _BASE,
+    "mae_vit_base_patch16": _BASE,
+    "mae_vit_large_patch16": _LARGE,
+    "mae_vit_huge_patch14": _HUGE,
+    # MAE's longer names of the same
+    "mae_vit_base_patch16_dec512d8b": _BASE,
+    "mae_vit_large_patch16_dec512d8b": _LARGE,
+    "mae_vit_huge_patch14_dec512d8b": _HUGE,
 }  # fmt: skip
+DEFAULT_PRESET = "mae_vit_small_patch16"  # the published one
 
 
 def create_model(name, **kwargs):
@@ -336,8 +358,29 @@ def create_model(name, **kwargs):
         raise UserError(f"--model {name}: {error}") from error
 
 
-def __getattr__(name):
-    """`models_mae.mae_vit_base_patch16(...)`, as in MAE."""
-    if name in PRESETS:
-        return partial(create_model, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def preset_of(weights, path):
+    """The preset whose encoder a file's weights are of: by the name that they come with, else by their sizes.
+
+    Args:
+        weights: `util.weights.Weights`; path: where they come from, for messages.
+
+    Raises:
+        UserError: no preset has these sizes.
+    """
+    state = weights.state_dict
+    projection = state.get(PATCHES)
+    if projection is None or projection.ndim != 4:
+        raise UserError(f"{path}: expected an encoder with patch_embed.proj.weight; found {', '.join(list(state)[:3])}, ...")
+    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    found = {"patch_size": projection.shape[-1], "embed_dim": len(projection), "depth": len(blocks)}
+    fitting = [name for name, sizes in PRESETS.items() if found.items() <= sizes.items()]
+    own = str(weights.preset or weights.args.get("model") or "")
+    own = own if own.startswith("mae_") else f"mae_{own}"
+    if not fitting:
+        sizes = ", ".join(f"{key} {value}" for key, value in found.items())
+        raise UserError(f"{path}: expected the encoder of a preset ({', '.join(PRESETS)}); found {sizes}")
+    return own if own in fitting else fitting[0]
+
+
+# `models_mae.mae_vit_base_patch16(...)` and `models_mae.__dict__["mae_vit_base_patch16"](...)`, as in MAE
+globals().update({name: partial(create_model, name) for name in PRESETS})

@@ -7,12 +7,31 @@ from torch import nn
 
 import models_mae
 from models_mae import LayerNorm, ViTEncoder, transformer_blocks
+from util import lora
+from util.convert import PATCHES
 from util.errors import UserError
 from util.pos_embed import sincos_2d
 
 HEADS = ("decoder", "linear")
 # These are functions of the grid, not weights: no mode trains them.
 FIXED = ("pos_embed", "decoder_pos_embed")
+
+
+def probe_norm(width):
+    """Batch norm without weights of its own, as MAE's linear probe has it: features of any scale suit one learning rate."""
+    return nn.BatchNorm1d(width, affine=False, eps=1e-6)
+
+
+class Encoder(ViTEncoder):
+    """The encoder alone: images [N, in_chans, frequency, time] -> tokens [N, 1 + L, embed_dim], class token first."""
+
+    def __init__(self, img_size=224, **kwargs):
+        super().__init__(img_size, **kwargs)
+        self.initialize()
+
+    def forward(self, imgs):
+        """See `ViTEncoder.encode`."""
+        return self.encode(imgs)
 
 
 class SegmentationViT(ViTEncoder):
@@ -24,11 +43,12 @@ class SegmentationViT(ViTEncoder):
 
     Args:
         num_classes: classes of a cell.
-        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path: see `ViTEncoder`; the
-            head's blocks have no drop path.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path, norm_eps: see
+            `ViTEncoder`; the head's blocks have no drop path.
         head: "decoder" or "linear".
         head_depth: transformer blocks of the "decoder" head.
         decoder_embed_dim, decoder_num_heads: their width and attention heads.
+        head_norm: put `probe_norm` before the linear layer.
     """
 
     def __init__(
@@ -47,8 +67,12 @@ class SegmentationViT(ViTEncoder):
         mlp_ratio=4.0,
         norm_layer=LayerNorm,
         drop_path=0.0,
+        norm_eps=None,
+        head_norm=False,
     ):
-        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path)
+        super().__init__(
+            img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path, norm_eps
+        )
         if head not in HEADS:
             raise ValueError(f"expected one of {HEADS}: {head=}")
         if head == "decoder" and head_depth < 1:
@@ -57,17 +81,21 @@ class SegmentationViT(ViTEncoder):
         if self.has_decoder:
             self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
             self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
-            self.decoder_blocks = transformer_blocks(head_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, norm_layer)
+            self.decoder_blocks = transformer_blocks(
+                head_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, self.block_norm
+            )
             self.decoder_norm = norm_layer(decoder_embed_dim)
-        self.head = nn.Linear(decoder_embed_dim if self.has_decoder else embed_dim, patch_size**2 * num_classes)
+        width = decoder_embed_dim if self.has_decoder else embed_dim
+        self.head_norm = probe_norm(width) if head_norm else nn.Identity()
+        self.head = nn.Linear(width, patch_size**2 * num_classes)
         self.initialize()
 
     @property
     def head_modules(self):
         """What is trained anew or further for the task, whatever becomes of the encoder."""
         if not self.has_decoder:
-            return [self.head]
-        return [self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.head]
+            return [self.head_norm, self.head]
+        return [self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.head_norm, self.head]
 
     def forward_decoder(self, tokens):
         """Encoded tokens [N, 1 + L, embed_dim] -> [N, 1 + L, decoder_embed_dim]."""
@@ -87,8 +115,9 @@ class SegmentationViT(ViTEncoder):
         if self.has_decoder:
             tokens = self.forward_decoder(tokens)  # (N, 1 + L, decoder_embed_dim)
 
-        # predict patches, without the class token
-        patches = self.head(tokens[:, 1:])  # (N, L, patch * patch * num_classes)
+        # predict patches, without the class token; the norm is over all patches of the batch
+        tokens = self.head_norm(tokens[:, 1:].flatten(0, 1)).unflatten(0, (-1, self.num_patches))  # (N, L, D)
+        patches = self.head(tokens)  # (N, L, patch * patch * num_classes)
 
         # fold patches back to the image
         return self.unpatchify(patches)
@@ -102,9 +131,11 @@ class ClassificationViT(ViTEncoder):
 
     Args:
         num_classes: classes of an image.
-        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path: see `ViTEncoder`.
+        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path, norm_eps: see
+            `ViTEncoder`.
         global_pool: the mean of the patches, then `fc_norm`, and no `norm` (MAE's fine-tuning); else `norm`, then the class
             token.
+        head_norm: put `probe_norm` before the linear layer.
     """
 
     def __init__(
@@ -120,12 +151,17 @@ class ClassificationViT(ViTEncoder):
         mlp_ratio=4.0,
         norm_layer=LayerNorm,
         drop_path=0.0,
+        norm_eps=None,
+        head_norm=False,
     ):
-        super().__init__(img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path)
+        super().__init__(
+            img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, drop_path, norm_eps
+        )
         self.global_pool = global_pool
         if global_pool:
             self.norm = nn.Identity()
             self.fc_norm = norm_layer(embed_dim)
+        self.head_norm = probe_norm(embed_dim) if head_norm else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes)
         self.initialize()
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
@@ -133,7 +169,7 @@ class ClassificationViT(ViTEncoder):
     @property
     def head_modules(self):
         """What is trained anew for the task, whatever becomes of the encoder."""
-        return [self.fc_norm, self.head] if self.global_pool else [self.head]
+        return [*([self.fc_norm] if self.global_pool else []), self.head_norm, self.head]
 
     def forward(self, imgs, drop_numbers=None):
         """Images [N, in_chans, frequency, time] -> logits [N, num_classes]; see `set_drop_numbers`."""
@@ -145,11 +181,16 @@ class ClassificationViT(ViTEncoder):
         features = self.fc_norm(tokens[:, 1:].mean(dim=1)) if self.global_pool else tokens[:, 0]  # (N, embed_dim)
 
         # predict classes
-        return self.head(features)
+        return self.head(self.head_norm(features))
 
 
 def training_modules(model, mode):
-    """The modules that `mode` trains (see `trainable`), each with all that it contains."""
+    """The modules that `mode` trains (see `trainable`), each with all that it contains.
+
+    Of an encoder with adapters these are the adapters, and the head.
+    """
+    if adapters := lora.modules(model):
+        return [*adapters, *model.head_modules]
     last = re.fullmatch(r"last:(\d+)", mode)
     if mode == "full":
         return [model]
@@ -158,7 +199,7 @@ def training_modules(model, mode):
     if mode == "head":
         return model.head_modules
     if mode == "probe":
-        return [model.head]
+        return [model.head_norm, model.head]
     if last and 1 <= int(last[1]) <= len(model.blocks):
         return [*model.blocks[-int(last[1]) :], model.norm, *model.head_modules]
     raise UserError(f"--train: expected full, head, probe or last:N, N from 1 to {len(model.blocks)}; found {mode!r}")
@@ -170,7 +211,8 @@ def trainable(model, mode):
     Args:
         model: a model of this module; of any other, "full" is all that is known.
         mode: "full", everything; "head", the head with its decoder blocks or `fc_norm`; "probe", the linear layer `head`
-            alone; "last:N", the last N blocks of the encoder, its `norm` and the head. Position embeddings never train.
+            alone; "last:N", the last N blocks of the encoder, its `norm` and the head. Position embeddings never train. Of
+            an encoder with adapters (`util.lora`) these and the head train, whatever the mode.
 
     Returns:
         The names of the parameters that train.
@@ -200,6 +242,7 @@ def train_mode(model, mode):
 
 
 PRESETS = {name.removeprefix("mae_"): sizes for name, sizes in models_mae.PRESETS.items()}
+DEFAULT_PRESET = models_mae.DEFAULT_PRESET.removeprefix("mae_")
 
 
 def create_model(
@@ -217,23 +260,60 @@ def create_model(
     Raises:
         UserError: no such preset, an image size that its patches do not tile, or another value that the class refuses.
     """
-    if name not in PRESETS:
-        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
-    sizes = {key: size for key, size in PRESETS[name].items() if not key.startswith("decoder_")}
-    sizes |= {"img_size": img_size, "in_chans": in_chans, "drop_path": drop_path}
+    if task not in ("segmentation", "classification"):
+        raise UserError(f"--model {name}: expected segmentation or classification: {task=}")
+    sizes = encoder_sizes(name) | {"img_size": img_size, "in_chans": in_chans, "drop_path": drop_path}
     try:
         if task == "classification":
             return ClassificationViT(num_classes, **sizes | {"global_pool": global_pool} | kwargs)
-        if task != "segmentation":
-            raise ValueError(f"expected segmentation or classification: {task=}")
         decoder = {key: PRESETS[name][key] for key in ("decoder_embed_dim", "decoder_num_heads")}
         return SegmentationViT(num_classes, **sizes | decoder | {"head": head, "head_depth": head_depth} | kwargs)
     except ValueError as error:
         raise UserError(f"--model {name}: {error}") from error
 
 
-def __getattr__(name):
-    """`models_vit.vit_base_patch16(...)`, as in MAE."""
-    if name in PRESETS:
-        return partial(create_model, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def create_encoder(name, img_size, in_chans=1, **kwargs):
+    """The `Encoder` of the preset `name`; raises as `create_model`."""
+    try:
+        return Encoder(img_size, in_chans=in_chans, **encoder_sizes(name), **kwargs)
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from error
+
+
+def encoder_sizes(name):
+    """The sizes of a preset's encoder, as `ViTEncoder` takes them.
+
+    Raises:
+        UserError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
+    return {key: size for key, size in PRESETS[name].items() if not key.startswith("decoder_")}
+
+
+def preset_of(weights, path):
+    """See `models_mae.preset_of`."""
+    return models_mae.preset_of(weights, path).removeprefix("mae_")
+
+
+def head_of(weights):
+    """What a file's weights say of its head: dict of the arguments of `create_model`, {} without a head.
+
+    It is `task` and `num_classes`, and `head` with `head_depth`, or `global_pool`; `head_norm`.
+    """
+    state = weights.state_dict
+    if "head.weight" not in state:
+        return {}
+    rows = len(state["head.weight"])
+    patch_cells = state[PATCHES].shape[-1] ** 2
+    depth = len({name.split(".")[1] for name in state if name.startswith("decoder_blocks.")})
+    known = {"head_norm": "head_norm.running_mean" in state}
+    is_masks = weights.holds == "segmentation" or weights.args.get("task") == "segmentation"
+    if depth or is_masks:
+        return {**known, "task": "segmentation", "num_classes": rows // patch_cells,
+                **({"head": "decoder", "head_depth": depth} if depth else {"head": "linear"})}  # fmt: skip
+    return {**known, "task": "classification", "num_classes": rows, "global_pool": "fc_norm.weight" in state}
+
+
+# `models_vit.__dict__["vit_base_patch16"](...)`, as in MAE
+globals().update({name: partial(create_model, name) for name in PRESETS})

@@ -17,12 +17,14 @@ PARAMETERS = {
 }
 SIZES = {  # width, blocks, heads, decoder width, blocks, heads, patch
     "mae_vit_tiny_patch16": (192, 12, 3, 128, 4, 4, 16),
+    "mae_vit_wavesfm_patch16": (256, 8, 8, 128, 4, 4, 16),
     "mae_vit_small_patch16": (512, 12, 8, 256, 8, 16, 16),
     "mae_vit_medium_patch16": (768, 12, 12, 512, 8, 16, 16),
     "mae_vit_base_patch16": (768, 12, 12, 512, 8, 16, 16),
     "mae_vit_large_patch16": (1024, 24, 16, 512, 8, 16, 16),
     "mae_vit_huge_patch14": (1280, 32, 16, 512, 8, 16, 14),
 }
+SIZES |= {f"{name}_dec512d8b": SIZES[name] for name in list(SIZES)[-3:]}  # MAE's longer names
 
 
 def small(**kwargs):
@@ -56,6 +58,8 @@ def test_presets(name):
 def test_presets_are_names_of_the_module_too():
     with torch.device("meta"):
         assert models_mae.mae_vit_tiny_patch16(norm_pix_loss=True).norm_pix_loss
+        for name in SIZES:
+            assert models_mae.__dict__[name](norm_pix_loss=True).norm_pix_loss, name
     with pytest.raises(AttributeError, match="mae_vit_giant"):
         _ = models_mae.mae_vit_giant
 

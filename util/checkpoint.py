@@ -9,13 +9,13 @@ import contextlib
 import os
 import pickle
 import re
-import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from util import unpickle
 from util.errors import UserError, warn
 from util.files import atomic_path, writable_folder
 
@@ -230,7 +230,7 @@ def newest(folder):
 
 
 def read(path, what):
-    """What is in a file of torch's, on the CPU, without unpickling anything but tensors and plain values.
+    """What is in a file of torch's, on the CPU, as tensors and plain values; see `util.unpickle` for what is read.
 
     Args:
         what: what is expected, for messages: "a checkpoint".
@@ -252,16 +252,13 @@ def _refuse_damaged(path, what):
 
 def _read(path, what):
     try:
-        with warnings.catch_warnings():
-            # What torch has to say of a foreign pickle, our error says.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return unpickle.plain(unpickle.load(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected {what}; found no such file") from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: expected {what} of tensors and plain values; found other pickled objects or a damaged file"
-        ) from error
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"other pickled objects ({found[1]})" if found else "other pickled objects or a damaged file"
+        raise UserError(f"{path}: expected {what} of tensors and plain values; found {found}") from error
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: expected {what}; found a damaged or unreadable file") from error
 
@@ -276,7 +273,9 @@ def load(path):
     state = _read(path, "a whole checkpoint")
     missing = [key for key in KEYS if key not in state] if isinstance(state, dict) else KEYS
     if missing:
-        raise UserError(f"{path}: expected a checkpoint to resume from; found a file without {', '.join(missing)}")
+        what = "weights alone" if "optimizer" in missing else "another program's checkpoint"
+        raise UserError(f"{path}: expected a checkpoint of this program to resume; found {what}, without "
+                        f"{', '.join(missing)} (main_pretrain.py --init and main_finetune.py --finetune start from weights)")
     odd = [key for key in ("model", "optimizer", "args", "front_end", "progress") if not isinstance(state[key], dict)]
     if odd:
         raise UserError(f"{path}: expected dicts in a checkpoint; {odd[0]} is a {type(state[odd[0]]).__name__}")

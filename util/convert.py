@@ -1,14 +1,15 @@
 """Key names of other projects' Vision Transformers and ours, which are MAE's: from theirs to ours and back, exactly.
 
 timm has MAE's names for a plain Vision Transformer. Hugging Face's transformers has others for ViTMAE, and keeps query, key
-and value apart. No state dict says the epsilon of its norms: ours is 1e-6, as MAE's and timm's (in a ViTMAEConfig it is
-`layer_norm_eps`, 1e-12 where not given).
+and value apart. No state dict says the epsilon of its norms: see `util.weights.Weights.norm_eps`.
 """
 
 import math
 import re
 
 import torch
+
+from util.pos_embed import sincos_2d
 
 # Modules of ours, then transformers': as in published files, which every version reads; as in models since 5.0, which save
 # decoders as the third. {} is the number of a block.
@@ -38,10 +39,20 @@ IN_BLOCK = (
 FUSED = "attn.qkv"  # query above key above value
 SEPARATE = ("attn.q", "attn.k", "attn.v")
 
+PATCHES = "patch_embed.proj.weight"
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+DECODER = ("mask_token", "decoder_")
 IN_OUR_BLOCK = ("norm1.", f"{FUSED}.", "attn.proj.", "norm2.", "mlp.fc1.", "mlp.fc2.")
 # Of timm's other Vision Transformers: left out, the encoder would compute something else.
 NOT_OURS = ("reg_token", "dist_token", "norm_pre.", "attn_pool.")
+
+# Where state dicts lie in checkpoints (MAE; Lightning, MoCo; averaged weights of DeiT and timm).
+NESTS = ("model", "state_dict", "model_ema", "state_dict_ema")
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every name
+
+WAVESFM_PATCHES = ("vis_patch_embed.", "vis_patch_embeds.")
+WAVESFM_IQ = ("iq_", "channel_adapter.bias")
+WAVESFM_GRID = (14, 14)  # 224 x 224 in patches of 16
 
 
 def _pairs():
@@ -132,17 +143,99 @@ def to_timm(state_dict):
 
 
 def to_ours(state_dict):
-    """Any of these under our names: (state dict, what was changed, in words, or "").
+    """A state dict of any of these, or of the radio fork, WavesFM or MAE's linear probe, under our names.
+
+    Returns:
+        (state dict, what was changed, in words, or "").
 
     Raises:
-        ValueError: see `from_transformers` and `from_timm`.
+        ValueError: layers that ours has not; see `from_transformers`, `from_timm` and `from_wavesfm`.
     """
+    changed = []
+    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state_dict)), None):
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        changed.append(f"names without {prefix!r}")
+    state_dict = _named_as_ours(state_dict, changed)
+    return state_dict, ", ".join(changed)
+
+
+def _named_as_ours(state_dict, changed):
+    """See `to_ours`; appends to `changed`."""
     if is_transformers(state_dict):
-        return from_transformers(state_dict), "names of transformers -> MAE's"
-    if "patch_embed.proj.weight" not in state_dict:
-        return state_dict, ""
-    changed = "pos_embed + zeros for the class token" if _lacks_class_position(state_dict) else ""
-    return from_timm(state_dict), changed
+        changed.append("names of transformers -> MAE's")
+        return from_transformers(state_dict)
+    if any(name.startswith(WAVESFM_PATCHES) for name in state_dict):
+        changed.append("names of WavesFM -> MAE's")
+        return from_wavesfm(state_dict)
+    if PATCHES not in state_dict:
+        return state_dict
+    if _lacks_class_position(state_dict):
+        changed.append("pos_embed + zeros for the class token")
+    state_dict = from_timm(state_dict)
+    if "head.0.running_mean" in state_dict:
+        names = {"head.0.": "head_norm.", "head.1.": "head."}
+        state_dict = {names.get(name[:7], name[:7]) + name[7:]: tensor for name, tensor in state_dict.items()}
+        changed.append("head.0 -> head_norm, head.1 -> head")
+    if is_segmenter(state_dict):
+        state_dict = {re.sub(r"^decoder_pred\.", "head.", name): tensor for name, tensor in state_dict.items()}
+        changed.append("decoder_pred -> head")
+    return state_dict
+
+
+def is_segmenter(state_dict):
+    """Whether these are of the radio fork's segmentation model: its decoder's last layer predicts classes, not patches."""
+    predicted = state_dict.get("decoder_pred.weight")
+    if predicted is None:
+        return False
+    return "mask_token" not in state_dict or len(predicted) != math.prod(state_dict[PATCHES].shape[1:])
+
+
+def from_wavesfm(state_dict):
+    """The image encoder of WavesFM (arXiv 2511.15162) under our names; what belongs to IQ input is left out.
+
+    A 1 x 1 `channel_adapter` becomes part of the patch embedding. Scale and shift of all tokens (`mod_ln_scale.vision`,
+    `mod_ln_bias.vision`) become part of patch embedding, class token and positions. The positions are fixed and not in the
+    file. Of several patch embeddings, those after the first keep their number of channels in their names, for
+    `util.weights.load_pretrained` to choose from.
+    """
+    found = {}
+    for name, tensor in state_dict.items():
+        if name.startswith(WAVESFM_PATCHES):
+            place, leaf = name.split(".proj.")
+            weight = tensor if leaf == "weight" else state_dict[f"{place}.proj.weight"]
+            found[f"patch_embed.{weight.shape[1]}.proj.{leaf}"] = tensor
+        elif not name.startswith(WAVESFM_IQ):
+            found[name] = tensor
+    adapter = found.pop("channel_adapter.weight", None)
+    scale, shift = (found.pop(f"mod_ln_{part}.vision", None) for part in ("scale", "bias"))
+    found = {name: tensor for name, tensor in found.items() if not name.startswith("mod_ln_")}
+    channels = sorted({int(name.split(".")[1]) for name in found if name.startswith("patch_embed.")})
+    if adapter is not None:
+        [own] = channels
+        weight = torch.einsum("dchw,ci->dihw", found.pop(f"patch_embed.{own}.proj.weight"), adapter[:, :, 0, 0])
+        channels = [weight.shape[1]]
+        found |= {f"patch_embed.{channels[0]}.proj.weight": weight,
+                  f"patch_embed.{channels[0]}.proj.bias": found.pop(f"patch_embed.{own}.proj.bias")}  # fmt: skip
+    found["pos_embed"] = sincos_2d(found["cls_token"].shape[-1], WAVESFM_GRID)
+    if scale is not None:
+        for one in channels:
+            found[f"patch_embed.{one}.proj.weight"] = found[f"patch_embed.{one}.proj.weight"] * scale[:, None, None, None]
+            found[f"patch_embed.{one}.proj.bias"] = found[f"patch_embed.{one}.proj.bias"] * scale
+        found["pos_embed"] = found["pos_embed"] * scale + shift
+        found["cls_token"] = found["cls_token"] * scale
+    first = f"patch_embed.{channels[0]}.proj."
+    return {name.replace(first, "patch_embed.proj."): tensor for name, tensor in found.items()}
+
+
+def state_dict_of(content):
+    """(state dict, what lies beside it) of a checkpoint: all of it, or what is below one of `NESTS`, twice at most."""
+    beside = {}
+    for _ in range(2):
+        nest = next((name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)), None)
+        if nest is None:
+            break
+        beside, content = {**content, **beside}, content[nest]
+    return content, beside
 
 
 def _translated(name, table):

@@ -42,8 +42,8 @@ def pick_device(name):
 def pick_amp(name, device, width=512):
     """The precision of `--amp` by name: "bf16", "fp16" or "off".
 
-    "auto" is bf16 on GPUs that compute in it and fp16 on older ones. On a CPU it is bf16 where `BF16_WIDTH` says that a model
-    of this `width` is faster with it, else off.
+    "auto" is bf16 on GPUs that compute in it and fp16 on older ones. On a CPU it is bf16 where `BF16_WIDTH` says that
+    a model of this `width` is faster with it, else off.
 
     Raises:
         UserError: fp16 asked for on a CPU, where no scaler works.

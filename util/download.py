@@ -25,6 +25,7 @@ from util.transfer import forget, transfer
 
 REGISTRY = Path(__file__).with_name("downloads.json")
 RELEASED = Path(__file__).parents[1] / "weights"
+FILE_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".onnx", ".npz", ".tar"}
 KINDS = WEIGHTS, DATASET = "weights", "dataset"
 
 
@@ -33,7 +34,8 @@ class Entry:
     """A row of the registry.
 
     size: bytes; checksum: "md5:" or "sha256:" and the digest or its beginning; preset: of `models_mae`; how: what a person
-    has to do where a program cannot fetch it; use: a command, with PATH for where a data set lies; largest_unpacked: bytes.
+    has to do where a program cannot fetch it; use: a command, with PATH for where a data set lies; largest_unpacked: bytes;
+    norm_eps: epsilon of the norms inside a model's blocks.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Entry:
     how: str | None
     use: str
     largest_unpacked: int | None
+    norm_eps: float | None = None
 
     @property
     def non_commercial(self):
@@ -69,9 +72,10 @@ def entries():
 
 
 def resolve(name_or_path, offline=None):
-    """The file of weights that a flag means: a file, a name of `entries()`, or `hf://owner/name[@revision]/file`.
+    """The file of weights that a flag means: a file, a name of `entries()`, or an address of the Hugging Face hub.
 
-    What is not in the cache yet is fetched and checked; its licence is printed.
+    Addresses are `owner/name`, `hf://owner/name[@revision]` and `hf://owner/name[@revision]/file`; see `util.hub`. What is
+    not in the cache yet is fetched and checked; its licence is printed.
 
     Args:
         offline: use the cache alone; None: as HF_HUB_OFFLINE says.
@@ -84,11 +88,11 @@ def resolve(name_or_path, offline=None):
     """
     text = str(name_or_path)
     path = Path(text)
-    if text.startswith(HUB):
-        print(f"{text}: licence: see {page(text)}")
-        return from_hub(text, _is_offline(offline))
     if path.exists() and not path.is_dir():
         return path
+    if address := hub_address(text):
+        print(f"{text}: licence: see {page(address)}")
+        return from_hub(address, _is_offline(offline))
     known = entries()
     if text in known:
         if known[text].kind != WEIGHTS:
@@ -99,6 +103,23 @@ def resolve(name_or_path, offline=None):
     if path.suffix or re.search(r"[/\\]", text):
         raise UserError(f"{text}: expected a file of weights; found no such file")
     raise unknown(text, [name for name, entry in known.items() if entry.kind == WEIGHTS])
+
+
+def hub_address(text):
+    """The `hf://` address that a name means, or None: itself, or that of `owner/name`, which is no file's name."""
+    if text.startswith(HUB):
+        return text
+    is_file = Path(text).suffix in FILE_SUFFIXES or Path(text).is_dir()
+    return None if is_file or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) else f"{HUB}{text}"
+
+
+def entry_of(name):
+    """The `Entry` of weights that a flag means by their name, or by their address or its repository on the hub; or None."""
+    address = hub_address(str(name))
+    for entry in entries().values():
+        if entry.name == str(name) or (address and f"{entry.url}/".startswith(f"{address}/")):
+            return entry
+    return None
 
 
 def unknown(name, names):

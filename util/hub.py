@@ -1,5 +1,9 @@
-"""Files of the Hugging Face hub, `hf://owner/name[@revision]/file`, fetched by its own client into the cache folder."""
+"""Files of the Hugging Face hub, `hf://owner/name[@revision][/file]`, fetched by its own client into the cache folder.
 
+Without a file it is the repository's weights: the first of `FILES` that it has, else its only file of weights.
+"""
+
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -8,6 +12,9 @@ from util.cache import digests, home
 from util.errors import UserError
 
 HUB = "hf://"
+FILES = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+ANSWER_S = 5  # the hub has so long to answer at all
 
 
 def from_hub(url, offline=False):
@@ -20,7 +27,9 @@ def from_hub(url, offline=False):
         return path
     if offline:
         raise UserError(f"{url}: expected it in the cache, being offline; found none")
-    path = _download(url)
+    _see_that_it_answers(url)
+    repository, revision, file = _parse(url)
+    path = _download(url, repository, revision, file or _only_weights(url, repository, revision))
     _verify_blob(path, url)
     return path
 
@@ -28,10 +37,19 @@ def from_hub(url, offline=False):
 def in_cache(url):
     """The file of an address if it was fetched before, or None; without the network."""
     repository, revision, file = _parse(url)
-    from huggingface_hub import try_to_load_from_cache  # here, since most commands fetch nothing
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache  # here, since most commands fetch nothing
 
-    found = try_to_load_from_cache(repository, file, cache_dir=home() / "hub", revision=revision)
-    return Path(found) if isinstance(found, str) else None  # or a mark that there is no such file
+    folder = home() / "hub"
+    files = [file] if file else FILES
+    if not file and folder.is_dir():
+        there = {one.file_name for repo in scan_cache_dir(folder).repos if repo.repo_id == repository
+                 for revisions in repo.revisions for one in revisions.files if one.file_name.endswith(SUFFIXES)}  # fmt: skip
+        files = [*FILES, *there] if len(there) == 1 else FILES
+    for one in files:
+        found = try_to_load_from_cache(repository, one, cache_dir=folder, revision=revision)
+        if isinstance(found, str):  # else a mark that there is no such file
+            return Path(found)
+    return None
 
 
 def page(url):
@@ -40,19 +58,53 @@ def page(url):
 
 
 def _parse(url):
-    """(owner/name, revision or None, file)."""
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", url)
-    if not match or ".." in match[3].split("/"):
-        raise UserError(f"{url}: expected hf://owner/name/file or hf://owner/name@revision/file; found another form")
+    """(owner/name, revision or None, file or None)."""
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", url)
+    if not match or ".." in (match[3] or "").split("/"):
+        raise UserError(f"{url}: expected hf://owner/name, with @revision or /file behind it or both; found another form")
     return match.groups()
 
 
-def _download(url):
-    repository, revision, file = _parse(url)
-    from huggingface_hub import errors, hf_hub_download
+def _see_that_it_answers(url):
+    """Raise within seconds where there is no network: the client itself tries for half a minute, and prints each try."""
+    import requests
+    from huggingface_hub import constants
 
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=home() / "hub"))
+        requests.head(constants.ENDPOINT, timeout=ANSWER_S, allow_redirects=False)
+    except requests.RequestException as error:
+        raise UserError(f"{url}: expected an answer of {constants.ENDPOINT}; found none (without a network, fetch the file "
+                        "elsewhere and give its path)") from error  # fmt: skip
+
+
+def _only_weights(url, repository, revision):
+    """The name of a repository's file of weights."""
+    from huggingface_hub import HfApi
+
+    with _said(url, repository, revision):
+        files = HfApi().list_repo_files(repository, revision=revision)
+    there = [name for name in FILES if name in files] or [name for name in sorted(files) if name.endswith(SUFFIXES)]
+    if len(there) != 1 and there[:1] != [FILES[0]]:
+        raise UserError(f"{url}: expected one file of weights, or hf://{repository}/FILE; found "
+                        f"{', '.join(there) or 'none'}")
+    return there[0]
+
+
+def _download(url, repository, revision, file):
+    from huggingface_hub import hf_hub_download
+
+    with _said(url, repository, revision):
+        folder = home() / "hub"
+        return Path(hf_hub_download(repository, file, revision=revision, cache_dir=folder, etag_timeout=ANSWER_S))
+
+
+@contextlib.contextmanager
+def _said(url, repository, revision):
+    """What the hub's client raises, as a user's mistake in one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.LocalEntryNotFoundError as error:
         raise UserError(f"{url}: expected an answer of the hub; found none") from error
     except errors.RepositoryNotFoundError as error:  # or a gated one

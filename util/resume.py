@@ -14,17 +14,17 @@ def find(resume, output_dir):
     """The checkpoint that `--resume` names, read by rank 0 for all processes: (path, state), or (None, None).
 
     Args:
-        resume: "auto", the newest whole checkpoint of `output_dir`, if there is one; "none", which wants a folder without
-            checkpoints; or a path.
+        resume: "auto", the newest whole checkpoint of `output_dir`, if there is one; "none" (or "", MAE's default), which
+            wants a folder without checkpoints; or a path.
 
     Raises:
         UserError: the file is no whole checkpoint, or the folder has some though none is wanted.
     """
 
     def read():
-        if resume == "none" and any(Path(output_dir).glob("checkpoint-*.pth")):
+        if resume in ("", "none") and any(Path(output_dir).glob("checkpoint-*.pth")):
             raise UserError(f"--resume none: expected an --output_dir without checkpoints; found some in {output_dir}")
-        path = {"auto": lambda: checkpoint.newest(output_dir), "none": lambda: None}.get(resume, lambda: resume)()
+        path = checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
         return (None, None) if path is None else (str(path), checkpoint.load(path))
 
     path, state = from_main(read)

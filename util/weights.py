@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
-from util import checkpoint, convert
-from util.convert import ENCODER
-from util.download import resolve
+from util import checkpoint, convert, lora
+from util.convert import DECODER, ENCODER, PATCHES
+from util.download import entry_of, resolve
 from util.errors import UserError
 from util.files import atomic_path
 
@@ -23,7 +23,8 @@ FORMAT = "1"
 HOLDS = ("encoder", "mae", "segmentation", "classification")
 NOT_STATED = "not stated"
 POSITIONS = ("pos_embed", "decoder_pos_embed")
-PATCHES = "patch_embed.proj.weight"
+# Of norms inside blocks. MAE's weights were trained with it; timm's blocks had 1e-5 up to version 1.0.15.
+DEFAULT_NORM_EPS = 1e-6
 
 
 class Weights(NamedTuple):
@@ -39,6 +40,7 @@ class Weights(NamedTuple):
     data: str = ""
     licence: str = ""
     converted: str = ""  # what was changed to make it ours, in words
+    norm_eps: float | None = None  # epsilon of the norms inside blocks, where the file or the registry says it
 
 
 def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
@@ -92,46 +94,49 @@ def write_weights(path, state_dict, dtype=torch.float32, **about):
         raise UserError(f"{path}: the weights could not be written: {error.strerror}") from error
 
 
-def read_weights(path):
-    """Read weights onto the CPU, without unpickling anything but tensors and plain values.
+def read_weights(name, offline=None):
+    """Read weights onto the CPU, without unpickling anything but what `util.unpickle` allows.
 
     A `.safetensors` file holds the tensors, and in its header what `header` makes, each or none. Any other file is one of
-    torch: a checkpoint of ours, one with "model" on its top level (MAE's), or a bare state dict. Names of timm and of
-    transformers become ours, see `util.convert`.
+    torch: a checkpoint of ours, one with its state dict below a name (MAE's "model"), or a bare state dict. Names of other
+    projects become ours, see `util.convert`; adapters are merged, see `util.lora`.
 
     Args:
-        path: a file, or a name that `util.download` knows.
+        name: a file, or a name that `util.download` knows.
+        offline: see `util.download.resolve`.
 
     Returns:
         `Weights`, that is (state_dict, front_end, classes, args, ...).
 
     Raises:
-        UserError: the file is missing, damaged, of another format, holds pickled objects or no state dict, or is a model
-            that ours is not.
+        UserError: the file is missing, damaged, of another format, holds other pickled objects or no state dict, or is of a
+            model that ours is not.
     """
-    path = resolve(path)
+    path, entry = resolve(name, offline), entry_of(name)
     content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else checkpoint.read(path, "a file of weights")
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a state dict; found a {type(content).__name__}")
-    about = content if "model" in content else {}
-    state_dict = content.get("model", content)
+    state_dict, about = convert.state_dict_of(content)
     if not isinstance(state_dict, dict) or not state_dict or not all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in state_dict.items()
     ):
         raise UserError(f"{path}: expected a state dict of tensors, bare or as 'model'; found none")
     front_end, classes, args = about.get("front_end"), about.get("classes") or [], about.get("args") or {}
-    for name, value, kind in (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict)):
+    for key, value, kind in (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict)):
         if not isinstance(value, kind):
-            raise UserError(f"{path}: expected a {kind.__name__} as {name!r}; found a {type(value).__name__}")
+            raise UserError(f"{path}: expected a {kind.__name__} as {key!r}; found a {type(value).__name__}")
     converted = ""
     if not front_end:  # with one it is ours
         try:
             state_dict, converted = convert.to_ours(state_dict)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
+    state_dict = lora.merged(state_dict)
     said = {key: about[key] for key in ("holds", "preset", "command", "data", "licence") if isinstance(about.get(key), str)}
-    args = args or ({"model": said["preset"]} if said.get("preset") else {})
-    return Weights(state_dict, front_end or None, classes, args, **said, converted=converted)
+    said.setdefault("preset", (entry and entry.preset) or "")
+    args = args or ({"model": said["preset"]} if said["preset"] else {})
+    norm_eps = args.get("norm_eps") or (entry and entry.norm_eps) or (DEFAULT_NORM_EPS if front_end else None)
+    return Weights(state_dict, front_end or None, classes, args, **said, converted=converted, norm_eps=norm_eps)
 
 
 def _read_safetensors(path):
@@ -160,13 +165,15 @@ class LoadReport:
     """What `load_pretrained` did, by name.
 
     loaded: taken from the checkpoint; adapted: which of them were changed to fit, and how; left: in the checkpoint alone, or
-    a head of another shape; new: in the model alone, so as its constructor initialised it.
+    a head of another shape; new: in the model alone, so as its constructor initialised it; norm_eps: epsilon of the norms
+    inside the model's blocks.
     """
 
     loaded: list
     adapted: list
     left: list
     new: list
+    norm_eps: float
 
     def summary(self):
         """A line for each, whole modules as `name.*` and runs of blocks as `blocks.0..11.*`."""
@@ -176,7 +183,7 @@ class LoadReport:
             others = [name for other in (self.loaded, self.left, self.new) if other is not names for name in other]
             shown = names if title == "adapted" else by_module(names, others)
             lines.append(f"{title} {len(names)}{': ' if names else ''}{', '.join(shown)}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"norms inside blocks: epsilon {self.norm_eps:g}"])
 
 
 def by_module(names, others):
@@ -187,15 +194,17 @@ def by_module(names, others):
 def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     """Load into `model` what fits it by name, the whole encoder in any case.
 
-    Three things are made to fit:
+    What is made to fit:
       - `pos_embed` and `decoder_pos_embed` of another grid are resampled in two dimensions (bicubic), all but the class
         token's. The checkpoint's grid follows from `front_end["image_size"]`; without it, it is taken as square.
       - Patch embeddings of one channel, for C: repeated and divided by C, so that C equal channels give the response of one.
-      - Patch embeddings of C channels, for one: summed, so that an image gives the response of its copy in C channels.
-    A `head` of another shape (other classes) is left, weight and bias.
+      - Patch embeddings of C channels, for one: summed, so that an image gives the response of its copy in C channels; its
+        predictions of C channels (`decoder_pred`) become their mean, and those of one channel are repeated for C.
+      - `fc_norm` of MAE's fine-tuned classifier becomes `norm` where the model has one and the file has none.
+    A `head` of another shape (other classes) is left, weight and bias; so is a decoder that does not fit in all its tensors.
 
     Args:
-        model: a model of `models_vit`, changed in place.
+        model: of `models_mae` or `models_vit`, changed in place.
         state_dict: names to tensors; ours, or MAE's.
         path: where it comes from, for messages.
         front_end: of the checkpoint; None where it has none.
@@ -207,28 +216,31 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     Raises:
         UserError: a tensor of the encoder is missing, a shape differs otherwise, or the checkpoint's grid is not known.
     """
-    own = model.state_dict()
-    state = dict(state_dict)
+    own, state = model.state_dict(), dict(state_dict)
     adapted = [converted] if converted else []
-    if any(_has_other_shape(state, own, name) for name in own if name.startswith("head.")):
-        state = {name: value for name, value in state.items() if not name.startswith("head.")}
-
+    exact = f"patch_embed.{model.in_chans}.proj."  # of several patch embeddings, that of as many channels
+    state |= {name.replace(exact, "patch_embed.proj."): value for name, value in state.items() if name.startswith(exact)}
+    if "norm.weight" in own and "norm.weight" not in state and "fc_norm.weight" in state:
+        state |= {f"norm.{leaf}": state[f"fc_norm.{leaf}"] for leaf in ("weight", "bias")}
+        adapted.append("fc_norm -> norm")
     for name, expected in own.items():
-        if name not in state:
-            if name.startswith(ENCODER):
-                raise UserError(f"{path}: expected an encoder with {name} of {list(expected.shape)}; found none")
-        elif not _fits(name, state[name].shape, expected.shape):
-            raise UserError(f"{path}: expected {name} of {list(expected.shape)}; found {list(state[name].shape)}")
-
-    if state[PATCHES].shape != own[PATCHES].shape:
-        adapted.append(f"{PATCHES} {state[PATCHES].shape[1]} -> {own[PATCHES].shape[1]} channels")
-        state[PATCHES] = _with_channels(state[PATCHES], own[PATCHES].shape[1])
+        if name.startswith(ENCODER) and name not in state:
+            raise UserError(f"{path}: expected an encoder with {name} of {list(expected.shape)}; found none")
+    _adapt_channels(state, own, adapted)
     for name in POSITIONS:
-        if name in own and name in state:
-            grid = _source_grid(state[name].shape[1] - 1, front_end, model.patch_size, path)
-            if grid != tuple(model.grid_size):
-                adapted.append(f"{name} {grid[0]} x {grid[1]} -> {model.grid_size[0]} x {model.grid_size[1]}")
-                state[name] = resample_positions(state[name], grid, model.grid_size)
+        if name not in own or name not in state or not _fits_but_grid(state[name], own[name]):
+            continue
+        grid = _source_grid(state[name].shape[1] - 1, front_end, model.patch_size, path)
+        if grid != tuple(model.grid_size):
+            adapted.append(f"{name} {grid[0]} x {grid[1]} -> {model.grid_size[0]} x {model.grid_size[1]}")
+            state[name] = resample_positions(state[name], grid, model.grid_size)
+
+    for part in ("head.", DECODER):
+        if any(_has_other_shape(state, own, name) for name in own if name.startswith(part)):
+            state = {name: value for name, value in state.items() if not name.startswith(part)}
+    for name, expected in own.items():
+        if _has_other_shape(state, own, name):
+            raise UserError(f"{path}: expected {name} of {list(expected.shape)}; found {list(state[name].shape)}")
 
     loaded = {name: state[name] for name in own if name in state}
     model.load_state_dict(loaded, strict=False)
@@ -237,7 +249,28 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
         adapted=adapted,
         left=[name for name in state_dict if name not in loaded],
         new=[name for name in own if name not in loaded],
+        norm_eps=model.norm_eps,
     )
+
+
+def _adapt_channels(state, own, adapted):
+    """Patch embeddings and predictions of one channel for C, and of C for one, in place."""
+    found, expected = state[PATCHES].shape, own[PATCHES].shape
+    there, here = found[1:2], expected[1:2]
+    if there == here or (1,) not in (there, here) or found[:1] + found[2:] != expected[:1] + expected[2:]:
+        return
+    [there], [here] = there, here
+    adapted.append(f"{PATCHES} {there} -> {here} channels")
+    state[PATCHES] = _with_channels(state[PATCHES], here)
+    for name in ("decoder_pred.weight", "decoder_pred.bias"):
+        if name in own and name in state and len(state[name]) * here == len(own[name]) * there:
+            values = state[name].unflatten(0, (-1, there)).mean(dim=1, keepdim=True)  # channels are innermost
+            state[name] = values.expand(-1, here, *[-1] * (values.ndim - 2)).flatten(0, 1)
+            adapted.append(f"{name} {there} -> {here} channels")
+
+
+def _fits_but_grid(found, expected):
+    return found.ndim == expected.ndim == 3 and found.shape[::2] == expected.shape[::2] and found.shape[1] > 1
 
 
 def resample_positions(embedding, grid, new_grid):
@@ -249,16 +282,6 @@ def resample_positions(embedding, grid, new_grid):
 
 def _has_other_shape(state, own, name):
     return name in state and state[name].shape != own[name].shape
-
-
-def _fits(name, found, expected):
-    """Whether a tensor can be used, as it is or resampled; of the first two dimensions, the second is the one to adapt."""
-    if found == expected:
-        return True
-    same_but_second = len(found) == len(expected) and found[:1] + found[2:] == expected[:1] + expected[2:]
-    if name in POSITIONS:
-        return same_but_second and found[1] > 1
-    return name == PATCHES and same_but_second and 1 in (found[1], expected[1])
 
 
 def _with_channels(weight, channels):

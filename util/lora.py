@@ -1,0 +1,61 @@
+"""Low-rank adapters on the queries and values of attention (LoRA, arXiv 2106.09685)."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from util.errors import UserError
+
+# Names of what a weight with an adapter becomes in a state dict: itself, then the adapter.
+ORIGINAL, ADAPTER = ".parametrizations.weight.original", ".parametrizations.weight.0."
+
+
+class LowRank(nn.Module):
+    """Adds scale · B A to the rows of queries and of values in a fused qkv weight [3 D, D]; keys stay.
+
+    Args:
+        width: D; rank: rows of A [rank, D], columns of B [D, rank]; alpha: scale is alpha / rank. B starts at zero, so the
+            model starts as it was.
+    """
+
+    def __init__(self, width, rank, alpha):
+        super().__init__()
+        self.a_query, self.a_value = (nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, width), a=5**0.5))
+                                      for _ in range(2))  # fmt: skip
+        self.b_query, self.b_value = (nn.Parameter(torch.zeros(width, rank)) for _ in range(2))
+        self.register_buffer("scale", torch.tensor(alpha / rank))
+
+    def forward(self, weight):
+        query, value = self.b_query @ self.a_query, self.b_value @ self.a_value
+        return weight + self.scale * torch.cat([query, torch.zeros_like(query), value])
+
+
+def add(model, rank, alpha):
+    """Give every attention of the encoder an adapter, in place.
+
+    Raises:
+        UserError: a rank below 1 or above the encoder's width.
+    """
+    width = model.cls_token.shape[-1]
+    if not 1 <= rank <= width:
+        raise UserError(f"--lora: expected a rank from 1 to {width}, the width of the encoder; found {rank}")
+    for block in model.blocks:
+        parametrize.register_parametrization(block.attn.qkv, "weight", LowRank(width, rank, alpha))
+
+
+def modules(model):
+    """The adapters of a model: a list of `LowRank`, empty without."""
+    return [module for module in model.modules() if isinstance(module, LowRank)]
+
+
+def merged(state_dict):
+    """A state dict with each adapter added to its weight, under the plain names; without adapters, as it is."""
+    plain = {name: tensor for name, tensor in state_dict.items() if ".parametrizations." not in name}
+    for name, weight in state_dict.items():
+        if name.endswith(ORIGINAL):
+            stem = name.removesuffix(ORIGINAL)
+            own = {key.removeprefix(stem + ADAPTER): tensor for key, tensor in state_dict.items() if key.startswith(stem)}
+            adapter = LowRank(weight.shape[1], len(own["a_query"]), 1.0)
+            adapter.load_state_dict({key: own[key] for key in adapter.state_dict()})
+            plain[f"{stem}.weight"] = adapter(weight).detach()
+    return plain
