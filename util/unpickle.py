@@ -39,7 +39,7 @@ def load(path):
 
 
 def plain(value):
-    """The same as tensors, lists, dicts and plain values: a namespace as a dict, a path as text, NumPy's numbers as Python's.
+    """The same as tensors, lists, dicts and plain values: a namespace as a dict, a path as text, a NumPy number as Python's.
     """
     if isinstance(value, argparse.Namespace):
         return plain(vars(value))
