@@ -31,6 +31,44 @@ def find(resume, output_dir):
     return path and Path(path), state
 
 
+def is_named(resume):
+    """Whether `--resume` names a checkpoint."""
+    return resume not in ("auto", "none", "")
+
+
+def check_args(args, start):
+    """Refuse a checkpoint to resume together with weights to start from.
+
+    Args:
+        start: the name of the flag of these weights.
+    """
+    if is_named(args.resume) and start in args.given and getattr(args, start):
+        raise UserError(f"--{start}, --resume: expected one of them; found {getattr(args, start)} and {args.resume}: --resume "
+                        f"goes on with a run, --{start} starts one from weights")  # fmt: skip
+
+
+def take_flags(args, state, free):
+    """Give each flag that was not given the value that it has in a checkpoint's run: all if the checkpoint was named.
+
+    Of a checkpoint that was found, the command's own flags count, but for `model`, which weights may have decided.
+
+    Args:
+        args: `util.flags.Flags`, changed in place; free: names of those that are no matter of the run.
+    """
+    theirs = state["args"]
+    names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
+    for name in names - args.given:
+        if hasattr(args, name) and name in theirs:
+            setattr(args, name, theirs[name])
+
+
+def require(args, *names):
+    """Refuse flags that neither the command nor a checkpoint gave."""
+    for name in names:
+        if not getattr(args, name):
+            raise UserError(f"--{name}: expected it, or --resume CHECKPOINT, which has it; found none")
+
+
 def pick_amp(name, state, on, width):
     """`util.device.pick_amp` for all processes alike; for "auto" what the run of a checkpoint has, if the device can.
 
@@ -70,7 +108,7 @@ def differences(state, flags, free, batch):
     """
     theirs = state["args"]
     changed = [f"--{name} {theirs.get(name)} there, {value} here" for name, value in flags.items()
-               if name not in free and name not in BATCH_FLAGS and theirs.get(name) != value]  # fmt: skip
+               if name not in free and name not in BATCH_FLAGS and theirs.get(name, value) != value]  # fmt: skip
     if state["effective_batch"] != batch:
         changed.append(f"--batch_size x --accum_iter x processes {state['effective_batch']} there, {batch} here")
     return changed
