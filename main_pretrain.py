@@ -65,7 +65,7 @@ def get_args_parser():
                       help="share of the recordings held out; of a single one, its end; 0 holds out none")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--init", metavar="FILE|NAME", help="weights to start from, encoder and decoder or the encoder alone")
+    model.add_argument("--init", metavar="FILE|NAME", help="weights to start from; without a decoder, the encoder alone")
     model.add_argument("--model", metavar="PRESET", help="where not given, that of --init or --resume, else "
                        f"{models_mae.DEFAULT_PRESET}; {', '.join(models_mae.PRESETS)}")  # fmt: skip
     pretrained.add_arguments(model)
@@ -91,8 +91,8 @@ def get_args_parser():
     run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log.txt, reconstruction.png")
     run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
     run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
-                     help="auto: go on with the run in the output folder, if there is one; none: start anew in an empty one; a "
-                          "checkpoint: go on from it, with its flags where none are given")
+                     help="auto: go on with the run in the output folder, if there is one; none: start anew in an empty "
+                          "one; a checkpoint: go on from it, with its flags where none are given")
     run.add_argument("--save_every_epochs", type=int, default=1, help="epochs from a checkpoint and picture to the next")
     run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
     run.add_argument("--keep", type=int, default=3, help="newest checkpoint-<epoch>.pth to keep; 0 keeps all")
@@ -113,7 +113,9 @@ def get_args_parser():
 
 def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
-    resuming.check_args(args, "init")
+    if args.init and resuming.is_named(args.resume):
+        raise UserError(f"--init, --resume: expected one of them; found {args.init} and {args.resume}: --resume goes on with "
+                        "a run, --init starts one from weights")  # fmt: skip
     at_least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "weight_decay": 0, "blr": 0, "lr": 0, "min_lr": 0,
                 "warmup_epochs": 0, "start_epoch": 0, "seed": 0, "save_every_epochs": 1, "save_every_steps": 0, "keep": 0,
                 "num_workers": 0, "scenes": 1}  # fmt: skip

@@ -176,9 +176,9 @@ def _compare(ours, theirs):
         return
     here, there = (f"{1e3 * one['duration_s']:g} ms as {one['image_size'][0]} x {one['image_size'][1]}, FFT {one['n_fft']}"
                    for one in (ours, theirs))  # fmt: skip
-    ratios = (f"{cells[0]['time'] / cells[1]['time']:.3g} times the time", f"{cells[1]['rows'] / cells[0]['rows']:.3g} times the band")
-    warn(f"front end: windows of {here}; the weights were trained on {there}: a patch spans {' and '.join(ratios)}, so expect "
-         "to need more data or epochs")  # fmt: skip
+    time, band = cells[0]["time"] / cells[1]["time"], cells[1]["rows"] / cells[0]["rows"]
+    warn(f"front end: windows of {here}; the weights were trained on {there}: a patch spans {time:.3g} times the time and "
+         f"{band:.3g} times the band, so expect to need more data or epochs")  # fmt: skip
 
 
 def _shown(key, value):

@@ -5,14 +5,15 @@ from util.errors import UserError, warn
 RECIPES = {
     # arXiv 2411.09996, segmentation
     "published": {
-        "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 64, "epochs": 50, "warmup_epochs": 5, "blr": 1e-3,
-        "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.1, "class_weights": "none", "smoothing": 0.1,
-        "val_every": 1,
+        "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 64, "epochs": 50, "warmup_epochs": 5,
+        "blr": 1e-3, "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.1,
+        "class_weights": "none", "smoothing": 0.1, "val_every": 1,
     },
     # Few labels, or few steps on a small machine: chosen on three sets of scenes, see FINETUNE.md. Its length is in steps.
     "few": {
         "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 16, "steps": 600, "blr": 1.6e-2,
-        "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.0, "class_weights": "none", "smoothing": 0.1,
+        "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.0,
+        "class_weights": "none", "smoothing": 0.1,
     },
     # MAE's linear probe (arXiv 2111.06377, appendix A.1)
     "linprobe": {
@@ -62,5 +63,5 @@ def warn_of_few_steps(args, num_samples, effective_batch):
     steps = args.epochs * steps_per_epoch(num_samples, effective_batch)
     published = RECIPES["published"]
     if args.recipe == "published" and args.blr == published["blr"] and "lr" not in args.given and steps < FEW_STEPS:
-        warn(f"--recipe published: {steps} steps at a rate of {args.lr:.2g} hardly move the weights; --recipe few is made for "
-             "so few")  # fmt: skip
+        warn(f"--recipe published: {steps} steps at a rate of {args.lr:.2g} hardly move the weights; --recipe few is made "
+             "for so few")  # fmt: skip

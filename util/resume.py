@@ -36,17 +36,6 @@ def is_named(resume):
     return resume not in ("auto", "none", "")
 
 
-def check_args(args, start):
-    """Refuse a checkpoint to resume together with weights to start from.
-
-    Args:
-        start: the name of the flag of these weights.
-    """
-    if is_named(args.resume) and start in args.given and getattr(args, start):
-        raise UserError(f"--{start}, --resume: expected one of them; found {getattr(args, start)} and {args.resume}: --resume "
-                        f"goes on with a run, --{start} starts one from weights")  # fmt: skip
-
-
 def take_flags(args, state, free):
     """Give each flag that was not given the value that it has in a checkpoint's run: all if the checkpoint was named.
 
@@ -57,9 +46,13 @@ def take_flags(args, state, free):
     """
     theirs = state["args"]
     names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
-    for name in names - args.given:
-        if hasattr(args, name) and name in theirs:
-            setattr(args, name, theirs[name])
+    take(args, state, *(name for name in names if hasattr(args, name)))
+
+
+def take(args, state, *names):
+    """Give these flags, where they were not given, the values that they have in a checkpoint's run."""
+    for name in state["args"].keys() & set(names) - args.given:
+        setattr(args, name, state["args"][name])
 
 
 def require(args, *names):
