@@ -114,8 +114,8 @@ def get_args_parser():
 def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
     if args.init and resuming.is_named(args.resume):
-        raise UserError(f"--init, --resume: expected one of them; found {args.init} and {args.resume}: --resume goes on with "
-                        "a run, --init starts one from weights")  # fmt: skip
+        raise UserError(f"--init, --resume: expected one of them; found {args.init} and {args.resume}: --resume goes on "
+                        "with a run, --init starts one from weights")  # fmt: skip
     at_least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "weight_decay": 0, "blr": 0, "lr": 0, "min_lr": 0,
                 "warmup_epochs": 0, "start_epoch": 0, "seed": 0, "save_every_epochs": 1, "save_every_steps": 0, "keep": 0,
                 "num_workers": 0, "scenes": 1}  # fmt: skip
@@ -287,7 +287,8 @@ def train(args, device, stop):
         print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
         del state
 
-    memory = cost.memory_line(model, device, args.batch_size, args.amp, args.grad_ckpt, model.num_visible(args.mask_ratio))
+    memory = cost.memory_line(model, device, min(args.batch_size, len(dataset)), args.amp, args.grad_ckpt,
+                              model.num_visible(args.mask_ratio))  # fmt: skip
     print(f"{args.model}: {memory}, on {device}, amp {args.amp}, compile {way}")
     print(f"front end: {settings}")
     print(f"{len(dataset)} training samples, {len(held_out or ())} held out; {resuming.batch_description(args)}, "
