@@ -13,6 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from support import ROOT
 from web import without_proxies
 
+from util import hub as hub_module
 from util.errors import UserError
 from util.hub import from_hub, page
 
@@ -138,14 +139,15 @@ def test_other_failures(monkeypatch, tmp_path, error, message):
         raise error
 
     monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path))
+    monkeypatch.setattr(hub_module, "_see_that_it_answers", lambda url: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(UserError, match=f"^hf://o/n/f.pth: {message}$"):
         from_hub("hf://o/n/f.pth")
 
 
-@pytest.mark.parametrize("url", ["hf://", "hf://o", "hf://o/n", "hf://o/n/", "hf:///n/f", "hf://o/n/../f", "hf://o/n@/f"])
+@pytest.mark.parametrize("url", ["hf://", "hf://o", "hf://o/n/", "hf:///n/f", "hf://o/n/../f", "hf://o/n@/f"])
 def test_addresses(url):
-    with pytest.raises(UserError, match=r"expected hf://owner/name/file or .*; found another form"):
+    with pytest.raises(UserError, match=r"expected hf://owner/name, with @revision or /file behind .*; found another form"):
         from_hub(url)
     with pytest.raises(UserError):
         page(url)
