@@ -9,13 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import web
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import ROOT, largest_file
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
-from util import checkpoint
+from util import checkpoint, download
 from util.errors import UserError
 from util.weights import Weights, load_pretrained, read_weights, resample_positions, write_weights
 
@@ -278,6 +279,26 @@ def test_a_bare_state_dict(tmp_path):
     state, *about = read_weights(str(tmp_path / "a.pth"))
     assert about == [None, [], {}] + [""] * 6 + [None]
     assert set(state) == set(mae_rgb())
+
+
+def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
+    epsilons = {entry.name: entry.norm_eps for entry in download.entries().values() if entry.norm_eps}
+    assert epsilons == {"radio_vit_small_75": 1e-5, "radio_vit_medium_75": 1e-5, "wavesfm": 1e-5,
+                        "mae_vit_base": 1e-6, "mae_vit_large": 1e-6, "mae_vit_huge": 1e-6}  # fmt: skip
+
+    monkeypatch.setattr(download, "REGISTRY", tmp_path / "downloads.json")
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
+    about = {"preset": "mae_vit_nano", "norm_eps": 1e-5}
+    web.register(tmp_path, web.row("theirs", **about), web.row("own", **about))
+    place = tmp_path / "home" / "weights" / "theirs.pth"
+    place.parent.mkdir(parents=True)
+    torch.save({"model": mae_rgb()}, place)
+    weights = read_weights("theirs", offline=True)
+    assert (weights.norm_eps, weights.preset, weights.args) == (1e-5, "mae_vit_nano", {"model": "mae_vit_nano"})
+    assert read_weights(place).norm_eps is None  # a path alone does not say it
+    # What the file itself says comes first.
+    torch.save({"model": mae_rgb(), "args": {"norm_eps": 3e-6}}, place.with_name("own.pth"))
+    assert read_weights("own", offline=True).norm_eps == 3e-6
 
 
 ABOUT = {
