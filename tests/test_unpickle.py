@@ -17,6 +17,7 @@ from util.errors import UserError
 from util.weights import read_weights
 
 STATE = {"norm.weight": torch.ones(3)}
+SCALAR = np.float64(0).__reduce__()[0]
 
 
 def save(path, content, zipped=True, replaced=()):
@@ -88,10 +89,9 @@ def test_windows_paths_are_read_anywhere(tmp_path, kind, zipped):
 
 
 def test_a_crafted_state_of_a_numpy_type_is_not_given_to_numpy(tmp_path):
-    """Its flags would have NumPy take the bytes of a number for the address of an object: the process crashes."""
-    crafted = Call(np.dtype, "f8", False, True, state=(3, "<", None, None, None, -1, -1, 63))
-    scalar = np.float64(0).__reduce__()[0]
-    save(tmp_path / "a.pth", {"epoch": Call(scalar, crafted, np.float64(1.5).tobytes())})
+    """NumPy takes the third of these values for an object: with its own `dtype.__setstate__` the process crashes."""
+    crafted = Call(np.dtype, "f8", False, True, state=(3, "<", 20046, -1, -1, 0))
+    save(tmp_path / "a.pth", {"epoch": Call(SCALAR, crafted, np.float64(1.5).tobytes())})
     assert checkpoint.read(tmp_path / "a.pth", "weights") == {"epoch": 1.5}
 
 
@@ -115,7 +115,6 @@ def endless():
     return {"model": STATE, "args": args}
 
 
-SCALAR = np.float64(0).__reduce__()[0]
 BAD = {  # made with a command that leaves a mark
     "os.system": (lambda command: in_args(Call(os.system, command)), rf"{os.name}\.system"),
     "eval": (lambda command: in_args(Call(eval, f"__import__('os').system({command!r})")), "eval"),
