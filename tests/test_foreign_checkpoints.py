@@ -259,9 +259,6 @@ def assert_computes(path, state, there, channels=1, side=SIDE, **kwargs):
     assert errors[FINAL] > 5e-5
 
 
-# Tests
-
-
 @pytest.mark.parametrize(("state", "there", "changed"), [
     (mae, features_there, []),
     (segmenter, segmented_there, ["decoder_pred -> head"]),
@@ -301,15 +298,6 @@ def test_every_layout_of_a_file(tmp_path, layout, zipped):
         "amp": "torch.float16", "nested": {"size": (16, 16)},
     }  # fmt: skip
     assert {type(weights.args[name]) for name in ("lr", "world_size", "output_dir")} == {float, int, str}
-
-
-def test_an_encoder_starts_from_mean_pooled_weights(tmp_path):
-    """MAE's fine-tuned file has no `norm`: its `fc_norm` takes that place, and the report says so."""
-    torch.save(as_mae(fine_tuned()), tmp_path / "a.pth")
-    model = models_vit.create_encoder(PRESET, img_size=SIDE)
-    report = load_pretrained(model, read_weights(tmp_path / "a.pth").state_dict, "a.pth")
-    assert report.adapted == ["fc_norm -> norm"]
-    assert torch.equal(model.norm.weight, fine_tuned()["fc_norm.weight"])
 
 
 @pytest.mark.parametrize(("more", "channels"), [

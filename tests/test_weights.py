@@ -210,6 +210,16 @@ def test_every_tensor_is_accounted_for(kind, source):
             assert torch.equal(value, state[name])
 
 
+def test_an_encoder_starts_from_mean_pooled_weights():
+    """The `fc_norm` of MAE's fine-tuned file becomes the `norm` of a model that has one, and the report says so."""
+    state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
+             for name, value in mae_rgb(channels=1).items()}  # fmt: skip
+    model = segmenter()
+    assert load_pretrained(model, state, "a.pth").adapted == ["fc_norm -> norm"]
+    assert all(torch.equal(model.state_dict()[f"norm.{leaf}"], state[f"fc_norm.{leaf}"]) for leaf in ("weight", "bias"))
+    assert load_pretrained(classifier(), state, "a.pth").adapted == []
+
+
 def test_a_head_for_other_classes_is_left_whole():
     """Also the part of it that would fit: a bias that belongs to other weights is no start."""
     state = classifier().state_dict()
@@ -407,6 +417,8 @@ def words(**header):
         ("a.pth", save({"model": mae_rgb(), "classes": {"NR": 1}}), "expected a list as 'classes'; found a dict"),
         ("a.safetensors", words(classes="NR, LTE"), "expected JSON as 'classes' in the header; found 'NR, LTE'"),
         ("a.safetensors", words(args="[1]"), "expected a dict as 'args'; found a list"),
+        ("a.pth", save({"model": mae_rgb(), "args": {"norm_eps": "1e-5"}}), "a number above 0 as 'norm_eps'; found '1e-5'"),
+        ("a.safetensors", words(args='{"norm_eps": -1}'), "expected a number above 0 as 'norm_eps'; found -1"),
         ("a.safetensors", words(radio_mae="2", holds="mae"), "expected weights of radio-mae's format 1; found '2'"),
         ("a.safetensors", words(radio_mae="1", holds="all"), "expected one of encoder, mae, .* as 'holds'; found 'all'"),
         ("a.safetensors", words(radio_mae="1"), "as 'holds'; found None"),

@@ -136,6 +136,8 @@ def read_weights(name, offline=None):
     said.setdefault("preset", (entry and entry.preset) or "")
     args = args or ({"model": said["preset"]} if said["preset"] else {})
     norm_eps = args.get("norm_eps") or (entry and entry.norm_eps) or (DEFAULT_NORM_EPS if front_end else None)
+    if norm_eps is not None and not (isinstance(norm_eps, int | float) and norm_eps > 0):
+        raise UserError(f"{path}: expected a number above 0 as 'norm_eps'; found {norm_eps!r}")
     return Weights(state_dict, front_end or None, classes, args, **said, converted=converted, norm_eps=norm_eps)
 
 
