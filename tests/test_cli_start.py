@@ -328,7 +328,7 @@ def test_so_few_steps_that_nothing_moves_are_named(scenes, weights, tmp_path, ca
 
 
 def test_a_new_user_names_weights_data_and_classes(weights, tmp_path, capsys):
-    labels = [BAND | {"core:label": "wifi"}, BAND | {"core:label": "bluetooth", "core:sample_start": 4000}]
+    labels = [BAND | {"core:label": "wifi"}, BAND | {"core:label": "bluetooth", "core:sample_start": 2000}]
     for number in range(10):
         write_ci16(tmp_path / "labelled", f"r{number}", 0.03, seed=number, annotations=labels)
     assert finetune("--finetune", weights, "--data_path", tmp_path / "labelled", "--classes", "noise,wifi,bluetooth",
