@@ -43,13 +43,14 @@ import models_vit
 from data import registry, tasks
 from data.labelled import Part
 from data.splits import fewer_labels
-from engine_evaluate import MEANS, evaluate, groupings, report
+from engine_evaluate import evaluate, groupings, report
 from engine_finetune import loader_of, train
 from util import checkpoint, compiling, distributed, export, joining, parallel, resume
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import UserError, reported, warn
 from util.files import atomic_path
 from util.logger import NoLog, RunLog
+from util.metrics import means
 from util.weights import by_module, load_pretrained, read_weights
 
 RESULTS = "results.json"
@@ -309,7 +310,7 @@ def export_model(args, model, saved, in_chans):
 def summary(every):
     """Mean, least and greatest of the figures of several seeds."""
     found = {}
-    for key in MEANS:
+    for key in means(every[0]):
         values = [results[key] for results in every if results[key] is not None]
         if values:
             found[key] = {"mean": statistics.mean(values), "least": min(values), "greatest": max(values), "seeds": values}

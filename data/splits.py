@@ -141,11 +141,17 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
     return Splits({part: parts[part] for part in PARTS}, seed)
 
 
+def has_masks(source):
+    """Whether a labelled source has a class for each cell; otherwise it has one for each sample."""
+    task = getattr(source, "task", None)
+    return task == "segmentation" or (task is None and getattr(source, "labels", None) is None)
+
+
 def classes_of(source):
     """The class of each sample, int64 [N], or None where samples have masks."""
-    task, labels = getattr(source, "task", None), getattr(source, "labels", None)
-    if task == "segmentation" or (labels is None and task is None):
+    if has_masks(source):
         return None
+    labels = getattr(source, "labels", None)
     return np.array([source.target(index) for index in range(len(source))] if labels is None else labels, np.int64)
 
 

@@ -617,6 +617,11 @@ def test_every_kind_of_data_trains_is_tested_and_evaluated_again(tmp_path, kind)
         cells = np.prod(checkpoint.load(tmp_path / "out" / checkpoint.BEST)["front_end"]["image_size"])
     assert found["test"]["samples"] == np.sum(found["test"]["confusion"]) == tested * cells
     assert len(parts(tmp_path / "out")["test"]) == tested
+    share, other = ("pixel_accuracy", "accuracy")[:: 1 if task == "segmentation" else -1]
+    assert found["test"][share] == pytest.approx(np.trace(found["test"]["confusion"]) / found["test"]["samples"])
+    lines = log_of(tmp_path / "out")
+    assert other not in found["test"]
+    assert all(f"val_{share}" in line and f"val_{other}" not in line for line in lines)
 
     # the front end and the image size are the checkpoint's
     again = ("--eval", "--resume", tmp_path / "out" / checkpoint.BEST)
