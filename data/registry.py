@@ -103,7 +103,7 @@ def find(paths):
         else:
             raise UserError(
                 f"--data_path {path}: expected recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images "
-                f"(.tif, .png, .npy); found none among {len(files)} files"
+                f"(.tif, .png, .jpg, .npy); found none among {len(files)} files"
             )
     return found
 
