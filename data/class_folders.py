@@ -181,8 +181,8 @@ def _by_name(path, files):
     counts = Counter(class_of.values())
     if not 2 <= len(counts) < len(every) or "" in counts:
         found = ", ".join(file.name for file in every[:3]) + (", ..." if len(every) > 3 else "")
-        raise UserError(f"{path}: expected folders of two classes or more, or images named by class and number, such as "
-                        f"AM_001.png and FM_001.png; found {len(every)} images of {len(counts)} classes: {found}")  # fmt: skip
+        raise UserError(f"{path}: expected folders of two classes or more, or images named by class and number, like "
+                        f"AM_001.png; found {len(every)} images of {len(counts)} classes: {found}")  # fmt: skip
     names = sorted(counts)
     print(f"{path}: classes by file name: " + ", ".join(f"{name} ({counts[name]})" for name in names))
     found = {(part, name): [file for file in own if class_of[file] == name] for part, own in files.items() for name in names}

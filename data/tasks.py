@@ -12,7 +12,8 @@ from data.annotated import AnnotatedWindows
 from data.class_folders import ClassFolders
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
 from data.labelled import Part
-from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames, holds_frames
+from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames
+from data.mathworks_files import holds_frames
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.splits import RECORDING, Splits, load_splits, make_splits, sample_names
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config

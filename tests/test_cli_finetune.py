@@ -15,7 +15,7 @@ from PIL import Image
 from support import NANO, call, write_ci16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_csi import amplitudes, write_mat, write_ntu_fi
-from test_mathworks import columns_of, write_frame, write_resaved
+from test_mathworks import columns_of, write_fork, write_frame, write_resaved
 from test_mathworks import write_set as write_frames
 from test_tasks import CLASSES, FRONT_END
 
@@ -549,6 +549,13 @@ def write_png(folder, name, number, rng):
     Image.fromarray((rng.random((20, 20)) * 100 + 100 * number).astype(np.uint8)).save(folder / f"{name}.png")
 
 
+def named(folder):
+    folder.mkdir()
+    for number in range(10):
+        write_png(folder, f"{'ab'[number % 2]}_{number}", number % 2, np.random.default_rng(number))
+    return folder
+
+
 def write_npy(folder, name, number, rng):
     np.save(folder / f"{name}.npy", rng.random((20, 20)) + number)
 
@@ -593,11 +600,13 @@ KINDS = {
     "frames": ("segmentation", lambda folder: write_frames(folder, 5), ("--protocol", "single_to_combined"), 5),
     "frames, mixed": ("segmentation", lambda folder: write_frames(folder, 6), ("--protocol", "mixed", "--head_depth", 1), 3),
     "frames saved again": ("segmentation", resaved_frames, ("--protocol", "combined", "--train", "head"), 1),
+    "frames in parts": ("segmentation", write_fork, ("--train", "probe", "--head", "linear"), 3),
     "activities made": ("sensing", lambda folder: "synthetic", (*SIZED, "--scenes", 12, "--train", "probe"), 6),
     "NTU-Fi": ("sensing", lambda folder: write_ntu_fi(folder, count=3), (*SIZED, "--cls_token", "--smoothing", 0), 18),
     "npz": ("sensing", lambda folder: write_npz(folder.with_suffix(".npz")),
             (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"), 8),
     "pictures": ("classification", lambda folder: classes_of(folder, write_png), (*SIZED, "--train", "head"), 2),
+    "named pictures": ("classification", named, (*SIZED, "--train", "head"), 2),
     "arrays": ("classification", lambda folder: classes_of(folder, write_npy), (*SIZED, "--cutmix", 1), 2),
     "recordings": ("classification", lambda folder: classes_of(folder, write_recording), (*WINDOWS, "--train", "probe"), 4),
     "DeepLabV3": ("segmentation", lambda folder: write_scenes(folder, 11, size=64), (*DEEPLAB, "--batch_size", 3), 2),
