@@ -100,9 +100,8 @@ def _snr_range(snr_db):
 
 def _snr_names(snr_db):
     """A group for each of a few values, otherwise ranges: a list of names."""
-    if len(np.unique(snr_db)) <= MOST_SNRS:
-        return [f"{value:g} dB" for value in snr_db.tolist()]
-    return [_snr_range(value) if np.isfinite(value) else "unknown" for value in snr_db.tolist()]
+    name_of = "{:g} dB".format if len(np.unique(snr_db)) <= MOST_SNRS else _snr_range
+    return [name_of(value) if math.isfinite(value) else "unknown" for value in snr_db.tolist()]
 
 
 def report(measured, model, front_end, dataset, device, autocast, class_names, log, step, title):

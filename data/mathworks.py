@@ -7,8 +7,8 @@ Two layouts, recognised by file names, at any depth of a folder:
 - re-saved: `LTE_NR_{spect|labels|metadata}_frame_{i}.mat` with the variables `rxSpectrogram` and `data`.
 
 Folders `train`, `val` and `test` may divide the frames, each with its own numbers: MAE's radio fork has `train/LTE_NR/` and
-`val/LTE_NR/`. Frames in `train` are trained on, frames in `test` are tested on. Without `test`, `val` is the test part, as in
-the fork; validation is then a share of `train`, so that no epoch is chosen on the test part.
+`val/LTE_NR/`. Frames in `train` are trained on, frames in `test` are tested on. Without `test`, `val` is the test part, as
+in the fork; validation is then a share of `train`, so that no epoch is chosen on the test part.
 
 Frequency runs to the right and time upwards: the example's code transposes MATLAB's centred spectrogram [frequency, time]
 and flips it upside down before the colour map. Column 0 is therefore the lowest frequency and the last row the earliest

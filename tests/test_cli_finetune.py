@@ -15,6 +15,7 @@ from PIL import Image
 from support import NANO, call, write_ci16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_csi import amplitudes, write_mat, write_ntu_fi
+from test_hdf5 import write_radioml, write_wavesfm
 from test_mathworks import columns_of, write_fork, write_frame, write_resaved
 from test_mathworks import write_set as write_frames
 from test_tasks import CLASSES, FRONT_END
@@ -606,6 +607,10 @@ KINDS = {
     "npz": ("sensing", lambda folder: write_npz(folder.with_suffix(".npz")),
             (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"), 8),
     "pictures": ("classification", lambda folder: classes_of(folder, write_png), (*SIZED, "--train", "head"), 2),
+    "RadioML": ("classification", lambda folder: write_radioml(folder.with_suffix(".hdf5"), classes=3, samples=128),
+                (*SIZED, "--n_fft", 32, "--split_by", "snr", "--test_groups", "18"), 12),
+    "cache of images": ("sensing", lambda folder: write_wavesfm(folder.with_suffix(".h5")), (*SIZED, "--train", "probe"), 6),
+    "cache of IQ": ("classification", lambda folder: write_wavesfm(folder.with_suffix(".h5"), "iq", (2, 2, 64)), SIZED, 6),
     "named pictures": ("classification", named, (*SIZED, "--train", "head"), 2),
     "arrays": ("classification", lambda folder: classes_of(folder, write_npy), (*SIZED, "--cutmix", 1), 2),
     "recordings": ("classification", lambda folder: classes_of(folder, write_recording), (*WINDOWS, "--train", "probe"), 4),
@@ -851,6 +856,15 @@ BAD = {
         ("segmentation", lambda folder: bad_frames(folder, cut), "LTE_NR_frame_|.hdf: expected"),
     "a .mat without its key":
         ("sensing", no_amplitude, "box1.mat: expected the variable CSIamp; found CSIphase"),
+    "labels out of range":
+        ("sensing", lambda folder: write_wavesfm(folder, label=np.arange(24)), "labels from 0 to 5; found 0 to 23", ".h5"),
+    "an HDF5 file of something else":
+        ("classification", lambda folder: write_radioml(folder, X=None), "data sets X and Y|found Y, Z", ".hdf5"),
+    "values that are not finite":
+        ("classification", lambda folder: write_radioml(folder, classes=2, X=np.full((24, 1024, 2), np.nan)),
+         "finite values in X; found NaN or infinity in row", ".hdf5"),
+    "an HDF5 file where masks are learnt":
+        ("segmentation", lambda folder: write_radioml(folder, classes=2), "found HDF5: --task classification", ".hdf5"),
     "recordings without labels":
         ("segmentation", write_ci16, "--classes: expected annotations labelled NR"),
 }  # fmt: skip
@@ -858,9 +872,10 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_data_is_said_in_one_line_and_leaves_nothing(tmp_path, capsys, what):
-    task, write, says = BAD[what]
-    write(tmp_path / "data")
+    task, write, says, *suffix = BAD[what]
+    data = tmp_path / f"data{''.join(suffix)}"
+    write(data)
     flags = WINDOWS if what == "recordings without labels" else SIZED if what != "values outside of the classes" else ()
     capsys.readouterr()
-    refused(capsys, says, tmp_path / "data", tmp_path / "out", *flags, "--batch_size", 64, task=task)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    refused(capsys, says, data, tmp_path / "out", *flags, "--batch_size", 64, task=task)
+    assert list(tmp_path.iterdir()) == [data]
