@@ -204,6 +204,8 @@ def sample_names(source):
     else:
         about = [source.describe(index, None) for index in range(len(source))]
     names = [str(one["name"]) for one in about]
+    if len(set(names)) == len(names):
+        return names
     places = relative_paths([one.get("path") or "." for one in about])
     folders = [os.path.dirname(place) for place in places]
     names = _told_apart(names, [f"{folder}/{name}" if folder else name for folder, name in zip(folders, names, strict=True)])

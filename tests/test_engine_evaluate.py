@@ -33,10 +33,9 @@ class Always(torch.nn.Module):
         return logits
 
 
-def measured(source, cells):
-    part = Part(source, np.arange(len(source)))
-    dataset = LabelledSamples(part, 0)
-    loader = make_loader(dataset, EpochBatches(len(dataset), 5, 0, False), 0, False)
+def measured(source, cells, part=0, parts=1):
+    dataset = LabelledSamples(Part(source, np.arange(len(source))), 0)
+    loader = make_loader(dataset, EpochBatches(len(dataset), 5, 0, False, part=part, parts=parts), 0, False)
     return dataset, evaluate(Always(cells), FRONT_END, loader, CPU, mixed_precision("off", CPU)[0], CLASSES, STOP)
 
 
@@ -64,6 +63,13 @@ def test_samples_are_counted_by_sample_and_right_or_wrong(tmp_path):
     assert found["results"]["accuracy"] == pytest.approx(1 / 3)
     assert "pixel_accuracy" not in found["results"]
     assert found["scores"].tolist() == [1.0, 0.0, 0.0] * 4
+
+
+def test_scores_of_several_processes_add_up_to_those_of_one(tmp_path):
+    """Each process scores its own samples, and has 0 for the others: the sum is exact, and NaN stays NaN."""
+    source = open_set(tmp_path / "set", True)
+    together = sum(measured(source, True, part, 3)[1]["scores"] for part in range(3))
+    torch.testing.assert_close(together, measured(source, True)[1]["scores"], rtol=0, atol=0, equal_nan=True)
 
 
 NONE = math.nan
