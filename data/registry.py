@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.formats import refuse_formats
 from data.images import ImageFiles, has_image_suffix
 from data.recordings import RecordingWindows
 from data.sampling import Concatenated
@@ -25,6 +26,8 @@ DEFAULT_PRESET = "wild"
 DEFAULT_N_FFT = 1024
 DEFAULT_WINDOW_MS = 16.0
 DEFAULT_IMAGE_SIZE = (224, 224)
+
+READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images (.tif, .png, .jpg, .npy)"
 
 SLOW_S = 10.0  # opening recordings for longer is said
 
@@ -85,6 +88,7 @@ def find(paths):
         if not os.path.exists(path):
             raise UserError(f"--data_path {path}: expected a file or folder; found none")
         path = str(path)
+        refuse_formats(path, READ)
         folders, files = walk(path, _refused) if os.path.isdir(path) else ([], [path])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
         recordings = [file for file in files if is_recording_file(file)]
@@ -101,10 +105,7 @@ def find(paths):
         elif images:
             found.images += images
         else:
-            raise UserError(
-                f"--data_path {path}: expected recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images "
-                f"(.tif, .png, .npy); found none among {len(files)} files"
-            )
+            raise UserError(f"--data_path {path}: expected {READ}; found none among {len(files)} files")
     return found
 
 
