@@ -51,6 +51,11 @@ def merge(model):
     return model
 
 
+def is_adapter(name):
+    """Whether a tensor of this name is an adapter's."""
+    return ADAPTER in name
+
+
 def modules(model):
     """The adapters of a model: a list of `LowRank`, empty without."""
     return [module for module in model.modules() if isinstance(module, LowRank)]
