@@ -165,12 +165,13 @@ def scatter_figure(points, groups, names, shares, caption):
     counts = np.bincount(groups[groups >= 0], minlength=len(names))
     shown = sorted(np.argsort(-counts, kind="stable")[:20].tolist())
     rest = ~np.isin(groups, shown)
-    style = {"s": 9, "alpha": 0.7, "linewidths": 0}
+    colours = colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    style = {"s": 14, "alpha": 0.7, "linewidths": 0}
     if rest.any():
         axis.scatter(*points[rest].T, color=MASK_COLOUR, label=f"others ({rest.sum()})", **style)
     for number, group in enumerate(shown):
         here = groups == group
-        axis.scatter(*points[here].T, color=colormaps["tab20"](number), label=f"{names[group]} ({counts[group]})", **style)
+        axis.scatter(*points[here].T, color=colours(number), label=f"{names[group]} ({counts[group]})", **style)
     axis.set_xlabel(f"principal component 1 ({shares[0]:.1%} of the variance)")
     axis.set_ylabel(f"principal component 2 ({shares[1]:.1%} of the variance)")
     axis.set_title(caption, fontsize=10)
