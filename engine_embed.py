@@ -54,21 +54,23 @@ class Windows(Dataset):
         self.class_names = list(every[0]) if every else []
         if other := [names for names in every if names != self.class_names]:
             raise UserError(f"DATA: expected one list of classes; found {self.class_names} and {other[0]}")
-        for source in sources:
-            if leave_out and leave_out not in (columns := getattr(source, "groups", {})):
+        places, groups, index = {}, {}, 0
+        self.file, self.group = np.empty((2, len(self)), np.int64)
+        self.start_s, self.sample_rate_hz, self.center_freq_hz = values = np.full((3, len(self)), np.nan)
+        for number, source in enumerate(sources):
+            columns = getattr(source, "groups", {})
+            if leave_out and leave_out not in columns:
                 raise UserError(f"--leave_out: expected a column of the data ({', '.join(columns) or 'it has none'}); found "
                                 f"{leave_out}")  # fmt: skip
-        places, groups, files, values = {}, {}, [], []
-        self.group = np.empty(len(self), np.int64)
-        for index in range(len(self)):
-            source, own = self.source.at(index)
-            about = source.describe(own, None)
-            files.append(places.setdefault(file := _file(source, about), len(places)))
-            column = getattr(source, "groups", {}).get(leave_out or RECORDING)
-            self.group[index] = groups.setdefault(file if column is None else (id(source), str(column[own])), len(groups))
-            values.append([np.nan if about.get(name) is None else about[name] for name in self.COLUMNS])
-        self.names, self.file = list(places), np.array(files)
-        self.start_s, self.sample_rate_hz, self.center_freq_hz = np.array(values, np.float64).T
+            column = columns.get(leave_out or RECORDING)
+            for own in range(len(source)):
+                about = source.describe(own, None)
+                self.file[index] = places.setdefault(file := _file(source, about), len(places))
+                group = file if column is None else (number, str(column[own]))
+                self.group[index] = groups.setdefault(group, len(groups))
+                values[:, index] = [np.nan if about.get(name) is None else about[name] for name in self.COLUMNS]
+                index += 1
+        self.names = list(places)
 
     def __len__(self):
         return len(self.source)
@@ -230,9 +232,6 @@ def write_features(path, rows, windows, about):
     """Write the `.npz`, whole or not at all, without an array of features in memory.
 
     It has the columns of `rows`, those of `windows`, and `about`: {name: text or list of texts}.
-
-    Raises:
-        UserError: it cannot be written.
     """
     wide = np.dtype(f"<U{max(map(len, windows.names))}")
     files = (np.array([windows.names[place] for place in windows.file[first : first + QUERIES]], wide)
@@ -241,15 +240,12 @@ def write_features(path, rows, windows, about):
                for name, (dtype, shape) in rows.columns.items()]  # fmt: skip
     members += [("file", wide, (), files)]
     members += [(name, np.dtype(float), (), [getattr(windows, name)]) for name in windows.COLUMNS]
-    try:
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for name, dtype, shape, chunks in members:
-                _add_array(archive, name, dtype, (rows.done, *shape), chunks)
-            for name, value in about.items():
-                value = np.array(value)
-                _add_array(archive, name, value.dtype, value.shape, [value])
-    except OSError as error:
-        raise UserError(f"--output {path}: expected a file that can be written; {error}") from error
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, dtype, shape, chunks in members:
+            _add_array(archive, name, dtype, (rows.done, *shape), chunks)
+        for name, value in about.items():
+            value = np.array(value)
+            _add_array(archive, name, value.dtype, value.shape, [value])
 
 
 def _add_array(archive, name, dtype, shape, chunks):

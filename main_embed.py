@@ -102,6 +102,7 @@ def open_data(args, weights):
         if hasattr(source, "fit"):
             statistics = (weights.front_end or {}).get("normalization")
             source.set_normalization(statistics) if statistics else source.fit(range(len(source)))
+            settings["normalization"] = source.normalization()
             print(f"CSI: mean and standard deviation {'of the weights' if statistics else 'of DATA'}")
     return sources, front_end, settings
 
@@ -219,18 +220,19 @@ def main(args):
 
     output = Path(args.output)
     picture, partial = output.with_suffix(".png"), output.with_name(f".{output.name}.partial")
-    with writable_folder(output.parent, f"--output {output}"), Rows(partial, columns, key) as rows:
-        model.to(device)
-        before, started = rows.done, time.perf_counter()
-        try:
-            embed(model, windows, front_end.to(device), device, autocast, rows, args.batch_size, args.num_workers)
-        except KeyboardInterrupt as error:
-            raise RunError(f"--output {output}: stopped; the same command goes on") from error
-        speed = (rows.done - before) / (time.perf_counter() - started)
-        if args.knn:
-            print_knn(rows, windows, args, device)
-        draw(picture, rows, windows)
-        write_features(output, rows, windows, about)
+    try:
+        with writable_folder(output.parent, f"--output {output}"), Rows(partial, columns, key) as rows:
+            before, started = rows.done, time.perf_counter()
+            embed(model.to(device), windows, front_end.to(device), device, autocast, rows, args.batch_size, args.num_workers)
+            speed = (rows.done - before) / (time.perf_counter() - started)
+            if args.knn:
+                print_knn(rows, windows, args, device)
+            draw(picture, rows, windows)
+            write_features(output, rows, windows, about)
+    except KeyboardInterrupt as error:
+        raise RunError(f"--output {output}: stopped; the same command goes on") from error
+    except OSError as error:
+        raise UserError(f"--output {output}: expected a file that can be written; {error}") from error
     print(f"{output}: {len(windows)} rows of {width}, {speed:.1f} windows/s; see {picture}")
 
 

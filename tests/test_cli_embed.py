@@ -1,16 +1,19 @@
 """main_embed.py: features of windows, their labels, nearest neighbours, and a run that goes on."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import CAPTURES, NANO, ROOT, call, command, needs_captures, write_ci16
+from support import CAPTURES, NANO, ROOT, call, command, largest_file, needs_captures, write_ci16
 
 import engine_embed
 import main_embed
@@ -211,6 +214,12 @@ def test_csi(tmp_path, weights, capsys):
     assert found["label"].tolist() == [0, 1] * 4
     assert found["file"].tolist() == [str(tmp_path / f"csi.npz [{number}]") for number in range(8)]
     assert "leave-day-out: 8 windows of 2" in capsys.readouterr().out
+    settings = json.loads(str(found["front_end"]))
+    assert np.shape(settings["normalization"]["mean"]) == (1, 10, 1)
+    settings["normalization"]["std"] = np.full((1, 10, 1), 3.0).tolist()
+    other = embedded(tmp_path, tmp_path / "csi.npz", write_encoder(tmp_path / "csi.safetensors", settings), name="b.npz")
+    assert json.loads(str(other["front_end"])) == settings  # statistics of the weights come first
+    assert not np.allclose(found["cls"], other["cls"], atol=1e-3)
 
 
 # Going on
@@ -284,6 +293,34 @@ def test_rows_of_other_arguments_are_no_start(tmp_path):
         assert rows.done == 3
         assert rows.read("cls", 1, 9).tolist() == [[1, 1], [1, 1]]
     assert not (tmp_path / "partial").exists()
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    def second():
+        with contextlib.suppress(UserError), Rows(tmp_path / "partial", {"cls": (np.float32, (2,))}, {}):
+            os._exit(1)
+        os._exit(0)
+
+    with Rows(tmp_path / "partial", {"cls": (np.float32, (2,))}, {}) as rows:
+        rows.add({"cls": np.ones((3, 2))})
+        child = os.fork() or second()
+        assert os.waitpid(child, 0)[1] == 0
+        assert rows.read("cls", 0, 3).tolist() == [[1, 1]] * 3
+
+
+def test_no_array_of_features_is_in_memory(tmp_path, monkeypatch):
+    rows = rows_of(tmp_path, np.random.default_rng(0).normal(size=(5000, 100)), [0, 1] * 2500)
+    monkeypatch.setattr(engine_embed, "CHUNK_BYTES", 2**14)
+    windows = SimpleNamespace(names=["a"], file=np.zeros(5000, int), COLUMNS=())
+    tracemalloc.start()
+    try:
+        engine_embed.write_features(tmp_path / "f.npz", rows, windows, {})
+        principal_components(rows, "cls")
+        assert tracemalloc.get_traced_memory()[1] < 5000 * 100 * 4 / 2
+    finally:
+        tracemalloc.stop()
+    with np.load(tmp_path / "f.npz") as file:
+        assert np.array_equal(file["cls"], rows.read("cls", 0, 5000))
 
 
 # Nearest neighbours and principal components
@@ -415,6 +452,19 @@ def test_damaged_samples_are_one_line(tmp_path, weights, capsys):
     assert "x.npy: expected finite samples" in capsys.readouterr().err
     assert not (tmp_path / "f.npz").exists()
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights, capsys):
+    air = write_air(tmp_path / "air", 4)
+    flags = (air, "--weights", weights, "--output", tmp_path / "f.npz", "--num_workers", 0, "--batch_size", 2, "--patches")
+    # Of the patches of 12 windows, 9216 bytes; of the picture.
+    for size_bytes, expected in ((4000, ".f.npz.partial: expected a folder"), (10_000, "f.npz: expected a file")):
+        with largest_file(size_bytes):
+            assert call(main_embed, *flags) == 2
+        assert expected in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.glob("*f.*")) == [".f.npz.partial"]
+    assert call(main_embed, *flags) == 0
+    assert sorted(path.name for path in tmp_path.glob("*f.*")) == ["f.npz", "f.png"]
 
 
 @needs_captures
