@@ -37,12 +37,17 @@ def add_data_arguments(parser, required=True):
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", nargs="+", required=required, metavar="PATH",
                        help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
-    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
-    group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
+    add_recording_arguments(group)
     add_scene_arguments(group)
     group.add_argument("--scenes", type=int, default=4096, help="scenes in an epoch of --data_path synthetic")
     add_front_end_arguments(group)
     return group
+
+
+def add_recording_arguments(group):
+    """The flags of recordings whose files do not say how to read them."""
+    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
+    group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
 
 
 def add_scene_arguments(group):
