@@ -20,21 +20,17 @@ A download that was stopped goes on when the same command is given again. RADIO_
 by default; --offline, or HF_HUB_OFFLINE=1, uses what is there.
 """
 
-import argparse
 import sys
 
 from util import download
 from util.errors import UserError, reported
+from util.flags import Parser
 
 LIST = "list"
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Fetch released weights and public data sets.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Fetch released weights and public data sets.")
     parser.add_argument("names", nargs="*", metavar="list | NAME",
                         help="what to fetch, by name, as owner/name or as hf://owner/name/file; list: what there is")
     parser.add_argument("--all-datasets", "--all_datasets", action="store_true", help="fetch every data set")

@@ -11,7 +11,6 @@ The same command goes on with a run that was stopped. `np.load("features.npz")` 
 (NaN where unknown); `label`, int64, a place in `classes` (-1 where unknown). And `weights`, `preset`, `front_end` (JSON).
 """
 
-import argparse
 import hashlib
 import json
 import time
@@ -29,19 +28,20 @@ from data.splits import PARTS, relative_paths
 from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_components, write_features
 from radio.recordings import find_recordings
 from util import distributed
+from util import weights as pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.errors import RunError, UserError, reported, warn
 from util.files import atomic_path, writable_folder
+from util.flags import Parser
 from util.metrics import aligned
 from util.plots import scatter_figure
-from util.weights import DEFAULT_NORM_EPS, load_pretrained, read_weights
 
 DEFAULT_K = 20
 PICTURE_POINTS = 20_000
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(description="Features of windows from an encoder.", allow_abbrev=False)
+    parser = Parser("Features of windows from an encoder.")
     parser.add_argument("data_path", nargs="+", metavar="DATA",
                         help="recordings, spectrogram sets or images: files and folders; or what --task takes")
     parser.add_argument("--weights", required=True, metavar="FILE|NAME",
@@ -62,8 +62,7 @@ def get_args_parser():
 
     run = parser.add_argument_group("run")
     run.add_argument("--batch_size", type=int, default=64)
-    run.add_argument("--norm_eps", type=float, help="epsilon of the norms inside blocks; as the weights say where not given")
-    run.add_argument("--offline", action="store_true", default=None, help="fetch nothing: weights are in the cache")
+    pretrained.add_arguments(run)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes")
@@ -133,9 +132,9 @@ def _unlabelled(args, pretrained):
 def open_encoder(args, weights, source):
     """(preset, `models_vit.Encoder` with the weights); prints what was loaded."""
     preset = models_vit.preset_of(weights, args.weights)
-    args.norm_eps = args.norm_eps or weights.norm_eps or DEFAULT_NORM_EPS
+    args.norm_eps = args.norm_eps or weights.norm_eps or pretrained.DEFAULT_NORM_EPS
     model = models_vit.create_encoder(preset, source.image_size, source.in_chans, norm_eps=args.norm_eps)
-    loaded = load_pretrained(model, weights.state_dict, args.weights, weights.front_end, weights.converted)
+    loaded = pretrained.load_pretrained(model, weights.state_dict, args.weights, weights.front_end, weights.converted)
     adapted = f"; adapted: {', '.join(loaded.adapted)}" if loaded.adapted else ""
     print(f"{args.weights}: {preset}, {len(loaded.loaded)} tensors loaded, {len(loaded.left)} left{adapted}; epsilon of "
           f"norms inside blocks {loaded.norm_eps:g}")  # fmt: skip
@@ -198,7 +197,7 @@ def main(args):
     check_args(args)
     keep_freed_memory()
     device = pick_device(args.device)
-    weights = read_weights(args.weights, args.offline)
+    weights = pretrained.read_weights(args.weights, args.offline)
     args.task = args.task or ("sensing" if args.data_path[0].endswith(".npz") else None)
     sources, front_end, settings = open_data(args, weights)
     windows = Windows(sources, args.leave_out)
