@@ -21,15 +21,14 @@ demo: $(VENV)/.installed $(if $(CAPTURES),,$(DEMO)/air)
 	@echo
 	@echo "Labelled: look at $(DEMO)/labelled. Now a short training shows how such a model is made; the weights took longer."
 	$(RUN) main_synthesize.py --output $(DEMO)/scenes $(FRAMES) --train 320 --val 32 --test 64
-	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --model mae_vit_tiny_patch16 --batch_size 16 --epochs 3 \
-		--warmup_epochs 1 --blr 1.6e-2 --num_workers 0 --save_every_epochs 3 --output_dir $(DEMO)/pretrain
-	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes --model vit_tiny_patch16 \
-		--finetune weights/radio_mae_vit_tiny.safetensors --batch_size 16 --epochs 5 --warmup_epochs 1 --blr 8e-3 \
-		--num_workers 0 --output_dir $(DEMO)/finetune
+	$(RUN) main_pretrain.py --data_path $(DEMO)/scenes --init weights/radio_mae_vit_tiny.safetensors --batch_size 16 \
+		--epochs 3 --warmup_epochs 1 --blr 4e-3 --num_workers 0 --save_every_epochs 3 --output_dir $(DEMO)/pretrain
+	$(RUN) main_finetune.py --task segmentation --data_path $(DEMO)/scenes \
+		--finetune weights/radio_mae_vit_tiny.safetensors --recipe few --epochs 5 --num_workers 0 --output_dir $(DEMO)/finetune
 	@echo
 	@echo "Look at $(DEMO)/labelled (waterfall, class map, annotations of each capture), $(DEMO)/scenes/contact_sheet.png"
-	@echo "(labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png (original, masked, reconstructed: after"
-	@echo "a minute of training), $(DEMO)/finetune/predictions.png (spectrogram, truth, prediction), confusion.png and"
+	@echo "(labelled scenes of 5G NR and LTE), $(DEMO)/pretrain/reconstruction.png (original, masked, reconstructed: a"
+	@echo "minute of training on top of the weights), $(DEMO)/finetune/predictions.png (spectrogram, truth, prediction), confusion.png and"
 	@echo "results.json beside it; curves: $(VENV)/bin/tensorboard --logdir $(DEMO)"
 
 $(DEMO)/air: | $(VENV)/.installed

@@ -1,5 +1,7 @@
 """How fine-tuning learns where the flags do not say: one table, and what follows from the size of the data."""
 
+import math
+
 from util.errors import UserError, warn
 
 RECIPES = {
@@ -49,7 +51,7 @@ def fill_in_length(args, num_samples, effective_batch):
     if "steps" in recipe and args.epochs is None:
         args.epochs = max(1, round(recipe["steps"] / steps_per_epoch(num_samples, effective_batch)))
     if args.warmup_epochs is None:
-        args.warmup_epochs = round(WARMUP * args.epochs)
+        args.warmup_epochs = math.ceil(WARMUP * args.epochs) if args.epochs > 1 else 0
     if args.val_every is None:
         args.val_every = max(1, args.epochs // VALIDATIONS)
 
