@@ -157,7 +157,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
         print(f"resumed from {path}: epoch {saved['epoch']} done, {progress.step} steps")
     counts = ", ".join(f"{len(part)} {name}" for name, part in data.parts.items())
     if isinstance(model, ViTEncoder):
-        print(cost.memory_line(model, device, min(args.batch_size, len(loader.dataset)), args.amp, args.grad_ckpt))
+        print(cost.memory_line(model, device, min(args.batch_size, len(loader.dataset)), args))
     print(f"{args.model} on {device}, amp {args.amp}; samples: {counts}; {resume.batch_description(args)}, "
           f"lr {args.lr:.3g}, {args.epochs} epochs")  # fmt: skip
 

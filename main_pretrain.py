@@ -151,11 +151,10 @@ def open_data(args, device, trained_with):
     return *source.split(args.val_fraction, args.seed), front_end, settings
 
 
-def start_from(args, init, state):
-    """Fill in what the weights of `--init`, or the run to resume, say of the model."""
-    if args.model is None:
-        args.model = state["args"]["model"] if state else models_mae.preset_of(init, args.init) if init else (
-            models_mae.DEFAULT_PRESET)  # fmt: skip
+def start_from(args, init):
+    """Fill in what the weights of `--init` say of the model."""
+    if args.model is None:  # that of a run to resume is there already
+        args.model = models_mae.preset_of(init, args.init) if init else models_mae.DEFAULT_PRESET
     if args.norm_eps is None:
         args.norm_eps = (init and init.norm_eps) or pretrained.DEFAULT_NORM_EPS
     if init and "norm_pix_loss" not in args.given and isinstance(init.args.get("norm_pix_loss"), bool):
@@ -233,7 +232,7 @@ def train(args, device, stop):
         resuming.take_flags(args, state, FREE_FLAGS)
     resuming.require(args, "data_path")
     init = pretrained.read_weights(args.init, args.offline) if args.init and not state else None
-    start_from(args, init, state)
+    start_from(args, init)
 
     # data
     source, held_out, front_end, settings = open_data(args, device, state["front_end"] if state else init and init.front_end)
@@ -287,8 +286,7 @@ def train(args, device, stop):
         print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
         del state
 
-    memory = cost.memory_line(model, device, min(args.batch_size, len(dataset)), args.amp, args.grad_ckpt,
-                              model.num_visible(args.mask_ratio))  # fmt: skip
+    memory = cost.memory_line(model, device, min(args.batch_size, len(dataset)), args, model.num_visible(args.mask_ratio))
     print(f"{args.model}: {memory}, on {device}, amp {args.amp}, compile {way}")
     print(f"front end: {settings}")
     print(f"{len(dataset)} training samples, {len(held_out or ())} held out; {resuming.batch_description(args)}, "

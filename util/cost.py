@@ -17,12 +17,13 @@ STATE_BYTES, FROZEN_BYTES = 16, 4  # of a parameter: with its gradient and two m
 PROGRAM_BYTES = 7 * GIB // 10  # torch itself, on a CPU
 
 
-def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None):
+def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None, shards=1):
     """Least memory of a training step: weights, gradients, optimizer and activations.
 
     Args:
         model: of `models_mae` or `models_vit`, its `requires_grad` set.
         visible: patches that the encoder sees, where it does not see all.
+        shards: processes that weights, gradients and optimizer are divided among.
     """
     trained = [parameter.requires_grad for parameter in model.parameters()]
     sizes = [parameter.numel() for parameter in model.parameters()]
@@ -35,7 +36,7 @@ def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None):
             per_sample += 4 * sum(values) + max(values, default=0) * ACTIVATION_BYTES[amp]
         else:
             per_sample += sum(values) * ACTIVATION_BYTES[amp]
-    return state + batch_size * per_sample
+    return state // shards + batch_size * per_sample
 
 
 def _with_gradients(blocks, model):
@@ -62,14 +63,18 @@ def free_bytes(device):
         return free
 
 
-def memory_line(model, device, batch_size, amp, grad_ckpt=False, visible=None):
-    """A line about the parameters and the memory of a run.
+def memory_line(model, device, batch_size, args, visible=None):
+    """A line about the parameters and the memory of a process.
+
+    Args:
+        batch_size: samples at a time; args: flags with `amp`, `grad_ckpt` and `shard`; visible: see `training_bytes`.
 
     Raises:
         UserError: it cannot fit.
     """
     there = free_bytes(device)
-    needed = training_bytes(model, batch_size, amp, grad_ckpt, visible)
+    shards = distributed.world_size() if args.shard else 1
+    needed = training_bytes(model, batch_size, args.amp, args.grad_ckpt, visible, shards)
     if device.type == "cpu":
         needed = (needed + PROGRAM_BYTES) * distributed.local_world_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())

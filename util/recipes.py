@@ -41,7 +41,7 @@ def fill_in(args, own=()):
     if args.recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}; found {args.recipe!r}")
     for name, value in (RECIPES[args.recipe] | dict(own)).items():
-        if getattr(args, name, None) is None and name != "steps":
+        if hasattr(args, name) and getattr(args, name) is None:
             setattr(args, name, value)
 
 
