@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from support import ROOT, call, command, largest_file, write_sigmf
 
+import engine_label
 import engine_segment
 import main_finetune
 import main_pretrain
@@ -52,7 +53,7 @@ def quick(monkeypatch, request):
     """A small model, and pictures without anything in them where none looks at them."""
     nano(monkeypatch)
     if "picture" not in request.function.__name__:
-        monkeypatch.setattr(main_segment, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(engine_label, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
     torch.set_num_threads(1)
 
 
@@ -339,8 +340,8 @@ def test_stretches_shorter_than_an_fft_are_passed_over(weights, scene, tmp_path,
 
 def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_path, monkeypatch):
     shown = []
-    real = main_segment.labelled_figure
-    monkeypatch.setattr(main_segment, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
+    real = engine_label.labelled_figure
+    monkeypatch.setattr(engine_label, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
     assert segment(weights, tmp_path / "out", scene) == 0
     left, right = shown[0].axes[:2]
     assert left.get_ylabel() == right.get_ylabel() == "frequency (MHz)"
@@ -465,10 +466,16 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
         line = fails(capsys, tmp_path / name, tmp_path / "out", scene)
         assert f"{name}: expected a file of weights; found {expected}" in line
     state = checkpoint.load(weights)
+    model = state["model"]
+    shallow = {name: value for name, value in model.items() if not name.startswith("blocks.1.")}
+    headless = {name: value for name, value in model.items() if not name.startswith("decoder_norm.")}
     for change, expected in (({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
-                             ({"args": state["args"] | {"model": "vit_unknown"}}, "vit_unknown"),
-                             ({"args": {"task": "segmentation"}}, "expected what builds the model"),
-                             ({"classes": ["Noise", "NR"]}, "expected the weights of this model")):  # fmt: skip
+                             ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected what builds the front end"),
+                             ({"model": shallow}, "expected the encoder of a preset"),
+                             ({"model": headless}, "found 2 tensors missing or of another shape, first: decoder_norm.weight"),
+                             ({"model": model | {"gate": torch.ones(1)}}, "found 1 tensors that it has not, first: gate"),
+                             ({"classes": ["Noise", "NR"]}, "expected 3 different names, one for each class of the head"),
+                             ({"classes": []}, "--classes: expected 3 names, the background first, as ")):  # fmt: skip
         torch.save(state | change, tmp_path / "changed.pth")
         assert expected in fails(capsys, tmp_path / "changed.pth", tmp_path / "out", scene)
 

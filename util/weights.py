@@ -230,7 +230,7 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     for name in POSITIONS:
         if name not in own or name not in state or not _fits_but_grid(state[name], own[name]):
             continue
-        grid = _source_grid(state[name].shape[1] - 1, front_end, model.patch_size, path)
+        grid = grid_of(state[name].shape[1] - 1, front_end, model.patch_size, path)
         if grid != tuple(model.grid_size):
             adapted.append(f"{name} {grid[0]} x {grid[1]} -> {model.grid_size[0]} x {model.grid_size[1]}")
             state[name] = resample_positions(state[name], grid, model.grid_size)
@@ -290,7 +290,12 @@ def _with_channels(weight, channels):
     return weight.sum(dim=1, keepdim=True)
 
 
-def _source_grid(num_patches, front_end, patch_size, path):
+def grid_of(num_patches, front_end, patch_size, path):
+    """Rows and columns of the patches that a file has positions for: of its front end's images, else taken as square.
+
+    Raises:
+        UserError: the number is no square and there is no image size, or it contradicts the image size.
+    """
     image_size = (front_end or {}).get("image_size")
     if image_size is None:
         side = math.isqrt(num_patches)
