@@ -23,7 +23,7 @@ from util.errors import warn as _warn
 
 # torch.hub looks for these before it calls an entry.
 dependencies = ["torch", "torchvision", "timm", "einops", "numpy", "scipy", "safetensors", "sigmf", "matplotlib",
-                "huggingface_hub", "filelock", "requests"]  # fmt: skip
+                "huggingface_hub", "filelock", "requests", "tqdm"]  # fmt: skip
 
 _OPTIONS = """
         show_report: print what was loaded, what was left in the file, and what is new in the model.
