@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from timm.data import Mixup
+from timm.optim import Lars
 from torch.nn import functional as F
 
 import models_deeplab
@@ -16,7 +17,7 @@ from data.tasks import HEADS
 from engine_evaluate import MEANS, evaluate
 from engine_pretrain import LossTrace, Progress, Reporter
 from models_vit import ViTEncoder, train_mode
-from util import checkpoint, compiling, distributed, parallel, resume
+from util import checkpoint, compiling, cost, distributed, parallel, resume
 from util.errors import StoppedError, UserError, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import half_cosine, set_lr
@@ -25,6 +26,17 @@ from util.record import Record
 SPLIT = "split.json"
 # What decides which epoch is kept, on the validation part.
 CHOSEN_BY = {"segmentation": "mean_iou", "classification": "mean_accuracy"}
+
+
+def lars(groups, lr):
+    """LARS as MAE's linear probe has it: weights adapt, and what has one dimension does not."""
+    for group in groups:
+        group["always_adapt"] = group["params"][0].ndim > 1
+    return Lars(groups, lr=lr, momentum=0.9)
+
+
+OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, fused=True), "lars": lars,
+              "sgd": partial(torch.optim.SGD, momentum=0.9)}  # fmt: skip
 
 
 class Loss:
@@ -60,7 +72,7 @@ def optimization(args, model, data, device):
             return args.lr * recipe["lr_drop_factor"] ** (int(epoch) // recipe["lr_drop_epochs"])
     else:
         groups = param_groups_lrd(model, args.weight_decay, args.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
+        optimizer = OPTIMIZERS[args.opt](groups, lr=args.lr)
         rate = partial(half_cosine, lr=args.lr, min_lr=args.min_lr, warmup_epochs=args.warmup_epochs, epochs=args.epochs)
 
     weight = class_weights(data.parts["train"], classes, args.class_weights)
@@ -110,7 +122,8 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     Returns:
         dict of "best_epoch", "step" and "seconds_training".
     """
-    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1 and args.train == "full")
+    whole_trains = args.train == "full" and not args.lora
+    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1 and whole_trains)
     parallel.rehearse(trained, lambda: trained(torch.zeros(2, data.source.in_chans, *data.front_end.image_size,
                                                            device=device)).sum())  # fmt: skip
     optimizer, rate, criterion, mixup = optimization(args, model, data, device)
@@ -142,8 +155,10 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
         best, best_epoch, seconds = best_state["best"], best_state["best_epoch"], saved["seconds_training"]
         print(f"resumed from {path}: epoch {saved['epoch']} done, {progress.step} steps")
     counts = ", ".join(f"{len(part)} {name}" for name, part in data.parts.items())
+    if isinstance(model, ViTEncoder):
+        print(cost.memory_line(model, device, min(args.batch_size, len(loader.dataset)), args.amp, args.grad_ckpt))
     print(f"{args.model} on {device}, amp {args.amp}; samples: {counts}; {resume.batch_description(args)}, "
-          f"lr {args.lr:.3g}")  # fmt: skip
+          f"lr {args.lr:.3g}, {args.epochs} epochs")  # fmt: skip
 
     def loss_of_zeros():
         images = torch.zeros(args.batch_size, data.source.in_chans, *data.front_end.image_size, device=device)

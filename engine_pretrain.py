@@ -8,12 +8,13 @@ import torch
 from einops import repeat
 
 from models_mae import patch_statistics
-from util import distributed, parallel
+from util import cost, distributed, parallel
 from util.errors import RunError, StoppedError
 from util.logger import Stopwatch, peak_memory_bytes, report_steps
 from util.lr_sched import half_cosine, set_lr
 
 PRINT_EVERY_STEPS = 20
+ESTIMATED_STEPS = 5  # after which the time to the end is known about
 
 
 @dataclass
@@ -141,6 +142,7 @@ class Reporter:
         progress.step += 1
         progress.epoch_step += 1
         self._print(epoch)
+        self._say_how_long(epoch)
         if name := stop.answer():
             self.read()
             raise StoppedError(f"{name} after step {progress.step}")
@@ -148,6 +150,15 @@ class Reporter:
         if save_every_steps and progress.step % save_every_steps == 0 and progress.epoch_step < self.steps_per_epoch:
             self.read()
             save()
+
+    def _say_how_long(self, epoch):
+        """Once, after the first steps of a run. The very first is slower than the others."""
+        step = self.progress.step
+        if step == 1:
+            self._first_ended = time.perf_counter()
+        if step == self.progress.epoch_step == ESTIMATED_STEPS and self._first_step == 0:
+            left = (self.epochs - epoch) * self.steps_per_epoch - step
+            print(cost.time_line((time.perf_counter() - self._first_ended) / (step - 1), left), flush=True)
 
     def _print(self, epoch):
         step = self.progress.epoch_step

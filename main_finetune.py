@@ -3,6 +3,14 @@
     # segmentation into Noise, NR and LTE, from a pretrained checkpoint
     python main_finetune.py --task segmentation --finetune output_dir/checkpoint-last.pth --data_path scenes
 
+    # few labels, from released weights; own classes of annotated recordings
+    python main_finetune.py --task segmentation --finetune radio_mae_vit_tiny --data_path recordings/ \
+        --classes noise,wifi,bluetooth --recipe few
+
+    # low-rank adapters; a linear probe
+    python main_finetune.py --task segmentation --finetune mae_vit_base --data_path scenes --lora 8
+    python main_finetune.py --task sensing --finetune mae_vit_base --data_path NTU-Fi_HAR --recipe linprobe
+
     # the controls: from scratch; a random encoder that stays as it is; DeepLabV3
     python main_finetune.py --task segmentation --data_path scenes
     python main_finetune.py --task segmentation --finetune random --train head --data_path scenes
@@ -16,10 +24,10 @@
     torchrun --nproc_per_node=8 main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
 
     # go on with a run that was stopped: the same command, or from its checkpoint with other flags
-    python main_finetune.py --task segmentation --data_path scenes ... --resume output_finetune/checkpoint-last.pth
+    python main_finetune.py --resume output_finetune/checkpoint-last.pth --epochs 100
 
     # evaluate only: a checkpoint; released weights
-    python main_finetune.py --task segmentation --data_path scenes --eval --resume output_finetune/checkpoint-best.pth
+    python main_finetune.py --eval --resume output_finetune/checkpoint-best.pth
     python main_finetune.py --task segmentation --data_path scenes --eval --finetune model.safetensors
 
     # the model for other programs, after training or with --eval: all weights, the encoder alone, or for ONNX
@@ -28,12 +36,12 @@
     python main_finetune.py --task segmentation --data_path scenes ... --export model.onnx
 """
 
-import argparse
 import contextlib
 import copy
 import json
 import statistics
 import time
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
@@ -45,64 +53,61 @@ from data.labelled import Part
 from data.splits import fewer_labels
 from engine_evaluate import MEANS, evaluate, groupings, report
 from engine_finetune import loader_of, train
-from util import checkpoint, compiling, distributed, export, joining, parallel, resume
+from engine_start import ADAPTER_FLAGS, MODEL_FLAGS, build_model, check_resumed, open_start, take_from
+from util import checkpoint, compiling, distributed, export, joining, parallel, recipes, resume
+from util import weights as pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
-from util.errors import UserError, reported, warn
+from util.errors import UserError, reported
 from util.files import atomic_path
+from util.flags import OF_MAE, Parser
 from util.logger import NoLog, RunLog
-from util.weights import by_module, load_pretrained, read_weights
 
 RESULTS = "results.json"
-# What a run may have otherwise than the one that it resumes: where things are and how fast they come (what comes of the
-# front end's flags is compared itself), and, with a warning, how it learns. Nothing else.
-FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
-              "input_size", "n_fft", "window_ms", "export", "export_dtype", "licence", "async_save", "save_every_steps",
-              *compiling.FLAGS, *joining.FLAGS}  # fmt: skip
-LEARNING_FLAGS = {"data_path", "epochs", *resume.BATCH_FLAGS, "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
-                  "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
-MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool"}
-DIVIDING_FLAGS = {"seed", "val_fraction", "test_fraction", "split_by", "test_groups", "protocol", "split"}
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Fine-tune and evaluate on a labelled task.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--task", required=True, choices=tasks.TASKS)
-    registry.add_data_arguments(parser)
+    parser = Parser("Fine-tune and evaluate on a labelled task.", OF_MAE)
+    parser.add_argument("--task", choices=tasks.TASKS)
+    registry.add_data_arguments(parser, required=False)
     tasks.add_label_arguments(parser)
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vit_large_patch16", metavar="PRESET",
-                       help=", ".join((*models_vit.PRESETS, *models_deeplab.PRESETS)))
-    model.add_argument("--finetune", default="", metavar="FILE|random",
+    presets = ", ".join((*models_vit.PRESETS, *models_deeplab.PRESETS))
+    model.add_argument("--model", metavar="PRESET", help="where not given, that of --finetune or --resume, else "
+                       f"{models_vit.DEFAULT_PRESET}; {presets}")  # fmt: skip
+    model.add_argument("--finetune", default="", metavar="FILE|NAME|random",
                        help="pretrained weights; nothing: from scratch; random: a random encoder, for --train head or probe")
-    model.add_argument("--train", default="full", metavar="full|head|probe|last:N", help="what is trained")
-    model.add_argument("--head", default="decoder", choices=models_vit.HEADS, help="of segmentation")
+    model.add_argument("--train", metavar="full|head|probe|last:N", help="what is trained")
+    model.add_argument("--lora", type=int, metavar="RANK", help="train low-rank adapters and the head")
+    model.add_argument("--lora_alpha", type=float, help="adapters are scaled by alpha / RANK; 2 RANK where not given")
+    pretrained.add_arguments(model)
+    model.add_argument("--head", choices=models_vit.HEADS, help="of segmentation")
     model.add_argument("--head_depth", type=int, default=2, help="transformer blocks of the decoder head")
+    model.add_argument("--head_norm", action=BooleanOptionalAction, help="batch norm without weights before the last layer")
     model.add_argument("--global_pool", action="store_true", default=True, help="classify the mean of the patches")
     model.add_argument("--cls_token", action="store_false", dest="global_pool", help="classify the class token")
-    model.add_argument("--drop_path", type=float, default=0.1)
+    model.add_argument("--drop_path", type=float)
 
-    training = parser.add_argument_group("training (where not given: as the model's published recipe has it)")
-    training.add_argument("--batch_size", type=int, help="samples of a process at a time: 64; DeepLabV3 4")
-    training.add_argument("--epochs", type=int, default=50)
+    training = parser.add_argument_group("training (where not given: as --recipe has it; DeepLabV3: as published)")
+    training.add_argument("--recipe", default="published", choices=recipes.RECIPES,
+                          help="few: for few labels or few steps; linprobe: MAE's linear probe")
+    training.add_argument("--opt", choices=recipes.OPTIMIZERS)
+    training.add_argument("--batch_size", type=int, help="samples of a process at a time")
+    training.add_argument("--epochs", type=int)
     training.add_argument("--accum_iter", type=int, default=1, help="batches to a step")
     training.add_argument("--lr", type=float, help="learning rate; blr * samples of a step / 256; DeepLabV3 0.02")
-    training.add_argument("--blr", type=float, default=1e-3, help="base learning rate")
-    training.add_argument("--layer_decay", type=float, help="0.75; from scratch 1, as no layer has anything to keep")
-    training.add_argument("--min_lr", type=float, default=1e-6)
-    training.add_argument("--warmup_epochs", type=int, default=5)
-    training.add_argument("--weight_decay", type=float, help="0.05; DeepLabV3 1e-4")
+    training.add_argument("--blr", type=float, help="base learning rate")
+    training.add_argument("--layer_decay", type=float, help="from scratch 1, as no layer has anything to keep")
+    training.add_argument("--min_lr", type=float)
+    training.add_argument("--warmup_epochs", type=int)
+    training.add_argument("--weight_decay", type=float)
     training.add_argument("--clip_grad", type=float, help="largest norm of the gradient")
-    training.add_argument("--class_weights", choices=("none", "median_frequency"), help="none; DeepLabV3 median_frequency")
-    training.add_argument("--time_shift", action=argparse.BooleanOptionalAction, default=True, help="of segmentation")
-    training.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="of segmentation")
+    training.add_argument("--class_weights", choices=("none", "median_frequency"))
+    training.add_argument("--time_shift", action=BooleanOptionalAction, default=True, help="of segmentation")
+    training.add_argument("--flip", action=BooleanOptionalAction, default=True, help="of segmentation")
     training.add_argument("--mixup", type=float, default=0.0, help="classification: alpha of Mixup")
     training.add_argument("--cutmix", type=float, default=0.0, help="classification: alpha of CutMix")
-    training.add_argument("--smoothing", type=float, default=0.1, help="classification: label smoothing")
+    training.add_argument("--smoothing", type=float, help="classification: label smoothing")
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--seeds", type=int, default=1, help="runs, with this seed and those after it")
 
@@ -110,17 +115,17 @@ def get_args_parser():
     run.add_argument("--output_dir", default="./output_finetune", help="checkpoints, log.txt, results.json, pictures")
     run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
     run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
-                     help="checkpoint of this command, to go on with or to --eval; auto: that of the output folder, if "
-                          "there is one; none: start anew in an empty one")
+                     help="checkpoint to go on with or to --eval, with its flags where none are given; auto: that of the "
+                          "output folder, if there is one; none: start anew in an empty one")
     run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
-    run.add_argument("--async_save", action=argparse.BooleanOptionalAction, default=True,
+    run.add_argument("--async_save", action=BooleanOptionalAction, default=True,
                      help="write checkpoints while training goes on")
-    run.add_argument("--val_every", type=int, default=1, help="epochs from a validation and checkpoint to the next")
+    run.add_argument("--val_every", type=int, help="epochs from a validation and checkpoint to the next")
     run.add_argument("--eval", action="store_true", help="evaluate --resume, else --finetune, on the test part")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
-    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
+    run.add_argument("--pin_mem", action=BooleanOptionalAction, default=True, help="page-locked buffers to a GPU")
     compiling.add_arguments(run)
     joining.add_arguments(run)
     export.add_arguments(run, ".safetensors, the encoder alone where the name has \"encoder\" in it; .onnx")
@@ -129,13 +134,13 @@ def get_args_parser():
 
 def check_args(args):
     """Fill in the recipe of the model, and refuse values that no run can have."""
+    resume.require(args, "task", "data_path")
     deeplab = args.model in models_deeplab.PRESETS
-    recipe = models_deeplab.RECIPE if deeplab else {"batch_size": 64, "weight_decay": 0.05, "class_weights": "none"}
-    for name in ("batch_size", "weight_decay", "class_weights", *(("lr",) if deeplab else ())):
-        if getattr(args, name) is None:
-            setattr(args, name, recipe[name])
-    if args.layer_decay is None:
-        args.layer_decay = 0.75 if args.finetune else 1.0
+    if args.layer_decay is None and not args.finetune:
+        args.layer_decay = 1.0
+    if args.head_norm is None:
+        args.head_norm = args.recipe == "linprobe"
+    recipes.fill_in(args, models_deeplab.RECIPE if deeplab else ())
     least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "lr": 0, "blr": 0, "min_lr": 0, "warmup_epochs": 0, "seed": 0,
              "seeds": 1, "weight_decay": 0, "num_workers": 0, "head_depth": 1, "mixup": 0, "cutmix": 0, "smoothing": 0,
              "scenes": 1, "val_every": 1, "save_every_steps": 0}  # fmt: skip
@@ -151,7 +156,9 @@ def check_args(args):
         raise UserError(f"--clip_grad: expected a positive number; found {args.clip_grad}")
     if not 0 < args.layer_decay <= 1:
         raise UserError(f"--layer_decay: expected a factor above 0, up to 1; found {args.layer_decay}")
-    named = args.resume not in ("auto", "none")
+    if args.lora is not None:
+        check_adapters(args)
+    named = resume.is_named(args.resume)
     if args.eval and not named and (args.export or args.finetune in ("", "random")):
         raise UserError("--eval: expected --resume CHECKPOINT or, without --export, --finetune WEIGHTS, what to evaluate; "
                         "found none")
@@ -177,6 +184,19 @@ def check_args(args):
         raise UserError(f"--mixup, --cutmix: expected a task that classifies samples; found {args.task}")
 
 
+def check_adapters(args):
+    if args.lora < 1:
+        raise UserError(f"--lora: expected a rank of at least 1; found {args.lora}")
+    if args.lora_alpha is None:
+        args.lora_alpha = 2.0 * args.lora
+    if not args.lora_alpha > 0:
+        raise UserError(f"--lora_alpha: expected a positive number; found {args.lora_alpha}")
+    if args.finetune in ("", "random") and not args.eval and not resume.is_named(args.resume):
+        raise UserError(f"--lora: expected --finetune WEIGHTS, which stay as they are; found {args.finetune or 'none'}")
+    if args.shard or "train" in args.given:
+        raise UserError(f"--lora: expected neither --shard nor --train; found {'--shard' if args.shard else args.train}")
+
+
 def open_data(args, path, saved, weights, device):
     """The labelled data with the front end of the checkpoint or the pretrained weights, and as many labels as asked for."""
     data = tasks.open_labelled(args, saved["front_end"] if saved else weights and weights.front_end, device.type != "cpu")
@@ -192,67 +212,19 @@ def open_data(args, path, saved, weights, device):
     return data
 
 
-def build_model(args, data, weights):
-    """The model, with pretrained weights where there are some: it says what was loaded, left and new, and what trains."""
-    if args.model in models_deeplab.PRESETS:
-        model = models_deeplab.create_model(args.model, len(data.class_names), data.source.in_chans)
-    else:
-        model = models_vit.create_model(
-            args.model, tasks.HEADS[args.task], len(data.class_names), data.front_end.image_size,
-            in_chans=data.source.in_chans, drop_path=args.drop_path, head=args.head, head_depth=args.head_depth,
-            global_pool=args.global_pool,
-        )  # fmt: skip
-    if weights:
-        loaded = load_pretrained(model, weights.state_dict, args.finetune, weights.front_end, weights.converted)
-        if args.eval and (loaded.new or weights.classes != data.class_names):
-            raise UserError(f"{args.finetune}: expected weights of this task, trained on {data.class_names}; found "
-                            f"{weights.classes or 'no classes'}, and {len(loaded.new)} tensors missing")  # fmt: skip
-        print(loaded.summary())
-    names = models_vit.trainable(model, args.train)
-    if not args.eval:
-        own = dict(model.named_parameters())
-        shown = by_module(names, own.keys() - set(names))
-        count, total = (sum(own[name].numel() for name in some) for some in (names, own))
-        print(f"--train {args.train}: {len(names)} tensors train, {count:,} of {total:,} parameters: {', '.join(shown)}")
-    return model
-
-
-def check_resumed(args, flags, path, saved):
-    """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the same.
-
-    A run that goes on by itself is to have all its flags; one that was named may learn otherwise, with a warning. With
-    --split the division is what that file says. Checkpoints of older versions lack flags that came later.
-    """
-    theirs = saved["args"]
-    if "best_epoch" not in saved:
-        raise UserError(f"{path}: expected a checkpoint of main_finetune.py; found one of another command")
-    batch = resume.effective_batch(args)
-    changed = resume.differences(saved, flags, FREE_FLAGS, batch)
-    if args.resume == "auto" and changed:
-        raise UserError(f"{path}: expected the flags of the run to resume; found {'; '.join(changed)} (give --resume {path} "
-                        "to go on with the new ones, or another --output_dir)")
-    found = {name: (theirs[name], value) for name, value in flags.items() if theirs.get(name, value) != value}
-    fixed = MODEL_FLAGS | DIVIDING_FLAGS if args.eval else flags.keys() - FREE_FLAGS - LEARNING_FLAGS
-    if args.split:
-        fixed = fixed - DIVIDING_FLAGS | (set() if args.eval else {"seed"})
-    for name in sorted(fixed & found.keys()):
-        there, here = found[name]
-        raise UserError(f"--{name}: expected {there}, as the run of {path} has it; found {here}")
-    changed = resume.differences(saved, {name: flags[name] for name in LEARNING_FLAGS - {"data_path"}}, (), batch)
-    if changed and not args.eval:
-        warn(f"resuming {path} with other flags: {'; '.join(sorted(changed))}")
-
-
 def run(args, folder, device, stop):
     """Train and test, or evaluate, one seed: the figures of the test part."""
     started = time.perf_counter()
+    path, saved, weights = open_start(args, folder)
+    take_from(args, saved, weights)
+    check_args(args)
     way = compiling.pick_compile(args, device, distributed.world_size())
     torch.manual_seed(args.seed)
-    alone = args.eval and args.resume in ("auto", "none")  # released weights
-    path, saved = (None, None) if alone else resume.find(args.resume, folder)
     width = models_vit.PRESETS.get(args.model, {}).get("embed_dim", 512)
     args.amp = resume.pick_amp(args.amp, saved, device, width)
     autocast, scaler = mixed_precision(args.amp, device)
+    if saved and "steps" in recipes.RECIPES[args.recipe]:
+        resume.take(args, saved, "epochs", "warmup_epochs", "val_every")
     flags = vars(args).copy()
     if saved and not args.eval:
         resume.keep_effective_batch(args, saved)
@@ -260,8 +232,12 @@ def run(args, folder, device, stop):
         args.lr = flags["lr"] = args.blr * resume.effective_batch(args) / 256
     if saved:
         check_resumed(args, flags, path, saved)
-    weights = read_weights(args.finetune) if args.finetune not in ("", "random") and not saved else None
     data = open_data(args, path, saved, weights, device)
+    if not args.eval:
+        sizes = len(data.parts["train"]), resume.effective_batch(args)
+        recipes.fill_in_length(args, *sizes)
+        recipes.warn_of_few_steps(args, *sizes)
+        flags |= {name: getattr(args, name) for name in ("epochs", "warmup_epochs", "val_every")}
     model = build_model(args, data, weights)
     if not args.shard:
         model.to(device)
@@ -277,7 +253,8 @@ def run(args, folder, device, stop):
     test = data.parts["test"]
     loader = loader_of(test, args, device)
     measured = evaluate(model, data.front_end, loader, device, autocast, data.class_names, stop, groupings(test))
-    print(f"\ntest part, {len(test)} samples, " + (args.finetune if alone else f"model of epoch {trained['best_epoch']}"))
+    tested = args.finetune if args.eval and not saved else f"model of epoch {trained['best_epoch']}"
+    print(f"\ntest part, {len(test)} samples, {tested}")
     log = RunLog(folder, args.log_dir) if distributed.is_main() else NoLog()
     pictures = report(measured, model, data.front_end, loader.dataset, device, autocast, data.class_names, log,
                       trained["step"], args.model)  # fmt: skip
@@ -298,7 +275,7 @@ def run(args, folder, device, stop):
 
 def export_model(args, model, saved, in_chans):
     """Write `--export`: the model as it was tested, with the flags of the checkpoint that it is from."""
-    built = {name: getattr(args, name) for name in sorted(MODEL_FLAGS)} | {"in_chans": in_chans}
+    built = {name: getattr(args, name) for name in sorted(MODEL_FLAGS - ADAPTER_FLAGS)} | {"in_chans": in_chans}
     about = export.about(
         "main_finetune.py", get_args_parser(), saved["args"], args.licence, holds=tasks.HEADS[args.task],
         front_end=saved["front_end"], classes=saved["classes"], args=built,
@@ -325,7 +302,8 @@ def write_json(path, content):
 
 def main(args):
     with joining.joined(args) as device, distributed.StopSignal() as stop:
-        check_args(args)
+        if not resume.is_named(args.resume):
+            check_args(args)
         keep_freed_memory()
         if device.type == "cpu":
             share_threads(distributed.local_world_size())

@@ -17,16 +17,20 @@
     # raw IQ, two folders
     python main_pretrain.py --data_path day1/ day2/ --sample_rate 20e6 --datatype ci16
 
+    # start from weights: released ones, MAE's, those of another run
+    python main_pretrain.py --data_path recordings/ --init radio_mae_vit_tiny
+    python main_pretrain.py --data_path recordings/ --init mae_vit_base
+
     # go on with a run that was stopped: the same command, or from one of its checkpoints
-    python main_pretrain.py --data_path recordings/ ... --resume output_dir/checkpoint-40.pth
+    python main_pretrain.py --resume output_dir/checkpoint-40.pth
 
     # the encoder for other programs, also of a run that is finished: the same command and
     python main_pretrain.py --data_path recordings/ ... --export encoder.safetensors
 """
 
-import argparse
 import contextlib
 import time
+from argparse import BooleanOptionalAction
 from functools import partial
 
 import torch
@@ -37,36 +41,38 @@ from data import registry
 from data.feeding import make_loader
 from data.sampling import EpochBatches, MaskedSamples, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
-from util import checkpoint, compiling, distributed, export, flops, joining, parallel
+from util import checkpoint, compiling, cost, distributed, export, flops, joining, parallel
 from util import resume as resuming
+from util import weights as pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import StoppedError, UserError, reported, warn
+from util.flags import OF_MAE, Parser
 from util.plots import reconstruction_figure
 from util.record import Record
 
 # Flags that may differ between a run and the one that it resumes: where things are, and how fast they come.
 FREE_FLAGS = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "keep", "save_every_steps", "save_every_epochs",
-    "export", "export_dtype", "licence", "async_save", "peak_tflops", *compiling.FLAGS, *joining.FLAGS,
+    "export", "export_dtype", "licence", "async_save", "peak_tflops", "init", "offline", *compiling.FLAGS, *joining.FLAGS,
 }  # fmt: skip
 PICTURES = 4
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Pretrain a masked autoencoder on radio recordings.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    data = registry.add_data_arguments(parser)
+    parser = Parser("Pretrain a masked autoencoder on radio recordings.", OF_MAE)
+    data = registry.add_data_arguments(parser, required=False)
     data.add_argument("--val_fraction", type=float, default=0.1,
                       help="share of the recordings held out; of a single one, its end; 0 holds out none")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="mae_vit_large_patch16", metavar="PRESET", help=", ".join(models_mae.PRESETS))
+    model.add_argument("--init", metavar="FILE|NAME", help="weights to start from; without a decoder, the encoder alone")
+    model.add_argument("--model", metavar="PRESET", help="where not given, that of --init or --resume, else "
+                       f"{models_mae.DEFAULT_PRESET}; {', '.join(models_mae.PRESETS)}")  # fmt: skip
+    pretrained.add_arguments(model)
     model.add_argument("--mask_ratio", type=float, default=0.75, help="share of the patches that is removed")
     model.add_argument("--mask_kind", default="random", choices=models_mae.MASK_KINDS)
-    model.add_argument("--norm_pix_loss", action="store_true", help="predict patches of zero mean and unit variance")
+    model.add_argument("--norm_pix_loss", action=BooleanOptionalAction, default=False,
+                       help="predict patches of zero mean and unit variance; of --init, as the file has it")
 
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, default=64, help="samples of a process at a time")
@@ -85,16 +91,17 @@ def get_args_parser():
     run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log.txt, reconstruction.png")
     run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
     run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
-                     help="auto: go on with the run in the output folder, if there is one; none: start anew in an empty one")
+                     help="auto: go on with the run in the output folder, if there is one; none: start anew in an empty "
+                          "one; a checkpoint: go on from it, with its flags where none are given")
     run.add_argument("--save_every_epochs", type=int, default=1, help="epochs from a checkpoint and picture to the next")
     run.add_argument("--save_every_steps", type=int, default=0, help="also write checkpoint-last.pth after so many steps")
     run.add_argument("--keep", type=int, default=3, help="newest checkpoint-<epoch>.pth to keep; 0 keeps all")
-    run.add_argument("--async_save", action=argparse.BooleanOptionalAction, default=True,
+    run.add_argument("--async_save", action=BooleanOptionalAction, default=True,
                      help="write checkpoints while training goes on")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--num_workers", type=int, default=distributed.default_workers(), help="data loading processes of each")
-    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True,
+    run.add_argument("--pin_mem", action=BooleanOptionalAction, default=True,
                      help="page-locked buffers on the way to a GPU")
     compiling.add_arguments(run)
     run.add_argument("--peak_tflops", default="auto", metavar="TFLOPS",
@@ -106,6 +113,9 @@ def get_args_parser():
 
 def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
+    if args.init and resuming.is_named(args.resume):
+        raise UserError(f"--init, --resume: expected one of them; found {args.init} and {args.resume}: --resume goes on "
+                        "with a run, --init starts one from weights")  # fmt: skip
     at_least = {"batch_size": 1, "epochs": 1, "accum_iter": 1, "weight_decay": 0, "blr": 0, "lr": 0, "min_lr": 0,
                 "warmup_epochs": 0, "start_epoch": 0, "seed": 0, "save_every_epochs": 1, "save_every_steps": 0, "keep": 0,
                 "num_workers": 0, "scenes": 1}  # fmt: skip
@@ -123,15 +133,39 @@ def check_args(args):
     export.check_args(args, onnx=False)
 
 
-def open_data(args, device):
-    """(training source, held-out source or None, front end, front-end settings for the checkpoint)."""
+def open_data(args, device, trained_with):
+    """Open what there is to train on.
+
+    Args:
+        trained_with: settings of the front end of the weights to start from or the run to resume, or None.
+
+    Returns:
+        (training source, held-out source or None, front end, front-end settings for the checkpoint).
+    """
     found = registry.find(args.data_path)
-    front_end = registry.front_end_for(found, args)
+    front_end = registry.front_end_for(found, args, trained_with, flags_decide=True)
     source = registry.open_source(found, front_end, args, args.seed, on_device=device.type != "cpu")
     settings = {"kind": "images", "image_size": list(front_end.image_size)} if found.images else front_end.settings()
     if not args.val_fraction:
         return source, None, front_end, settings
     return *source.split(args.val_fraction, args.seed), front_end, settings
+
+
+def start_from(args, init, state):
+    """Fill in what the weights of `--init`, or the run to resume, say of the model."""
+    if args.model is None:
+        args.model = state["args"]["model"] if state else models_mae.preset_of(init, args.init) if init else (
+            models_mae.DEFAULT_PRESET)  # fmt: skip
+    if args.norm_eps is None:
+        args.norm_eps = (init and init.norm_eps) or pretrained.DEFAULT_NORM_EPS
+    if init and "norm_pix_loss" not in args.given and isinstance(init.args.get("norm_pix_loss"), bool):
+        args.norm_pix_loss = init.args["norm_pix_loss"]
+
+
+def report_held_out(when, stats, log, step):
+    print(f"{when} held out: loss {stats['val_loss']:.4f}, predicting the mean {stats['val_mean_loss']:.4f}  "
+          f"({stats['val_samples']} samples)", flush=True)  # fmt: skip
+    log.scalars(step, {"val/loss": stats["val_loss"], "val/mean_loss": stats["val_mean_loss"]})
 
 
 def check_resumed(args, path, state, flags, settings, num_samples):
@@ -193,9 +227,16 @@ def train(args, device, stop):
     way = compiling.pick_compile(args, device, distributed.world_size())
     torch.manual_seed(args.seed)
 
-    # data
-    source, held_out, front_end, settings = open_data(args, device)
+    # what to start from
     path, state = resuming.find(args.resume, args.output_dir)
+    if state:
+        resuming.take_flags(args, state, FREE_FLAGS)
+    resuming.require(args, "data_path")
+    init = pretrained.read_weights(args.init, args.offline) if args.init and not state else None
+    start_from(args, init, state)
+
+    # data
+    source, held_out, front_end, settings = open_data(args, device, state["front_end"] if state else init and init.front_end)
     width = models_mae.PRESETS.get(args.model, {}).get("embed_dim", 512)
     args.amp = resuming.pick_amp(args.amp, state, device, width)
     autocast, scaler = mixed_precision(args.amp, device)
@@ -207,13 +248,15 @@ def train(args, device, stop):
 
     # model
     create = partial(models_mae.create_model, args.model, img_size=front_end.image_size, in_chans=source.in_chans,
-                     norm_pix_loss=args.norm_pix_loss, mask_kind=args.mask_kind)  # fmt: skip
+                     norm_pix_loss=args.norm_pix_loss, mask_kind=args.mask_kind, norm_eps=args.norm_eps)  # fmt: skip
     model = create()
     model.grad_ckpt = args.grad_ckpt
     front_end = front_end.to(device)
     if state:
         check_resumed(args, path, state, flags, settings, len(source))
         checkpoint.load_model(model, state["model"], path)
+    elif init:
+        print(pretrained.load_pretrained(model, init.state_dict, args.init, init.front_end, init.converted).summary())
     shape = (1, source.in_chans, *front_end.image_size)
     trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1)
     parallel.rehearse(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])
@@ -244,8 +287,9 @@ def train(args, device, stop):
         print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
         del state
 
-    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, on {device}, amp {args.amp}, "
-          f"compile {way}")  # fmt: skip
+    memory = cost.memory_line(model, device, min(args.batch_size, len(dataset)), args.amp, args.grad_ckpt,
+                              model.num_visible(args.mask_ratio))  # fmt: skip
+    print(f"{args.model}: {memory}, on {device}, amp {args.amp}, compile {way}")
     print(f"front end: {settings}")
     print(f"{len(dataset)} training samples, {len(held_out or ())} held out; {resuming.batch_description(args)}, "
           f"lr {args.lr:.3g}, {steps_per_epoch} steps an epoch")  # fmt: skip
@@ -266,6 +310,10 @@ def train(args, device, stop):
                 args.async_save) as record:  # fmt: skip
         log = record.log
         started = time.perf_counter()
+        if init and held_out is not None:
+            stats = evaluate(model, front_end, held_out_loader, device, args.mask_ratio, autocast, stop)
+            report_held_out("before the first step", stats, log, progress.step)
+            log.epoch({"epoch": first_epoch - 1, "step": progress.step, **stats})
         for epoch in range(first_epoch, args.epochs):
             if progress.epoch_step == 0:
                 progress.start_epoch()
@@ -280,9 +328,7 @@ def train(args, device, stop):
             except StoppedError as reason:
                 record.stop(reason, epoch)
             if held_out is not None:
-                print(f"epoch {epoch}/{args.epochs} held out: loss {stats['val_loss']:.4f}, predicting the mean "
-                      f"{stats['val_mean_loss']:.4f}  ({stats['val_samples']} samples)", flush=True)
-                log.scalars(progress.step, {"val/loss": stats["val_loss"], "val/mean_loss": stats["val_mean_loss"]})
+                report_held_out(f"epoch {epoch}/{args.epochs}", stats, log, progress.step)
             log.epoch({"epoch": epoch, "step": progress.step, **stats})
             progress.start_epoch()
             if (epoch + 1) % args.save_every_epochs == 0 or epoch + 1 == args.epochs:
@@ -296,7 +342,7 @@ def train(args, device, stop):
               f"{args.output_dir}/reconstruction.png, log.txt, {checkpoint.LAST}")
         if args.export:
             built = {"model": args.model, "in_chans": source.in_chans, "norm_pix_loss": args.norm_pix_loss,
-                     "mask_kind": args.mask_kind, "mask_ratio": args.mask_ratio}  # fmt: skip
+                     "mask_kind": args.mask_kind, "mask_ratio": args.mask_ratio, "norm_eps": args.norm_eps}  # fmt: skip
             about = export.about("main_pretrain.py", get_args_parser(), flags, args.licence, holds="mae",
                                  front_end=settings, args=built)  # fmt: skip
             model = parallel.undivided(model, create)

@@ -48,6 +48,7 @@ from util.device import AMP_CHOICES, keep_freed_memory, pick_device, usable_core
 from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
 from util.metrics import Confusion, aligned, table
+from util.weights import add_arguments
 
 STREAM = "-"
 # With a GPU: processes that look for carriers, where the machine has cores for them.
@@ -71,9 +72,7 @@ def get_args_parser():
     parser.add_argument("--weights", required=True, metavar="FILE|NAME",
                         help="of main_finetune.py --task segmentation: a checkpoint, its --export, or a released name")
     parser.add_argument("--classes", metavar="NAME,NAME", help="class names of weights that have none, the background first")
-    parser.add_argument("--norm_eps", type=float, metavar="EPS",
-                        help="epsilon of the model's block norms, where not as the weights say: 1e-5 up to timm 1.0.15")
-    parser.add_argument("--offline", action="store_true", default=None, help="do not use the network; also HF_HUB_OFFLINE=1")
+    add_arguments(parser)
     parser.add_argument("--output", default="./output_segment", metavar="FOLDER", help="annotations, JSON and pictures")
     parser.add_argument("--replace", action="store_true", help="leave the recordings' own annotations out of the output")
     parser.add_argument("--truth", action="store_true", help="compare with the recordings' own annotations")

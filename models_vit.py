@@ -89,6 +89,8 @@ class SegmentationViT(ViTEncoder):
         self.head_norm = probe_norm(width) if head_norm else nn.Identity()
         self.head = nn.Linear(width, patch_size**2 * num_classes)
         self.initialize()
+        if head_norm:
+            nn.init.trunc_normal_(self.head.weight, std=0.01)
 
     @property
     def head_modules(self):
@@ -164,7 +166,8 @@ class ClassificationViT(ViTEncoder):
         self.head_norm = probe_norm(embed_dim) if head_norm else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes)
         self.initialize()
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        # LARS moves a weight by a share of its norm, so the head of a linear probe starts larger, as in MAE.
+        nn.init.trunc_normal_(self.head.weight, std=0.01 if head_norm else 2e-5)
 
     @property
     def head_modules(self):

@@ -104,7 +104,7 @@ def load(model, weights, path):
     if is_deeplab(weights):
         return checkpoint.load_model(model, weights.state_dict, path)
     report = load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted)
-    if report.new:
-        raise UserError(f"{path}: expected the weights of this model; found {len(report.new)} tensors missing or of another "
-                        f"shape, first: {report.new[0]}")  # fmt: skip
+    if missing := [name for name in report.new if name not in models_vit.FIXED]:
+        raise UserError(f"{path}: expected the weights of this model; found {len(missing)} tensors missing or of another "
+                        f"shape, first: {missing[0]}")  # fmt: skip
     return report

@@ -27,10 +27,10 @@ DEFAULT_IMAGE_SIZE = (224, 224)
 SLOW_S = 10.0  # opening recordings for longer is said
 
 
-def add_data_arguments(parser):
+def add_data_arguments(parser, required=True):
     """The flags that every command has to say what it reads; returns their group."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", nargs="+", required=True, metavar="PATH",
+    group.add_argument("--data_path", nargs="+", required=required, metavar="PATH",
                        help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
     group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
     group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
@@ -115,12 +115,15 @@ def _images_among(files, recordings):
     return [file for file in files if file not in known and has_image_suffix(file)]
 
 
-def front_end_for(found, args, pretrained=None):
+def front_end_for(found, args, pretrained=None, flags_decide=False):
     """The front end of the sets that were found, or else one of the flags', the pretrained weights' or default parameters.
+
+    A line says what another front end than that of the weights means.
 
     Args:
         args: what the parser of `add_data_arguments` gave.
-        pretrained: settings that weights were trained with, or None. Only the image size may be another than theirs.
+        pretrained: settings that weights were trained with, or None.
+        flags_decide: flags may say otherwise than the weights; else only `--input_size` may, and sets.
 
     Raises:
         UserError: a parameter is out of range, or does not agree with a set.
@@ -147,18 +150,33 @@ def front_end_for(found, args, pretrained=None):
                     f"{spectrogram_set.path}: expected a spectrogram set made with {flags[key]} "
                     f"{_shown(key, settings[key])}; found {_shown(key, value)}"
                 )
-    if pretrained and "n_fft" in pretrained:
-        for key, value in pretrained.items():
-            # Scenes and sets of them hold many lengths: theirs is a name, not a measure.
-            if key != "image_size" and settings.setdefault(key, value) != value and not (key == "duration_s" and found.sets):
-                raise UserError(f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; found "
-                                f"{_shown(key, settings[key])}")  # fmt: skip
-        settings.setdefault("image_size", pretrained["image_size"])
+    pretrained = pretrained if pretrained and "n_fft" in pretrained else {}
+    for key, value in pretrained.items():
+        free = flags_decide or found.sets or key == "image_size"
+        if settings.setdefault(key, value) != value and not free:
+            raise UserError(f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; found "
+                            f"{_shown(key, settings[key])}")  # fmt: skip
     defaults = {**PUBLISHED, "image_size": list(DEFAULT_IMAGE_SIZE)}
     try:
-        return Spectrogram(**{**defaults, **settings})
+        front_end = Spectrogram(**{**defaults, **settings})
     except ValueError as error:
         raise UserError(f"--n_fft, --window_ms, --input_size: {error}") from error
+    if pretrained:
+        _compare(front_end.settings(), pretrained)
+    return front_end
+
+
+def _compare(ours, theirs):
+    """Say what it means that weights were trained with another front end, where a cell of an image is another one."""
+    cells = [{"time": 1e6 * one["duration_s"] / one["image_size"][1], "rows": one["image_size"][0], "n_fft": one["n_fft"]}
+             for one in (ours, theirs)]  # fmt: skip
+    if cells[0] == cells[1]:
+        return
+    here, there = (f"{1e3 * one['duration_s']:g} ms as {one['image_size'][0]} x {one['image_size'][1]}, FFT {one['n_fft']}"
+                   for one in (ours, theirs))  # fmt: skip
+    time, band = cells[0]["time"] / cells[1]["time"], cells[1]["rows"] / cells[0]["rows"]
+    warn(f"front end: windows of {here}; the weights were trained on {there}: a patch spans {time:.3g} times the time and "
+         f"{band:.3g} times the band, so expect to need more data or epochs")  # fmt: skip
 
 
 def _shown(key, value):

@@ -476,7 +476,7 @@ def test_checkpoints_of_something_else_are_refused(scenes, labelled, run, pretra
     refused(capsys, "expected a run on 9 training samples; found one on 12", fewer, tmp_path / "out", *flags)
     torn = tmp_path / "torn.pth"
     torn.write_bytes((run / checkpoint.BEST).read_bytes()[:-2000])
-    refused(capsys, "torn.pth: expected a whole checkpoint", scenes, tmp_path / "out", "--eval", "--resume", torn)
+    refused(capsys, "torn.pth: expected a file of weights; found", scenes, tmp_path / "out", "--eval", "--resume", torn)
 
 
 def test_an_evaluation_uses_the_statistics_of_the_run(tmp_path):
@@ -668,7 +668,7 @@ def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, c
     assert (found.front_end, found.classes) == (best["front_end"], CLASSES)
     assert (found.holds, found.preset, found.data, found.licence) == ("segmentation", "vit_nano", "set", "CC0-1.0")
     assert found.args == {"model": "vit_nano", "task": "segmentation", "head": "decoder", "head_depth": 1,
-                          "global_pool": True, "in_chans": 1}  # fmt: skip
+                          "global_pool": True, "in_chans": 1, "norm_eps": 1e-6, "head_norm": False}  # fmt: skip
     assert found.command.startswith("python main_finetune.py --task segmentation --data_path set --val_fraction 0.2 ")
     for flag in ("--model vit_nano", "--head_depth 1", "--epochs 3", "--no-flip"):
         assert flag in found.command
@@ -700,7 +700,7 @@ def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path,
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model(images), atol=1e-4, rtol=0)
     encoder = read_weights(tmp_path / "encoder.safetensors")
-    assert (encoder.holds, encoder.args) == ("encoder", {"model": "vit_nano", "in_chans": 1})
+    assert (encoder.holds, encoder.args) == ("encoder", {"model": "vit_nano", "in_chans": 1, "norm_eps": 1e-6})
     assert encoder.state_dict.keys() == {name for name in best["model"] if not name.startswith("head.")}
 
 
@@ -730,7 +730,7 @@ def test_an_export_that_cannot_be_leaves_nothing(scenes, tmp_path, capsys):
     (("--export", "a.onnx", "--seeds", 2), "--export: expected one run, --seeds 1; found 2"),
     (("--export", "encoder.safetensors", "--model", "deeplabv3_resnet50"), "encoder.safetensors: expected a Vision Trans"),
     (("--eval",), "--eval: expected --resume"),
-    (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a whole checkpoint; found no such file"),
+    (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
     (("--finetune", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
     (("--finetune", "random"), "--finetune random: expected --train head or probe; found full"),
     (("--train", "last:3"), "--train: expected full, head, probe or last:N, N from 1 to 2"),
@@ -765,9 +765,12 @@ def test_flags_that_are_none_are_refused(scenes, tmp_path, flags):
 
 
 def test_a_checkpoint_of_another_width_is_refused(scenes, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(models_mae.PRESETS, "mae_vit_wide", NANO | {"embed_dim": 32})
+    wide = NANO | {"embed_dim": 32}
+    monkeypatch.setitem(models_mae.PRESETS, "mae_vit_wide", wide)
+    monkeypatch.setitem(models_vit.PRESETS, "vit_wide", wide)
     torch.save(models_mae.create_model("mae_vit_wide", img_size=16).state_dict(), tmp_path / "wide.pth")
-    refused(capsys, "wide.pth: expected|found [|32", scenes, tmp_path / "out", "--finetune", tmp_path / "wide.pth")
+    says = "--model vit_nano: expected vit_wide|wide.pth"
+    refused(capsys, says, scenes, tmp_path / "out", "--finetune", tmp_path / "wide.pth")
 
 
 def test_a_front_end_other_than_that_of_the_weights_is_refused(pretrained, tmp_path, capsys):

@@ -221,7 +221,7 @@ def test_a_run_exports_its_weights_and_a_finished_one_without_training(air, tmp_
     assert (found.front_end, found.classes) == (state["front_end"], [])
     assert (found.holds, found.preset, found.data, found.licence) == ("mae", "mae_vit_tiny_patch16", "air", "CC0-1.0")
     assert found.args == {"model": "mae_vit_tiny_patch16", "in_chans": 1, "norm_pix_loss": True, "mask_kind": "random",
-                          "mask_ratio": 0.75}  # fmt: skip
+                          "mask_ratio": 0.75, "norm_eps": 1e-6}  # fmt: skip
     assert found.command.startswith("python main_pretrain.py --data_path air --window_ms 10.0 --n_fft 64 "), found.command
     assert "--norm_pix_loss" in found.command
     assert str(tmp_path).encode() not in (tmp_path / "new" / "mae.safetensors").read_bytes()

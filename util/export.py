@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from util import convert
+from util import convert, lora
 from util.errors import UserError
 from util.files import atomic_path, writable_folder
 from util.weights import NOT_STATED, header, write_weights
@@ -133,6 +133,8 @@ def about(script, parser, flags, licence, **known):
 def export(path, model, about, dtype="float32"):
     """Write `model` to `path`, whole or not at all: what it is, its suffix and name say.
 
+    Adapters are merged into the weights.
+
     Args:
         path: `.onnx`, the model; `.safetensors` with "encoder" in its name, `convert.to_timm` of it; else all its tensors.
         about: see `about`; its "args" have "in_chans", its "front_end" "image_size".
@@ -143,12 +145,12 @@ def export(path, model, about, dtype="float32"):
         write_onnx(path, model, about)
     elif encoder_alone(path):
         what = "encoder"
-        args = {key: about["args"][key] for key in ("model", "in_chans")}
+        args = {key: about["args"][key] for key in ("model", "in_chans", "norm_eps")}
         about = about | {"holds": "encoder", "args": args}
-        write_weights(path, convert.to_timm(model.state_dict()), DTYPES[dtype], **about)
+        write_weights(path, convert.to_timm(lora.merged(model.state_dict())), DTYPES[dtype], **about)
     else:
         what = f"{about['holds']} weights"
-        write_weights(path, model.state_dict(), DTYPES[dtype], **about)
+        write_weights(path, lora.merged(model.state_dict()), DTYPES[dtype], **about)
     print(f"wrote {path}: {what}, {Path(path).stat().st_size / 1e6:.1f} MB")
 
 
@@ -161,7 +163,7 @@ def write_onnx(path, model, about):
     Raises:
         UserError: it cannot be written.
     """
-    model = copy.deepcopy(model).cpu().float().eval()
+    model = lora.merge(copy.deepcopy(model)).cpu().float().eval()
     # Two, as torch takes sizes of 0 and 1 for fixed.
     images = torch.zeros(2, about["args"]["in_chans"], *about["front_end"]["image_size"])
     with torch.no_grad(), silence():

@@ -43,6 +43,14 @@ def add(model, rank, alpha):
         parametrize.register_parametrization(block.attn.qkv, "weight", LowRank(width, rank, alpha))
 
 
+def merge(model):
+    """Make plain weights of all adapters of a model, in place; returns the model."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return model
+
+
 def modules(model):
     """The adapters of a model: a list of `LowRank`, empty without."""
     return [module for module in model.modules() if isinstance(module, LowRank)]

@@ -31,6 +31,37 @@ def find(resume, output_dir):
     return path and Path(path), state
 
 
+def is_named(resume):
+    """Whether `--resume` names a checkpoint."""
+    return resume not in ("auto", "none", "")
+
+
+def take_flags(args, state, free):
+    """Give each flag that was not given the value that it has in a checkpoint's run: all if the checkpoint was named.
+
+    Of a checkpoint that was found, the command's own flags count, but for `model`, which weights may have decided.
+
+    Args:
+        args: `util.flags.Flags`, changed in place; free: names of those that are no matter of the run.
+    """
+    theirs = state["args"]
+    names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
+    take(args, state, *(name for name in names if hasattr(args, name)))
+
+
+def take(args, state, *names):
+    """Give these flags, where they were not given, the values that they have in a checkpoint's run."""
+    for name in state["args"].keys() & set(names) - args.given:
+        setattr(args, name, state["args"][name])
+
+
+def require(args, *names):
+    """Refuse flags that neither the command nor a checkpoint gave."""
+    for name in names:
+        if not getattr(args, name):
+            raise UserError(f"--{name}: expected it, or --resume CHECKPOINT, which has it; found none")
+
+
 def pick_amp(name, state, on, width):
     """`util.device.pick_amp` for all processes alike; for "auto" what the run of a checkpoint has, if the device can.
 
@@ -70,7 +101,7 @@ def differences(state, flags, free, batch):
     """
     theirs = state["args"]
     changed = [f"--{name} {theirs.get(name)} there, {value} here" for name, value in flags.items()
-               if name not in free and name not in BATCH_FLAGS and theirs.get(name) != value]  # fmt: skip
+               if name not in free and name not in BATCH_FLAGS and theirs.get(name, value) != value]  # fmt: skip
     if state["effective_batch"] != batch:
         changed.append(f"--batch_size x --accum_iter x processes {state['effective_batch']} there, {batch} here")
     return changed

@@ -43,6 +43,13 @@ class Weights(NamedTuple):
     norm_eps: float | None = None  # epsilon of the norms inside blocks, where the file or the registry says it
 
 
+def add_arguments(group):
+    """The flags of every command that reads weights."""
+    group.add_argument("--norm_eps", type=float, help="epsilon of the norms inside blocks; where not given, as the weights "
+                       f"say, else {DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
+    group.add_argument("--offline", action="store_true", default=None, help="fetch nothing; also HF_HUB_OFFLINE=1")
+
+
 def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
     """What is said of weights beside their tensors: names to strings, JSON where there is structure, in a fixed order.
 

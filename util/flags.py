@@ -1,0 +1,72 @@
+"""The flags of a command: which of them were given, and a mistake in one line."""
+
+import argparse
+import difflib
+import re
+import sys
+
+# MAE's flags that these commands do not have, and what does their work.
+OF_MAE = {
+    **dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url"),
+                    "torchrun says it; start the command with torchrun --nproc_per_node=N"),
+    "dist_eval": "several processes always share the evaluation, and every sample counts once",
+    "nb_classes": "the data says the classes; --classes names those of annotated recordings",
+    "aa": "pictures are not augmented like photographs; --time_shift and --flip are for spectrograms",
+    "color_jitter": "spectrograms have no colours; --time_shift and --flip augment them",
+    **dict.fromkeys(("reprob", "remode", "recount", "resplit"),
+                    "nothing is erased at random; --mask_ratio of main_pretrain.py hides patches"),
+    "cutmix_minmax": "--cutmix ALPHA draws the size of the box",
+    **dict.fromkeys(("mixup_prob", "mixup_switch_prob", "mixup_mode"), "--mixup ALPHA and --cutmix ALPHA mix every pair"),
+    "no_pin_mem": "--no-pin_mem", "num_workers_val": "--num_workers",
+    "warmup_lr": "warm-up starts at 0; --warmup_epochs is its length", "print_freq": "a line comes every 20 steps",
+    "drop": "--drop_path", "opt_betas": "AdamW's are (0.9, 0.95) in pretraining and (0.9, 0.999) in fine-tuning",
+}  # fmt: skip
+
+
+class Flags(argparse.Namespace):
+    """Values by name, of which `given` are the names of those on the command line. `vars` has the values alone."""
+
+    __slots__ = ("given",)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser without abbreviations, with defaults in its help, that reports a mistake in one line.
+
+    Args:
+        description: of the command.
+        elsewhere: dict of flags that users of another program know, without dashes, to what does their work here.
+    """
+
+    def __init__(self, description, elsewhere=()):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        self.elsewhere = dict(elsewhere)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """(`Flags`, list of what is not known)."""
+        defaults = {action.dest: action.default for action in self._actions if action.default is not argparse.SUPPRESS}
+        unset = object()  # argparse leaves alone what a namespace has already
+        found, unknown = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, unset)))
+        given = {name: value for name, value in vars(found).items() if value is not unset}
+        flags = Flags(**defaults | given)
+        flags.given = frozenset(given)
+        return flags, unknown
+
+    def parse_args(self, args=None, namespace=None):
+        """`Flags`; ends the command on a mistake, with status 2."""
+        flags, unknown = self.parse_known_args(args)
+        if unknown:
+            self.error(self._about(next((word for word in unknown if word.startswith("-")), unknown[0])))
+        return flags
+
+    def error(self, message):
+        """Report a mistake as every other is reported."""
+        message = re.sub(r"^argument (\S+): ", r"\1: ", " ".join(message.split()))
+        print(f"error: {message} (--help lists the flags)", file=sys.stderr)
+        sys.exit(2)
+
+    def _about(self, word):
+        flag = word.partition("=")[0]
+        if flag.lstrip("-") in self.elsewhere:
+            return f"{flag}: not a flag here: {self.elsewhere[flag.lstrip('-')]}"
+        near = difflib.get_close_matches(flag, self._option_string_actions, 3, 0.6)
+        return f"{flag}: not a flag here" + (f"; the nearest: {', '.join(near)}" if near else "")
