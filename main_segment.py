@@ -7,6 +7,9 @@
     # raw IQ or .npy
     python main_segment.py capture.cs16 --sample_rate 20e6 --center_freq 1.8153e9 --weights model.safetensors
 
+    # the radio fork's fine-tuned file, which names no classes
+    python main_segment.py capture.sigmf-meta --weights fork.pth --classes Noise,NR,LTE
+
     # the air, a JSON line a window
     hackrf_transfer -r - -f 1815300000 -s 20000000 | \\
         python main_segment.py - --sample_rate 20e6 --datatype ci8 --center_freq 1.8153e9 --weights model.safetensors
