@@ -1,5 +1,6 @@
 """What a labelled task comes to: confusion matrices in which every sample counts once, and the pictures of them."""
 
+import math
 import re
 import time
 
@@ -8,14 +9,15 @@ import torch
 from torch.nn import functional as F
 
 from data.sampling import to_images
+from data.splits import has_masks
 from util import distributed
 from util.errors import StoppedError
-from util.metrics import Confusion, GroupedConfusion, table, table_by_group
+from util.metrics import Confusion, GroupedConfusion, foreground_iou, overall, table, table_by_group
 from util.plots import confusion_figure, prediction_sheet
 
-MEANS = ("pixel_accuracy", "mean_accuracy", "mean_iou", "mean_f1")
 SHEET_SAMPLES = 9  # best, median and worst
 SNR_STEP_DB = 5
+MOST_SNRS = 32  # that are groups of their own; a data set with more has ranges
 
 
 @torch.no_grad()
@@ -27,18 +29,22 @@ def evaluate(model, front_end, loader, device, autocast, class_names, stop, grou
 
     Returns:
         dict: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the same}}), `loss`, `seconds`, `scores`:
-        float [N], each sample's share of right cells (or 0 and 1). Of all processes.
+        float64 [N], of masks each sample's `util.metrics.foreground_iou`, otherwise 1 where the class is right and 0 where
+        it is not. Of all processes.
 
     Raises:
         StoppedError: a signal asked for it.
     """
     model.eval()
     started = time.perf_counter()
-    confusion = Confusion(class_names, device)
+    masks = has_masks(loader.dataset.part.source)
+    unit = "pixel" if masks else "sample"
+    confusion = Confusion(class_names, device, unit)
     groupings = groupings or {}
-    grouped = {name: GroupedConfusion(class_names, sorted(set(of), key=natural), device) for name, of in groupings.items()}
+    grouped = {name: GroupedConfusion(class_names, sorted(set(of), key=natural), device, unit)
+               for name, of in groupings.items()}  # fmt: skip
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    scores = torch.zeros(len(loader.dataset))
+    scores = torch.zeros(len(loader.dataset), dtype=torch.float64)
     for place, batch in enumerate(loader.batches(front_end, device)):
         stop.ask()
         with autocast():
@@ -52,7 +58,7 @@ def evaluate(model, front_end, loader, device, autocast, class_names, stop, grou
             confusion.update(pred, target)
             for name, matrices in grouped.items():
                 matrices.update(pred, target, [groupings[name][int(number)] for number in index])
-            scores[index] = (pred == target).float().view(real, -1).mean(dim=1).cpu()
+            scores[index] = (foreground_iou(pred, target, len(class_names)) if masks else (pred == target).double()).cpu()
         if name := stop.answer():
             raise StoppedError(f"{name} while evaluating")
     [loss_sum] = distributed.total([float(loss_sum)])
@@ -69,17 +75,33 @@ def natural(name):
 
 
 def groupings(part):
-    """Names of the SNR range and the technologies of every sample, for those that say what is in them: see `evaluate`."""
+    """Groups of every sample, for those that say what is in them: see `evaluate`.
+
+    Scenes are grouped by SNR range and by technologies; samples of a source with the column "snr", in dB, by that.
+    """
+    column = getattr(part.source, "groups", {}).get("snr")
+    if column is not None and column.dtype.kind in "fiu":
+        return {"SNR": _snr_names(column[part.indices])}
     snr, technology = [], []
     for number in range(len(part)):
         scene = part.describe(number).get("scene")
         if scene is None:
             return {}
         carriers = scene["transmissions"]
-        low = min((int(carrier["snr_db"] // SNR_STEP_DB) * SNR_STEP_DB for carrier in carriers), default=None)
-        snr.append("no carrier" if low is None else f"{low} to {low + SNR_STEP_DB} dB")
+        snr.append(_snr_range(min(carrier["snr_db"] for carrier in carriers)) if carriers else "no carrier")
         technology.append(" and ".join(sorted({carrier["technology"] for carrier in carriers})) or "no carrier")
     return {"SNR of the weakest carrier": snr, "technology": technology}
+
+
+def _snr_range(snr_db):
+    low = int(snr_db // SNR_STEP_DB) * SNR_STEP_DB
+    return f"{low} to {low + SNR_STEP_DB} dB"
+
+
+def _snr_names(snr_db):
+    """A group for each of a few values, otherwise ranges: a list of names."""
+    name_of = "{:g} dB".format if len(np.unique(snr_db)) <= MOST_SNRS else _snr_range
+    return [name_of(value) if math.isfinite(value) else "unknown" for value in snr_db.tolist()]
 
 
 def report(measured, model, front_end, dataset, device, autocast, class_names, log, step, title):
@@ -95,14 +117,15 @@ def report(measured, model, front_end, dataset, device, autocast, class_names, l
         The names of the pictures.
     """
     results = measured["results"]
-    masks = np.ndim(next(dataset.part.targets())) == 2
+    masks = has_masks(dataset.part.source)
     rows = predictions(model, front_end, dataset, measured["scores"], device, autocast) if masks else []
     if not distributed.is_main():
         return []
     print(table(results))
     for name, groups in measured["groups"].items():
         print(f"\nby {name}\n{table_by_group(groups)}")
-    caption = f"{title}\ntest part, {len(dataset)} samples"
+    share = overall(results)
+    caption = f"{title}\ntest part, {len(dataset)} samples, {share.replace('_', ' ')} {results[share]:.1%}"
     log.figure(step, confusion_figure(results["confusion"], class_names, caption), "confusion")
     if not masks:
         return ["confusion.png"]
@@ -110,21 +133,28 @@ def report(measured, model, front_end, dataset, device, autocast, class_names, l
         about = dataset.describe(0, row["number"])
         rate = about.get("sample_rate_hz")
         row["extent"] = rate and front_end.extent(rate, about.get("center_freq_hz"), about.get("num_samples"))
-        row["title"] = f"{about['name']}: {row['score']:.1%} right"
-    log.figure(step, prediction_sheet(rows, class_names, f"{title}: best, median and worst test samples"), "predictions")
+        empty = math.isnan(row["score"])
+        row["title"] = f"{about['name']}: " + (f"all {class_names[0]}" if empty else f"{row['score']:.1%}")
+    caption = f"{title}: best, median and worst test samples by mean IoU of the classes but {class_names[0]}"
+    log.figure(step, prediction_sheet(rows, class_names, caption), "predictions")
     return ["confusion.png", "predictions.png"]
+
+
+def shown(scores):
+    """Numbers of the best, median and worst samples, best first. Those without a score come if there are no others."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    rated = order[~scores[order].isnan()].tolist() or order.tolist()
+    third = SHEET_SAMPLES // 3
+    middle = max(0, (len(rated) - third) // 2)
+    return list(dict.fromkeys([*rated[:third], *rated[middle : middle + third], *rated[-third:]]))
 
 
 @torch.no_grad()
 def predictions(model, front_end, dataset, scores, device, autocast):
     """What the sheet shows of the best, median and worst samples: dicts of number, image [F, T], target, prediction."""
     model.eval()
-    order = torch.argsort(scores, descending=True, stable=True).tolist()
-    third = SHEET_SAMPLES // 3
-    middle = max(0, (len(order) - third) // 2)
-    chosen = list(dict.fromkeys([*order[:third], *order[middle : middle + third], *order[-third:]]))
     rows = []
-    for number in chosen:
+    for number in shown(scores):
         batch = dataset.batch([(0, number)])
         images = to_images(batch["parts"], front_end, device)
         with autocast():

@@ -14,13 +14,14 @@ from data.feeding import make_loader
 from data.labelled import RANDOM_NUMBERS, LabelledSamples, class_weights, mix, shift_and_flip
 from data.sampling import EpochBatches
 from data.tasks import HEADS
-from engine_evaluate import MEANS, evaluate
+from engine_evaluate import evaluate
 from engine_pretrain import LossTrace, Progress, Reporter
 from models_vit import ViTEncoder, train_mode
 from util import checkpoint, compiling, cost, distributed, parallel, resume
 from util.errors import StoppedError, UserError, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import half_cosine, set_lr
+from util.metrics import means, overall
 from util.record import Record
 
 SPLIT = "split.json"
@@ -201,10 +202,11 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
                 continue
 
             # validate
-            score = measured["results"][CHOSEN_BY[HEADS[args.task]]] or 0.0
-            val = {"val_loss": measured["loss"], **{f"val_{key}": measured["results"][key] for key in MEANS}}
+            results = measured["results"]
+            score = results[CHOSEN_BY[HEADS[args.task]]] or 0.0
+            val = {"val_loss": measured["loss"], **{f"val_{key}": value for key, value in means(results).items()}}
             print(f"epoch {epoch}/{args.epochs} validation: loss {val['val_loss']:.4f}, "
-                  f"accuracy {val['val_pixel_accuracy']:.2%}, of classes {val['val_mean_accuracy']:.2%}, "
+                  f"accuracy {results[overall(results)]:.2%}, of classes {val['val_mean_accuracy']:.2%}, "
                   f"mean IoU {val['val_mean_iou']:.2%}", flush=True)  # fmt: skip
             log.scalars(progress.step, {name.replace("_", "/", 1): value for name, value in val.items()})
             log.epoch({"epoch": epoch, "step": progress.step, **stats, **val})

@@ -81,7 +81,9 @@ def build_model(args, data, weights):
     names = models_vit.trainable(model, args.train)
     if not args.eval:
         own = dict(model.named_parameters())
-        shown = pretrained.by_module(names, own.keys() - set(names))
+        plain = [name for name in names if not lora.is_adapter(name)]
+        shown = ["adapters of query and value in every block"] * (len(plain) < len(names))
+        shown += pretrained.by_module(plain, own.keys() - set(names))
         count, total = (sum(own[name].numel() for name in some) for some in (names, own))
         mode = f"--lora {args.lora}" if args.lora else f"--train {args.train}"
         print(f"{mode}: {len(names)} tensors train, {count:,} of {total:,} parameters: {', '.join(shown)}")

@@ -7,7 +7,8 @@
     python main_download.py mae_vit_base
     python main_finetune.py --task segmentation --model vit_base_patch16 --finetune mae_vit_base --data_path scenes
 
-    # a file of the Hugging Face hub
+    # the weights of a repository of the Hugging Face hub, or one file of it
+    python main_download.py owner/name
     python main_download.py hf://owner/name/file.safetensors
 
     # data sets; where a browser or an account is needed, the command says how, and takes the file from there
@@ -19,23 +20,19 @@ A download that was stopped goes on when the same command is given again. RADIO_
 by default; --offline, or HF_HUB_OFFLINE=1, uses what is there.
 """
 
-import argparse
 import sys
 
 from util import download
 from util.errors import UserError, reported
+from util.flags import Parser
 
 LIST = "list"
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Fetch released weights and public data sets.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Fetch released weights and public data sets.")
     parser.add_argument("names", nargs="*", metavar="list | NAME",
-                        help="what to fetch, by name or as hf://owner/name/file; list: what there is")
+                        help="what to fetch, by name, as owner/name or as hf://owner/name/file; list: what there is")
     parser.add_argument("--all-datasets", "--all_datasets", action="store_true", help="fetch every data set")
     parser.add_argument("--from", dest="source", metavar="FILE", help="take the one NAME from a file that you fetched")
     parser.add_argument("--offline", action="store_true", default=None, help="do not use the network; also HF_HUB_OFFLINE=1")
@@ -52,10 +49,10 @@ def main(args):
         names += [name for name, entry in known.items() if entry.kind == download.DATASET and name not in names]
     if not names or LIST in names:
         raise UserError("expected list alone, or names, or --all-datasets; found " + (" ".join(names) or "none"))
-    if args.source is not None and (len(names) != 1 or names[0].startswith(download.HUB)):
+    if args.source is not None and (len(names) != 1 or download.hub_address(names[0])):
         raise UserError(f"--from {args.source}: expected one name of the list; found {' '.join(names)}")
     for name in names:
-        if name not in known and not name.startswith(download.HUB):
+        if name not in known and not download.hub_address(name):
             raise download.unknown(name, list(known))
 
     by_hand = []

@@ -51,7 +51,7 @@ import models_vit
 from data import registry, tasks
 from data.labelled import Part
 from data.splits import fewer_labels
-from engine_evaluate import MEANS, evaluate, groupings, report
+from engine_evaluate import evaluate, groupings, report
 from engine_finetune import loader_of, train
 from engine_start import ADAPTER_FLAGS, MODEL_FLAGS, build_model, check_resumed, open_start, take_from
 from util import checkpoint, compiling, distributed, export, joining, parallel, recipes, resume
@@ -61,6 +61,7 @@ from util.errors import UserError, reported
 from util.files import atomic_path
 from util.flags import OF_MAE, Parser
 from util.logger import NoLog, RunLog
+from util.metrics import means
 
 RESULTS = "results.json"
 
@@ -286,7 +287,7 @@ def export_model(args, model, saved, in_chans):
 def summary(every):
     """Mean, least and greatest of the figures of several seeds."""
     found = {}
-    for key in MEANS:
+    for key in means(every[0]):
         values = [results[key] for results in every if results[key] is not None]
         if values:
             found[key] = {"mean": statistics.mean(values), "least": min(values), "greatest": max(values), "seeds": values}

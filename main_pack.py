@@ -6,8 +6,6 @@
 The windows lie side by side; the front end is saved with the set and is that of every run on it.
 """
 
-import argparse
-
 import torch
 from tqdm import tqdm
 
@@ -15,10 +13,11 @@ from data import registry
 from data.set_writer import spectrogram_set_writer
 from util.device import keep_freed_memory, pick_device
 from util.errors import UserError, reported
+from util.flags import Parser
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(description="Pack recordings into a spectrogram set.", allow_abbrev=False)
+    parser = Parser("Pack recordings into a spectrogram set.")
     registry.add_data_arguments(parser)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the set to write, a new folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

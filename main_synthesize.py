@@ -15,7 +15,6 @@ A run that was stopped goes on when the same command is given again; with --iq, 
 Scene i of a set depends on the seed and i alone.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -39,6 +38,7 @@ from util.checkpoint import remove_torn
 from util.device import keep_freed_memory
 from util.errors import RunError, UserError, reported
 from util.files import atomic_path
+from util.flags import Parser
 from util.plots import scene_sheet
 
 SPLITS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
@@ -52,11 +52,7 @@ DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: ("ci16_le", "
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Make labelled scenes of 5G NR and LTE.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Make labelled scenes of 5G NR and LTE.")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the sets go: FOLDER/train, val and test")
     parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="what scenes are drawn from")
     registry.add_scene_arguments(parser)

@@ -371,7 +371,7 @@ def preset_of(weights, path):
     projection = state.get(PATCHES)
     if projection is None or projection.ndim != 4:
         raise UserError(f"{path}: expected an encoder with patch_embed.proj.weight; found {', '.join(list(state)[:3])}, ...")
-    blocks = {int(name.split(".")[1]) for name in state if name.startswith("blocks.")}
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     found = {"patch_size": projection.shape[-1], "embed_dim": len(projection), "depth": len(blocks)}
     fitting = [name for name, sizes in PRESETS.items() if found.items() <= sizes.items()]
     own = str(weights.preset or weights.args.get("model") or "")

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 import main_finetune
 from util.errors import UserError, reported
 from util.files import atomic_path
+from util.metrics import overall
 
 KINDS = {"pretrained": (), "from scratch": (), "random, frozen": ("--train", "head")}
-FIGURES = ("pixel_accuracy", "mean_accuracy", "mean_iou")
 
 
 def get_args_parser():
@@ -60,19 +60,20 @@ def run(args, kind, fraction, seed):
 
 
 def picture(curves, caption):
-    """Mean and spread of each kind's pixel accuracy against the share of the labels."""
+    """Mean and spread of each kind's accuracy, of pixels or of samples, against the share of the labels."""
+    share_right = overall(next(iter(next(iter(curves.values())).values())))
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for kind, points in curves.items():
         shares = [100 * float(share) for share in points]
-        values = [[100 * value for value in point["pixel_accuracy"]["seeds"]] for point in points.values()]
+        values = [[100 * value for value in point[share_right]["seeds"]] for point in points.values()]
         [line] = axis.plot(shares, [statistics.mean(point) for point in values], marker="o", label=kind)
         axis.fill_between(shares, [min(point) for point in values], [max(point) for point in values], alpha=0.2,
                           color=line.get_color())  # fmt: skip
     axis.set_xscale("log")
     axis.set_xticks(shares, [f"{share:g} %" for share in shares])
     axis.set_xlabel("share of the labels")
-    axis.set_ylabel("pixel accuracy, %")
+    axis.set_ylabel(f"{share_right.replace('_', ' ')}, %")
     axis.set_title(caption, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend()
@@ -89,13 +90,14 @@ def main(parser, args):
             seeds = [run(args, kind, fraction, seed) for seed in range(count)]
             curves.setdefault(kind, {})[f"{fraction:g}"] = {
                 figure: {"mean": statistics.mean(one[figure] for one in seeds), "seeds": [one[figure] for one in seeds]}
-                for figure in FIGURES
+                for figure in (overall(seeds[0]), "mean_accuracy", "mean_iou")
             }
-    rows = [(kind, f"{100 * float(share):g} %", *(f"{100 * point[figure]['mean']:.2f}" for figure in FIGURES),
-             " ".join(f"{100 * value:.2f}" for value in point["pixel_accuracy"]["seeds"]))
-            for kind, points in curves.items() for share, point in points.items()]  # fmt: skip
-    titles = (figure.replace("_", " ") for figure in FIGURES)
-    common.print_table(("encoder", "labels", *titles, "pixel accuracy by seed"), rows)
+    points = [(kind, share, point) for kind, found in curves.items() for share, point in found.items()]
+    titles = [figure.replace("_", " ") for figure in points[0][2]]  # first the accuracy of all
+    rows = [(kind, f"{100 * float(share):g} %", *(f"{100 * figure['mean']:.2f}" for figure in point.values()),
+             " ".join(f"{100 * value:.2f}" for value in point[overall(point)]["seeds"]))
+            for kind, share, point in points]  # fmt: skip
+    common.print_table(("encoder", "labels", *titles, f"{titles[0]} by seed"), rows)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "label_efficiency.png") as temporary:

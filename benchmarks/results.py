@@ -34,6 +34,7 @@ from util import checkpoint
 from util.device import pick_device, usable_cores
 from util.errors import UserError, reported
 from util.files import atomic_path
+from util.metrics import overall
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -243,13 +244,14 @@ def figures_of(run, folder):
     if run.about["section"] == "pretraining":
         return {"epochs": [json.loads(line) for line in text.splitlines()][-1:]}
     results = json.loads(text)
-    keep = ("samples", "pixel_accuracy", "mean_accuracy", "mean_iou")
+    share = overall(results["test"])
+    keep = ("samples", share, "mean_accuracy", "mean_iou")
     snr = results.get("groups", {}).get("SNR of the weakest carrier", {})
     log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
     return {
         **{name: results["test"][name] for name in keep},
         "by_snr": {band: {name: one[name] for name in keep} for band, one in snr.items()},
-        "validation": {str(line["epoch"]): line["val_pixel_accuracy"] for line in log if "val_pixel_accuracy" in line},
+        "validation": {str(line["epoch"]): line[f"val_{share}"] for line in log if f"val_{share}" in line},
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from tables import number, table
 
 from engine_evaluate import natural
 from util.files import atomic_path
+from util.metrics import overall
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- accuracy: made by benchmarks/results.py -->", "<!-- end of accuracy -->"
@@ -120,8 +121,8 @@ def epochs(records):
 
 
 def sensing(records):
-    figures = ("pixel_accuracy", "mean_accuracy")
-    rows = [(data, kind, str(len(seeds)), *(percent(of_seeds(seeds, figure)) for figure in figures), minutes(seeds))
+    rows = [(data, kind, str(len(seeds)), percent([one["figures"][overall(one["figures"])] for one in seeds]),
+             percent(of_seeds(seeds, "mean_accuracy")), minutes(seeds))
             for (data, kind), seeds in grouped(records, "sensing").items()]  # fmt: skip
     return table(("data", "encoder", "seeds", "accuracy", "mean class accuracy", "minutes"), rows) if rows else ""
 

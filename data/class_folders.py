@@ -1,27 +1,34 @@
-"""Samples in a folder for each class: recordings, pictures or arrays."""
+"""Samples in a folder for each class: recordings, pictures or arrays; and pictures that are named by their class."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from data.annotated import TiledRecordings
-from data.images import SUFFIXES, ImageFiles
+from data.images import PICTURES, SUFFIXES, ImageFiles
 from data.sampling import Source
 from data.splits import PARTS
 from radio.recordings import SAMPLE_SUFFIXES, find_recordings, is_recording_file
 from util.errors import UserError, warn
 
 RECORDINGS = "recordings"
-KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".npy": ".npy spectrograms"}
+KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy spectrograms"} | dict.fromkeys(PICTURES, "PNG or JPEG")
+
+# What follows the label in a file's name: a number that stands alone and all after it, or the digits at the end.
+AFTER_LABEL = re.compile(r"[ _-]+\(?\d+\)?(?![A-Za-z0-9]).*|[ _.-]*\d+$")
 
 
 class ClassFolders(Source):
     """Reads `path/{class}/*`, or `path/{train,val,test}/{class}/*`, of which `val` or `test` may be missing.
 
+    Images may also lie side by side, without folders of classes, where a file's name begins with its class: see
+    `class_of_name`. The classes that were found are printed with their numbers of images.
+
     Samples are of one kind, and lie in a class's folder or below it: recordings, of which every window has the class
-    (see `data.annotated.TiledRecordings`); or images: PNG, TIFF or .npy spectrograms, one a sample (see
+    (see `data.annotated.TiledRecordings`); or images: PNG, JPEG, TIFF or .npy spectrograms, one a sample (see
     `data.images.ImageFiles`). Classes are sorted by name. Opening reads metadata and headers only.
 
     Args:
@@ -38,9 +45,13 @@ class ClassFolders(Source):
     def __init__(self, path, front_end, sample_rate_hz=None, datatype=None, index=None):
         self.path = Path(path)
         parts = _part_folders(self.path)
-        self.class_names = _class_names(parts)
         others = Counter()  # suffixes of what is no sample
-        files = {(part, name): _files(folder / name, others) for part, folder in parts.items() for name in self.class_names}
+        if all(_holds_images_alone(folder) for folder in parts.values()):
+            self.class_names, files = _by_name(self.path, {part: _files(parts[part], others) for part in parts})
+        else:
+            self.class_names = _class_names(parts)
+            files = {(part, name): _files(folder / name, others)
+                     for part, folder in parts.items() for name in self.class_names}  # fmt: skip
         if others:
             found = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in sorted(others.items()))
             warn(f"{path}: files that are neither recordings nor images are left out: {found}")
@@ -142,6 +153,43 @@ def _class_names(parts):
         found = ", ".join(names[first]) or "none"
         raise UserError(f"{parts[first]}: expected folders of two classes or more; found {found}")
     return names[first]
+
+
+def _holds_images_alone(folder):
+    """Whether images, and no folders, lie in a folder."""
+    folders, samples = _entries(folder)
+    return not folders and any(not is_recording_file(folder / name) for name in samples)
+
+
+def class_of_name(stem):
+    """The class that a file's name begins with: all before the first number that stands alone, else before the last digits.
+
+    AM_001, bluetooth-12, wifi3, LTE_NR_12, 802.11ax_3, QAM16-7_b: AM, bluetooth, wifi, LTE_NR, 802.11ax, QAM16.
+    """
+    return AFTER_LABEL.sub("", stem)
+
+
+def _by_name(path, files):
+    """(class names, {(part, class): files}) of images that are named by their class; `files`: by part.
+
+    Where numbers tell every file from every other, the class is what comes before the first underscore.
+    """
+    every = [file for own in files.values() for file in own]
+    class_of = {file: class_of_name(file.stem) for file in every}
+    if len(set(class_of.values())) == len(every):
+        class_of = {file: file.stem.partition("_")[0] for file in every}
+    counts = Counter(class_of.values())
+    if not 2 <= len(counts) < len(every) or "" in counts:
+        found = ", ".join(file.name for file in every[:3]) + (", ..." if len(every) > 3 else "")
+        raise UserError(f"{path}: expected folders of two classes or more, or images named by class and number, like "
+                        f"AM_001.png; found {len(every)} images of {len(counts)} classes: {found}")  # fmt: skip
+    names = sorted(counts)
+    print(f"{path}: classes by file name: " + ", ".join(f"{name} ({counts[name]})" for name in names))
+    found = {(part, name): [file for file in own if class_of[file] == name] for part, own in files.items() for name in names}
+    for (part, name), own in found.items():
+        if not own:
+            raise UserError(f"{path / part}: expected images of each class of {path}; found none named {name}")
+    return names, found
 
 
 def _is_sample(path):

@@ -1,4 +1,4 @@
-"""Spectrograms kept as image files: float TIFF of linear power, PNG pictures, NumPy arrays."""
+"""Spectrograms kept as image files: float TIFF of linear power, PNG and JPEG pictures, NumPy arrays."""
 
 import os
 import warnings
@@ -22,7 +22,8 @@ TIFF_RANGE_DB = 119.5
 TIFF_MEAN = 0.451
 TIFF_STD = 0.043
 
-SUFFIXES = (".tif", ".tiff", ".png", ".npy")
+PICTURES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".tif", ".tiff", *PICTURES, ".npy")
 
 
 def has_image_suffix(path):
@@ -34,7 +35,7 @@ class ImageFiles(Source):
     """One image a file, resized to `image_size` (bicubic, antialiased).
 
     - TIFF: linear power, float, [frequency, time] with the lowest frequency first; the published recipe above.
-    - PNG: a picture, high frequency at the top; taken to grey, turned so that row 0 is the lowest frequency, zero mean
+    - PNG, JPEG: a picture, high frequency at the top; taken to grey, turned so that row 0 is the lowest frequency, zero mean
       and unit variance each.
     - npy: float or int [frequency, time] or [channel, frequency, time] in dB, lowest frequency first; zero mean and unit
       variance each.
@@ -91,10 +92,10 @@ def _read(path):
             # Before it fails on a TIFF that was cut, Pillow warns in lines of its own.
             with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(path) as picture:
                 # Pictures in colour are colour maps of one quantity; brightness grows with it in those in use.
-                values = np.asarray(picture.convert("L") if suffix == ".png" else picture)
+                values = np.asarray(picture.convert("L") if suffix in PICTURES else picture)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(f"{path}: expected an image; found {not_read(path, error)}") from error
-    if suffix == ".png":
+    if suffix in PICTURES:
         values = values[::-1]
     elif suffix != ".npy" and not np.issubdtype(values.dtype, np.floating):
         raise UserError(f"{path}: expected a TIFF of float power; found {values.dtype}")

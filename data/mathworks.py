@@ -6,6 +6,10 @@ Two layouts, recognised by file names, at any depth of a folder:
   an HDF4 raster image) and, in most editions, .mat (`params`);
 - re-saved: `LTE_NR_{spect|labels|metadata}_frame_{i}.mat` with the variables `rxSpectrogram` and `data`.
 
+Folders `train`, `val` and `test` may divide the frames, each with its own numbers: MAE's radio fork has `train/LTE_NR/` and
+`val/LTE_NR/`. Frames in `train` are trained on, frames in `test` are tested on. Without `test`, `val` is the test part, as
+in the fork; validation is then a share of `train`, so that no epoch is chosen on the test part.
+
 Frequency runs to the right and time upwards: the example's code transposes MATLAB's centred spectrogram [frequency, time]
 and flips it upside down before the colour map. Column 0 is therefore the lowest frequency and the last row the earliest
 time. Its labels are painted in the same columns, over all rows. How the re-saved spectrograms are turned in time is not
@@ -15,12 +19,8 @@ Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at 
 channel and noise: what is split at random is split by number.
 """
 
-import os
-import re
 import struct
 import zlib
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,16 +30,12 @@ from scipy.io.matlab import MatReadError
 from torch.nn import functional as F
 
 from data.hdf4 import read_raster
+from data.mathworks_files import COMBINED, TECHNOLOGIES, find_frames
 from data.sampling import IMAGE, Source, Subset, hold_out
+from data.splits import PARTS
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
 from util.files import not_read
-
-NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
-ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
-         "spect": "image", "labels": "labels", "metadata": "parameters"}  # fmt: skip
-COMBINED = "LTE_NR"
-TECHNOLOGIES = ("NR", "LTE", COMBINED)
 
 # Class k of n is painted as floor(255 k / (n - 1)): 0, 127, 255 or 0, 85, 170, 255.
 EDITIONS = (("Noise", "NR", "LTE"), ("Noise", "NR", "LTE", "Unknown"))
@@ -55,21 +51,6 @@ MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, No
               struct.error, OverflowError, MemoryError)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One frame's files; `parameters` is None in editions without."""
-
-    technology: str
-    number: int
-    image: Path
-    labels: Path
-    parameters: Path | None
-
-    @property
-    def name(self):
-        return f"{self.technology} frame {self.number}"
-
-
 class MathWorksFrames(Source):
     """Labelled frames, sorted by number.
 
@@ -80,7 +61,8 @@ class MathWorksFrames(Source):
         path: folder of the frames.
         protocol: "single_to_combined" trains on frames of one technology and tests on those of both (which hold the same
             waveforms, see above); "combined" trains and tests on those of both; "mixed" has all kinds on both sides.
-            Frames that a protocol has no use for are left out.
+            Frames that a protocol has no use for are left out. Frames in folders of parts are trained on and tested on
+            as they lie: only "combined" and "mixed" go with them.
         image_size: (frequency rows, time columns); None: as the first frame is stored.
         test_fraction: part of the frame numbers that is tested on, where the protocol leaves it open.
         split_seed: draws those numbers.
@@ -96,14 +78,18 @@ class MathWorksFrames(Source):
         if protocol not in PROTOCOLS:
             raise UserError(f"--protocol: expected one of {', '.join(PROTOCOLS)}; found {protocol}")
         frames = find_frames(path)
+        divided = frames[0].part is not None
+        if divided and protocol == SINGLE_TO_COMBINED:
+            raise UserError(f"--protocol {protocol}: expected frames without folders train and val; found {path}")
         counts = {name: sum(frame.technology == name for frame in frames) for name in TECHNOLOGIES}
         singles = len(frames) - counts[COMBINED]
-        if not counts[COMBINED] or (protocol != COMBINED_ONLY and not singles):
+        lacks_kind = not counts[COMBINED] or (protocol != COMBINED_ONLY and not singles)
+        if lacks_kind and not (divided and protocol == MIXED):
             kinds = f"{COMBINED} frames" if protocol == COMBINED_ONLY else f"frames of one technology and {COMBINED} frames"
             found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(f"{path}: expected {kinds} for --protocol {protocol}; found {found}")
         self.frames = [frame for frame in frames if protocol != COMBINED_ONLY or frame.technology == COMBINED]
-        self.protocol = protocol
+        self.protocol, self.divided = protocol, divided
         self.test_fraction, self.split_seed = test_fraction, split_seed
         self.class_names = list(_edition(self.frames))
         self.image_size = tuple(image_size or _image_shape(self.frames[0])[::-1])
@@ -116,8 +102,9 @@ class MathWorksFrames(Source):
 
     @property
     def groups(self):
-        """What must stay together: frames of one number hold the same waveforms, whatever their technology."""
-        return {"recording": np.array([frame.number for frame in self.frames])}
+        """What must stay together: frames of one part and number hold the same waveforms, whatever their technology."""
+        names = [f"{frame.part} {frame.number}" if self.divided else frame.number for frame in self.frames]
+        return {"recording": np.array(names)}
 
     def sample_name(self, index):
         """`describe`'s name, without reading parameters."""
@@ -163,11 +150,15 @@ class MathWorksFrames(Source):
         }
 
     def parts(self):
-        """{"train": indices, "test": indices}, int64, by the protocol.
+        """{"train": indices, "test": indices}, int64, by the protocol; of divided frames by their folders, maybe with "val".
 
         Raises:
             UserError: there are too few frame numbers for both.
         """
+        if self.divided:
+            part_of = np.array([frame.part for frame in self.frames])
+            parts = {name: np.flatnonzero(part_of == name) for name in PARTS if name in part_of}
+            return parts if "test" in parts else {"train": parts["train"], "test": parts["val"]}
         if self.protocol == SINGLE_TO_COMBINED:
             is_test = np.array([frame.technology == COMBINED for frame in self.frames])
         else:
@@ -186,60 +177,6 @@ class MathWorksFrames(Source):
         if len(np.unique(numbers)) < 2:
             raise UserError(f"{self.frames[0].image.parent}: expected at least two frame numbers to hold one out; found one")
         return np.isin(numbers, list(hold_out(numbers.tolist(), fraction, seed)))
-
-
-def holds_frames(path):
-    """Whether there are frames in a folder or below it."""
-    return any(NAME.fullmatch(file.name) for file in _walk(path))
-
-
-def find_frames(path):
-    """The frames in a folder and below it, sorted by number, then NR, LTE, both.
-
-    Raises:
-        UserError: there are none, one is there twice, or lacks its image or its labels.
-    """
-    found = {}
-    for file in _walk(path):
-        if match := NAME.fullmatch(file.name):
-            technology, resaved, resaved_number, number, suffix = match.groups()
-            key = (int(resaved_number or number), TECHNOLOGIES.index(technology))
-            files = found.setdefault(key, {})
-            role = ROLES[resaved or suffix]
-            if role in files:
-                raise UserError(f"{path}: expected one {role} file of {technology} frame {key[0]}; found {files[role]} and "
-                                f"{file}")  # fmt: skip
-            files[role] = file
-    if not found:
-        raise UserError(f"{path}: expected MathWorks frames (NR_frame_1.png and NR_frame_1.hdf, or "
-                        f"LTE_NR_spect_frame_1.mat and LTE_NR_labels_frame_1.mat); found none")  # fmt: skip
-    frames = []
-    for (number, kind), files in sorted(found.items()):
-        for role in ("image", "labels"):
-            if role not in files:
-                other = next(iter(files.values()))
-                raise UserError(f"{other.with_name(_name(other, role))}: expected the {role} of {TECHNOLOGIES[kind]} frame "
-                                f"{number}; found no such file beside {other.name}")  # fmt: skip
-        frames.append(Frame(TECHNOLOGIES[kind], number, files["image"], files["labels"], files.get("parameters")))
-    return frames
-
-
-def _walk(path):
-    """Files below a folder, hidden ones left out."""
-
-    def fail(error):
-        raise UserError(f"{path}: expected a folder that can be read; {error}") from error
-
-    for folder, names, files in os.walk(path, onerror=fail):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _name(file, role):
-    """Name of the file that has another role for the same frame."""
-    if NAME.fullmatch(file.name).group(2):
-        return re.sub("_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name)
-    return file.stem + {"image": ".png", "labels": ".hdf"}[role]
 
 
 def _values(class_names):

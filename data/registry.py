@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.formats import refuse_formats
 from data.images import ImageFiles, has_image_suffix
 from data.recordings import RecordingWindows
 from data.sampling import Concatenated
@@ -24,6 +25,8 @@ DEFAULT_PRESET = "wild"
 
 DEFAULT_IMAGE_SIZE = (224, 224)
 
+READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images (.tif, .png, .jpg, .npy)"
+
 SLOW_S = 10.0  # opening recordings for longer is said
 
 
@@ -32,12 +35,17 @@ def add_data_arguments(parser, required=True):
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", nargs="+", required=required, metavar="PATH",
                        help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
-    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
-    group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
+    add_recording_arguments(group)
     add_scene_arguments(group)
     group.add_argument("--scenes", type=int, default=4096, help="scenes in an epoch of --data_path synthetic")
     add_front_end_arguments(group)
     return group
+
+
+def add_recording_arguments(group):
+    """The flags of recordings whose files do not say how to read them."""
+    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
+    group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
 
 
 def add_scene_arguments(group):
@@ -83,6 +91,7 @@ def find(paths):
         if not os.path.exists(path):
             raise UserError(f"--data_path {path}: expected a file or folder; found none")
         path = str(path)
+        refuse_formats(path, READ)
         folders, files = walk(path, _refused) if os.path.isdir(path) else ([], [path])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
         recordings = [file for file in files if is_recording_file(file)]
@@ -99,10 +108,7 @@ def find(paths):
         elif images:
             found.images += images
         else:
-            raise UserError(
-                f"--data_path {path}: expected recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images "
-                f"(.tif, .png, .npy); found none among {len(files)} files"
-            )
+            raise UserError(f"--data_path {path}: expected {READ}; found none among {len(files)} files")
     return found
 
 

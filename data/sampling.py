@@ -133,7 +133,8 @@ class Concatenated(Source):
     def __len__(self):
         return int(self.ends[-1])
 
-    def _at(self, index):
+    def at(self, index):
+        """(source, index into that source) of a sample."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number], index - (int(self.ends[number - 1]) if number else 0)
 
@@ -142,13 +143,13 @@ class Concatenated(Source):
         return max(source.sample_bytes for source in self.sources)
 
     def load(self, index, rng, epoch=0):
-        source, index = self._at(index)
+        source, index = self.at(index)
         return source.load(index, rng, epoch)
 
     def load_many(self, indices, rng_of, epoch, new):
         own = {}  # by source: places in the batch, and indices into the source
         for place, index in enumerate(indices):
-            source, index = self._at(index)
+            source, index = self.at(index)
             places, inner = own.setdefault(source, ([], []))
             places.append(place)
             inner.append(index)
@@ -159,7 +160,7 @@ class Concatenated(Source):
         ]
 
     def describe(self, index, rng, epoch=0):
-        source, index = self._at(index)
+        source, index = self.at(index)
         return source.describe(index, rng, epoch)
 
     def split(self, fraction, seed):

@@ -141,11 +141,17 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
     return Splits({part: parts[part] for part in PARTS}, seed)
 
 
+def has_masks(source):
+    """Whether a labelled source has a class for each cell; otherwise it has one for each sample."""
+    task = getattr(source, "task", None)
+    return task == "segmentation" or (task is None and getattr(source, "labels", None) is None)
+
+
 def classes_of(source):
     """The class of each sample, int64 [N], or None where samples have masks."""
-    task, labels = getattr(source, "task", None), getattr(source, "labels", None)
-    if task == "segmentation" or (labels is None and task is None):
+    if has_masks(source):
         return None
+    labels = getattr(source, "labels", None)
     return np.array([source.target(index) for index in range(len(source))] if labels is None else labels, np.int64)
 
 
@@ -198,6 +204,8 @@ def sample_names(source):
     else:
         about = [source.describe(index, None) for index in range(len(source))]
     names = [str(one["name"]) for one in about]
+    if len(set(names)) == len(names):
+        return names
     places = relative_paths([one.get("path") or "." for one in about])
     folders = [os.path.dirname(place) for place in places]
     names = _told_apart(names, [f"{folder}/{name}" if folder else name for folder, name in zip(folders, names, strict=True)])

@@ -11,8 +11,11 @@ from data import registry
 from data.annotated import AnnotatedWindows
 from data.class_folders import ClassFolders
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
+from data.formats import refuse_formats
+from data.hdf5 import Hdf5Images, is_hdf5_name, open_hdf5
 from data.labelled import Part
-from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames, holds_frames
+from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames
+from data.mathworks_files import holds_frames
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.splits import RECORDING, Splits, load_splits, make_splits, sample_names
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
@@ -20,10 +23,11 @@ from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
 from radio.scene import TEST, TRAINING, VALIDATION
 from radio.spectrogram import Spectrogram
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.files import atomic_path
 
 PARTS = ("train", "val", "test")
+ROW_N_FFT = "row_n_fft"  # in the settings of rows: samples of an FFT
 KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
 
 
@@ -183,6 +187,36 @@ def _images(source, kind):
                     {"kind": kind, "image_size": list(source.image_size)})  # fmt: skip
 
 
+def _hdf5(path, args, pretrained):
+    """Rows of an HDF5 file; those of IQ, each of which is a window, go through the front end.
+
+    Their sample rate is not known, so that weights trained on windows of so many milliseconds say nothing of the FFT.
+    """
+    source = open_hdf5(path)
+    size = _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)
+    if isinstance(source, Hdf5Images):
+        source.image_size = size
+        return _images(source, "csi" if source.data == "csi" else "images")
+    if args.window_ms is not None:
+        raise UserError(f"--window_ms: expected none with {path}, whose rows of {source.num_samples} samples are the "
+                        f"windows; found {args.window_ms:g}")  # fmt: skip
+    theirs = pretrained or {}
+    trained = theirs.get(ROW_N_FFT) if theirs.get("row_samples") == source.num_samples else None
+    if args.n_fft and trained and args.n_fft != trained:
+        raise UserError(f"--n_fft: expected {trained}, which the weights were trained with; found {args.n_fft}")
+    n_fft = args.n_fft or trained or source.default_n_fft
+    if not 2 <= n_fft <= source.num_samples:
+        raise UserError(f"--n_fft: expected 2 to {source.num_samples}, the samples in a row of {path}; found {n_fft}")
+    other = theirs.get("n_fft", theirs.get(ROW_N_FFT, n_fft))
+    if other != n_fft:
+        warn(f"{path}: rows of {source.num_samples} samples go through --n_fft {n_fft}; the weights were trained with "
+             f"{other}")  # fmt: skip
+    source.image_size = size
+    front_end = Spectrogram(n_fft, source.num_samples, size)  # at a sample rate of 1 Hz
+    settings = {"kind": "iq_rows", "image_size": list(size), ROW_N_FFT: n_fft, "row_samples": source.num_samples}
+    return Labelled(source, source.class_names, front_end, settings)
+
+
 def _sensing(args, pretrained, on_device):
     [path] = _one_path(args)
     size = _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)
@@ -192,7 +226,10 @@ def _sensing(args, pretrained, on_device):
         opened.parts = {name: _whole(source) for name, source in sources.items()}
         return opened
     if not Path(path).exists():
-        raise UserError(f"--data_path {path}: expected a folder of NTU-Fi HAR or a .npz of CSI; found none")
+        raise UserError(f"--data_path {path}: expected a folder of NTU-Fi HAR, a .npz of CSI or an .h5 file; found none")
+    if Path(path).is_file() and is_hdf5_name(path):
+        return _hdf5(path, args, pretrained)
+    refuse_formats(path, "a folder of NTU-Fi HAR, a .npz of CSI or one .h5 file")
     return _images(NtuFiHar(path, size) if Path(path).is_dir() else CsiFile(path, size), "csi")
 
 
@@ -201,6 +238,9 @@ def _classification(args, pretrained, on_device):
     if is_spectrogram_set(path) or is_spectrogram_set(Path(path, "train")):
         found = registry.find([path])
         return _set(found.sets[0], path, registry.front_end_for(found, args, pretrained), "labels")
+    if Path(path).is_file() and is_hdf5_name(path):
+        return _hdf5(path, args, pretrained)
+    refuse_formats(path, "a folder for each class, a spectrogram set or one .h5 file")
     sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
     front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained)
     with registry.recording_index(args) as index:

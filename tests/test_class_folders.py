@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support import write_ci16
 
-from data.class_folders import ClassFolders
+from data.class_folders import ClassFolders, class_of_name
 from data.images import load_image
 from data.sampling import IMAGE, IQ
 from data.splits import make_splits, sample_names
@@ -90,6 +90,83 @@ def test_files_are_read_when_they_are_loaded(tmp_path):
     source.load(7, None)
     with pytest.raises(UserError, match=r"zigbee/2\.png"):
         source.load(8, None)
+
+
+def test_jpeg_lies_beside_png(tmp_path):
+    write_pngs(tmp_path)
+    write_png(tmp_path / "LTE" / "3.jpg", mode="RGB")
+    write_png(tmp_path / "ble" / "3.JPEG")
+    source = opened(tmp_path)
+    assert len(source) == 11
+    assert source.describe(3, None)["name"] == "LTE/3.jpg"
+    assert source.load(3, None)[1].shape == (1, *SIZE)
+    assert np.bincount(source.labels).tolist() == [4, 4, 3]
+
+
+# Images named by their class
+
+
+@pytest.mark.parametrize(("name", "label"), [
+    ("AM_001", "AM"), ("bluetooth-12", "bluetooth"), ("wifi3", "wifi"), ("LTE_NR_12", "LTE_NR"), ("802.11ax_3", "802.11ax"),
+    ("qpsk-0001", "qpsk"), ("QAM16_12", "QAM16"), ("8PSK 7", "8PSK"), ("5G-NR_7", "5G-NR"),
+    ("RS41-Radiosonde_3", "RS41-Radiosonde"), ("ads-b_4", "ads-b"),
+    ("fm_103.7_001", "fm"), ("AM_3_b", "AM"), ("lora (2)", "lora"), ("vor", "vor"), ("AM-SSB", "AM-SSB"),
+    ("0012", ""),
+])  # fmt: skip
+def test_a_label_is_what_comes_before_the_number(name, label):
+    assert class_of_name(name) == label
+
+
+def write_flat(folder, labels=("ads-b", "LTE_NR", "802.11ax"), count=3):
+    for number, label in enumerate(labels):
+        for sample in range(count):
+            write_png(folder / f"{label}_{sample}.{('png', 'jpg', 'jpeg')[sample % 3]}", 10 * number + sample)
+
+
+def test_a_flat_folder_has_the_classes_of_its_names(tmp_path, capsys):
+    write_flat(tmp_path)
+    (tmp_path / "LICENSE.txt").write_text("CC")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    source = opened(tmp_path)
+
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path}: classes by file name: 802.11ax (3), LTE_NR (3), ads-b (3)\n"
+    assert ".txt (1)" in err
+    assert source.class_names == ["802.11ax", "LTE_NR", "ads-b"]
+    assert (len(source), source.parts(), source.groups) == (9, None, {})
+    for index in range(9):
+        name = source.describe(index, None)["name"]
+        assert name.startswith(f"{source.class_names[source.target(index)]}_")
+        assert np.array_equal(source.load(index, None)[1], load_image(tmp_path / name, SIZE))
+    there = [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".jpg", ".jpeg")]
+    assert sorted(sample_names(source)) == sorted(there)
+
+
+def test_flat_folders_may_be_published_parts(tmp_path):
+    write_flat(tmp_path / "train", count=4)
+    write_flat(tmp_path / "test", count=2)
+    source = opened(tmp_path)
+    assert {name: len(indices) for name, indices in source.parts().items()} == {"train": 12, "test": 6}
+    (tmp_path / "test" / "ads-b_0.png").unlink()
+    (tmp_path / "test" / "ads-b_1.jpg").unlink()
+    with pytest.raises(UserError, match=r"test: expected images of each class of .*; found none named ads-b"):
+        opened(tmp_path)
+
+
+def test_labels_before_an_underscore_are_found_where_no_number_follows(tmp_path):
+    for name in ("fm_oslo", "fm_bergen", "sstv_a", "sstv_b"):
+        write_png(tmp_path / f"{name}.png")
+    assert opened(tmp_path).class_names == ["fm", "sstv"]
+
+
+@pytest.mark.parametrize("names", [
+    ["AM_1", "AM_2"], ["AM_1", "FM_1", "PM_1"], ["1", "2", "3"], ["dog", "cat"], ["AM_1", "AM_2", "0001"],
+])  # fmt: skip
+def test_names_that_make_no_classes_are_refused(tmp_path, names):
+    for name in names:
+        write_png(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match=rf"folders of two classes or more, or images .*; found {len(names)} images"):
+        opened(tmp_path)
 
 
 # Parts
@@ -193,8 +270,8 @@ def with_short_recordings(path):
         (without_class, ["test: expected the classes of train", "LTE"]),
         (with_class, ["train: expected the classes of test", "nr"]),
         (with_empty_class, ["nr: expected recordings", "found none"]),
-        (with_two_kinds, ["one kind", "PNG (LTE/0.png)", "recordings (nr/x.sigmf-data)"]),
-        (with_pictures_and_arrays, ["one kind", "PNG (LTE/0.png)", ".npy spectrograms (LTE/x.npy)"]),
+        (with_two_kinds, ["one kind", "PNG or JPEG (LTE/0.png)", "recordings (nr/x.sigmf-data)"]),
+        (with_pictures_and_arrays, ["one kind", "PNG or JPEG (LTE/0.png)", ".npy spectrograms (LTE/x.npy)"]),
         (with_parts_and_classes, ["expected folders of classes, or train", "found LTE, train"]),
         (with_training_alone, ["expected folders of classes, or train", "found train"]),
         (with_one_class, ["two classes or more", "found LTE"]),
@@ -215,9 +292,9 @@ def test_folders_that_hold_no_classes(tmp_path, make, says):
 def test_files_that_are_left_out_are_counted(tmp_path, capsys):
     write_pngs(tmp_path)
     write_png(tmp_path / "overview.png")
-    for name in ("ble/a.jpg", "ble/b.jpg", "LTE/notes.txt"):
+    for name in ("ble/a.gif", "ble/b.gif", "LTE/notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     assert len(opened(tmp_path)) == 9
     beside, others = capsys.readouterr().err.splitlines()
     assert "overview.png" in beside
-    assert ".jpg (2), .txt (1)" in others
+    assert ".gif (2), .txt (1)" in others

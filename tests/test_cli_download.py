@@ -77,7 +77,9 @@ def test_all_data_sets(web, tmp_path, capsys):
     ((), "expected list alone, or names, or --all-datasets; found none"),
     (("list", "tiny"), "found list tiny"),
     (("tiny", "tyni"), "tyni: expected a file or a name of `main_download.py list`; found neither; the nearest names: tiny"),
-    (("tiny", "hf://a/b"), "hf://a/b: expected hf://owner/name/file"),
+    (("tiny", "hf://a"), "hf://a: expected hf://owner/name, with @revision or /file behind it"),
+    (("a/b", "--offline"), "hf://a/b: expected it in the cache, being offline"),
+    (("a/b", "--from", "x"), "--from x: expected one name of the list; found a/b"),
     (("tiny", "set", "--from", "x"), "--from x: expected one name of the list; found tiny set"),
     (("hf://a/b/c", "--from", "x"), "--from x: expected one name of the list; found hf://a/b/c"),
     (("tiny", "--from", "no/file"), "--from no/file: expected a file; found no such file"),
@@ -85,7 +87,7 @@ def test_all_data_sets(web, tmp_path, capsys):
     (("set", "--offline"), "set: expected it in the cache, being offline"),
 ])  # fmt: skip
 def test_mistakes(web, tmp_path, capsys, flags, message):
-    if "hf://a/b" in flags:
+    if "hf://a" in flags:
         flags = flags[1:]
     assert call(main_download, *flags) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: tiny: licence")]

@@ -15,7 +15,8 @@ from PIL import Image
 from support import NANO, call, write_ci16
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_csi import amplitudes, write_mat, write_ntu_fi
-from test_mathworks import columns_of, write_frame, write_resaved
+from test_hdf5 import write_radioml, write_wavesfm
+from test_mathworks import columns_of, write_fork, write_frame, write_resaved
 from test_mathworks import write_set as write_frames
 from test_tasks import CLASSES, FRONT_END
 
@@ -549,6 +550,13 @@ def write_png(folder, name, number, rng):
     Image.fromarray((rng.random((20, 20)) * 100 + 100 * number).astype(np.uint8)).save(folder / f"{name}.png")
 
 
+def named(folder):
+    folder.mkdir()
+    for number in range(10):
+        write_png(folder, f"{'ab'[number % 2]}_{number}", number % 2, np.random.default_rng(number))
+    return folder
+
+
 def write_npy(folder, name, number, rng):
     np.save(folder / f"{name}.npy", rng.random((20, 20)) + number)
 
@@ -593,11 +601,17 @@ KINDS = {
     "frames": ("segmentation", lambda folder: write_frames(folder, 5), ("--protocol", "single_to_combined"), 5),
     "frames, mixed": ("segmentation", lambda folder: write_frames(folder, 6), ("--protocol", "mixed", "--head_depth", 1), 3),
     "frames saved again": ("segmentation", resaved_frames, ("--protocol", "combined", "--train", "head"), 1),
+    "frames in parts": ("segmentation", write_fork, ("--train", "probe", "--head", "linear"), 3),
     "activities made": ("sensing", lambda folder: "synthetic", (*SIZED, "--scenes", 12, "--train", "probe"), 6),
     "NTU-Fi": ("sensing", lambda folder: write_ntu_fi(folder, count=3), (*SIZED, "--cls_token", "--smoothing", 0), 18),
     "npz": ("sensing", lambda folder: write_npz(folder.with_suffix(".npz")),
             (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"), 8),
     "pictures": ("classification", lambda folder: classes_of(folder, write_png), (*SIZED, "--train", "head"), 2),
+    "RadioML": ("classification", lambda folder: write_radioml(folder.with_suffix(".hdf5"), classes=3, samples=128),
+                (*SIZED, "--n_fft", 32, "--split_by", "snr", "--test_groups", "18"), 12),
+    "cache of images": ("sensing", lambda folder: write_wavesfm(folder.with_suffix(".h5")), (*SIZED, "--train", "probe"), 6),
+    "cache of IQ": ("classification", lambda folder: write_wavesfm(folder.with_suffix(".h5"), "iq", (2, 2, 64)), SIZED, 6),
+    "named pictures": ("classification", named, (*SIZED, "--train", "head"), 2),
     "arrays": ("classification", lambda folder: classes_of(folder, write_npy), (*SIZED, "--cutmix", 1), 2),
     "recordings": ("classification", lambda folder: classes_of(folder, write_recording), (*WINDOWS, "--train", "probe"), 4),
     "DeepLabV3": ("segmentation", lambda folder: write_scenes(folder, 11, size=64), (*DEEPLAB, "--batch_size", 3), 2),
@@ -617,6 +631,11 @@ def test_every_kind_of_data_trains_is_tested_and_evaluated_again(tmp_path, kind)
         cells = np.prod(checkpoint.load(tmp_path / "out" / checkpoint.BEST)["front_end"]["image_size"])
     assert found["test"]["samples"] == np.sum(found["test"]["confusion"]) == tested * cells
     assert len(parts(tmp_path / "out")["test"]) == tested
+    share, other = ("pixel_accuracy", "accuracy")[:: 1 if task == "segmentation" else -1]
+    assert found["test"][share] == pytest.approx(np.trace(found["test"]["confusion"]) / found["test"]["samples"])
+    lines = log_of(tmp_path / "out")
+    assert other not in found["test"]
+    assert all(f"val_{share}" in line and f"val_{other}" not in line for line in lines)
 
     # the front end and the image size are the checkpoint's
     again = ("--eval", "--resume", tmp_path / "out" / checkpoint.BEST)
@@ -840,6 +859,15 @@ BAD = {
         ("segmentation", lambda folder: bad_frames(folder, cut), "LTE_NR_frame_|.hdf: expected"),
     "a .mat without its key":
         ("sensing", no_amplitude, "box1.mat: expected the variable CSIamp; found CSIphase"),
+    "labels out of range":
+        ("sensing", lambda folder: write_wavesfm(folder, label=np.arange(24)), "labels from 0 to 5; found 0 to 23", ".h5"),
+    "an HDF5 file of something else":
+        ("classification", lambda folder: write_radioml(folder, X=None), "data sets X and Y|found Y, Z", ".hdf5"),
+    "values that are not finite":
+        ("classification", lambda folder: write_radioml(folder, classes=2, X=np.full((24, 1024, 2), np.nan)),
+         "finite values in X; found NaN or infinity in row", ".hdf5"),
+    "an HDF5 file where masks are learnt":
+        ("segmentation", lambda folder: write_radioml(folder, classes=2), "found HDF5: --task classification", ".hdf5"),
     "recordings without labels":
         ("segmentation", write_ci16, "--classes: expected annotations labelled NR"),
 }  # fmt: skip
@@ -847,9 +875,10 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_bad_data_is_said_in_one_line_and_leaves_nothing(tmp_path, capsys, what):
-    task, write, says = BAD[what]
-    write(tmp_path / "data")
+    task, write, says, *suffix = BAD[what]
+    data = tmp_path / f"data{''.join(suffix)}"
+    write(data)
     flags = WINDOWS if what == "recordings without labels" else SIZED if what != "values outside of the classes" else ()
     capsys.readouterr()
-    refused(capsys, says, tmp_path / "data", tmp_path / "out", *flags, "--batch_size", 64, task=task)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    refused(capsys, says, data, tmp_path / "out", *flags, "--batch_size", 64, task=task)
+    assert list(tmp_path.iterdir()) == [data]

@@ -249,8 +249,9 @@ def test_timm_without_a_class_token_is_refused():
 @pytest.mark.parametrize("preset", models_vit.PRESETS)
 def test_presets_have_models_of_timm(preset):
     """The sizes of which timm has no model of this name are arguments."""
-    name = preset.replace("medium", "base") + "_224"
-    more = {"embed_dim": 512, "num_heads": 8} if "small" in preset else {}
+    name = preset.removesuffix("_dec512d8b").replace("medium", "base").replace("wavesfm", "small") + "_224"
+    more = {"small": {"embed_dim": 512, "num_heads": 8}, "wavesfm": {"embed_dim": 256, "num_heads": 8, "depth": 8}}
+    more = more.get(preset.split("_")[1], {})
     with torch.device("meta"):
         theirs = timm.create_model(name, in_chans=1, num_classes=0, global_pool="", **more)
         ours = models_vit.create_model(preset, "segmentation", 3, 224)

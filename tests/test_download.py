@@ -112,9 +112,15 @@ def test_files_and_mistakes(web, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     assert resolve("own") == resolve(tmp_path / "own").relative_to(tmp_path)
     register(tmp_path, row(), row("tiniest"), row("other"), row("data", "dataset"))
-    for name in ("none.pth", "none.safetensors", "none.onnx", "a/b", tmp_path / "none"):
+    for name in ("none.pth", "none.safetensors", "none.onnx", "a/b.pth", "a/b/c", tmp_path / "none"):
         with pytest.raises(UserError, match=f"^{name}: expected a file of weights; found no such file$"):
             resolve(name)
+    # Two names may be a repository of the hub.
+    with pytest.raises(UserError, match=r"^hf://a/b: expected it in the cache, being offline; found none$"):
+        resolve("a/b", offline=True)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^a/b: expected a file of weights; found a folder$"):
+        resolve("a/b")
     with pytest.raises(UserError, match="folder: expected a file of weights; found a folder"):
         resolve("folder")
     with pytest.raises(UserError, match=r"Tinny: .*; found neither; the nearest names: tiny, tiniest$"):

@@ -9,8 +9,10 @@ from scipy.io import savemat
 from scipy.signal import spectrogram
 from test_hdf4 import hdf4, raster
 
-from data.mathworks import PROTOCOLS, MathWorksFrames, find_frames, holds_frames
+from data.mathworks import PROTOCOLS, MathWorksFrames
+from data.mathworks_files import find_frames, holds_frames
 from data.sampling import IMAGE
+from data.splits import make_splits, sample_names
 from util.errors import UserError
 
 SAMPLE_RATE_HZ = 61.44e6
@@ -270,6 +272,79 @@ def test_a_folder_is_recognised_by_the_names_in_it(tmp_path, frames_folder):
 
     assert not holds_frames(tmp_path)
     assert holds_frames(frames_folder.parent)
+
+
+# Divided by folders
+
+
+def write_fork(folder, counts=(("train", 6), ("val", 3)), form="mat"):
+    """The radio fork's folders, each numbered from 0."""
+    for part, count in counts:
+        (folder / part).mkdir(parents=True)
+        for number in range(count):
+            labels = columns_of(-20e6, -10e6, 127, 16) + columns_of(5e6, 10e6, 255, 16)
+            values = np.random.default_rng([number, len(part)]).integers(0, 256, (16, 16)).astype(np.uint8)
+            if form == "mat":
+                write_resaved(folder / part / "LTE_NR", number, values - 90.0, labels, SNRdB=float(number))
+            else:
+                write_frame(folder / part, "LTE_NR", number, values, labels)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["mat", "png"])
+def test_frames_of_one_number_in_train_and_val_are_different_frames(tmp_path, form):
+    source = MathWorksFrames(write_fork(tmp_path / "fork", form=form))
+
+    assert [frame.name for frame in source.frames] == [
+        *(f"train LTE_NR frame {number}" for number in range(6)), *(f"val LTE_NR frame {number}" for number in range(3))]
+    assert len(set(sample_names(source))) == len(set(source.groups["recording"])) == 9
+    for frame in source.frames:
+        for file in (frame.image, frame.labels, frame.parameters):
+            assert file is None or file.parent == tmp_path / "fork" / frame.part / "LTE_NR"
+    if form == "mat":
+        assert [source.describe(index, None)["snr_db"] for index in (2, 8)] == [2, 2]
+
+
+@pytest.mark.parametrize(("counts", "held_out"), [
+    ((("train", 6), ("val", 3)), {"test": "val"}), ((("train", 6), ("test", 3)), {"test": "test"}),
+    ((("train", 6), ("val", 2), ("test", 3)), {"test": "test", "val": "val"}),
+])  # fmt: skip
+@pytest.mark.parametrize("protocol", ["mixed", "combined"])
+def test_folders_of_parts_are_the_parts(tmp_path, counts, held_out, protocol):
+    source = MathWorksFrames(write_fork(tmp_path / "fork", counts), protocol)
+    made = make_splits(source, 0, 0.2, 0.2).parts
+
+    folders = {part: {source.frames[index].part for index in indices} for part, indices in made.items()}
+    assert folders == {"train": {"train"}, "val": {"train"}} | {part: {folder} for part, folder in held_out.items()}
+    for part, folder in held_out.items():
+        assert len(made[part]) == dict(counts)[folder]
+    assert not set(made["train"]) & set(made["val"])
+    train, validation = source.split(0.2, seed=0)
+    assert {source.frames[index].part for part in (train, validation) for index in part.indices} == {"train"}
+
+
+def test_one_folder_of_parts_is_no_division(tmp_path):
+    fork = write_fork(tmp_path / "fork")
+    for path in (fork / "train", fork / "train" / "LTE_NR"):
+        source = MathWorksFrames(path, "combined")
+        assert [frame.name for frame in source.frames] == [f"LTE_NR frame {number}" for number in range(6)]
+        assert source.groups["recording"].tolist() == list(range(6))
+
+
+def test_frames_beside_the_parts_and_protocols_that_divide_again_are_errors(tmp_path):
+    fork = write_fork(tmp_path / "fork")
+    with pytest.raises(UserError, match="--protocol single_to_combined: expected frames without folders train"):
+        MathWorksFrames(fork, "single_to_combined")
+    (fork / "val" / "LTE_NR" / "LTE_NR_labels_frame_1.mat").unlink()
+    with pytest.raises(UserError, match=r"val/LTE_NR/LTE_NR_labels_frame_1\.mat: expected the labels of LTE_NR frame 1"):
+        MathWorksFrames(fork)
+    write_frame(tmp_path / "beside", "LTE_NR", 1)
+    write_fork(tmp_path / "beside")
+    with pytest.raises(UserError, match="or in none of these; found frames in others, train, val"):
+        MathWorksFrames(tmp_path / "beside")
+    write_fork(tmp_path / "untrained", (("val", 2), ("test", 2)))
+    with pytest.raises(UserError, match="found frames in val, test"):
+        MathWorksFrames(tmp_path / "untrained")
 
 
 @pytest.fixture

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from util.metrics import Confusion, GroupedConfusion, figures, table, table_by_group
+from util.metrics import (
+    Confusion,
+    GroupedConfusion,
+    figures,
+    foreground_iou,
+    means,
+    overall,
+    table,
+    table_by_group,
+)
 
 NAMES = ["Noise", "NR", "LTE"]
 
@@ -202,6 +211,46 @@ def test_tables_are_aligned_and_in_percent():
     by_group = table_by_group({"NR": figures(BY_HAND, NAMES)}).splitlines()
     assert by_group[1].split() == ["NR", "112", "86.61", "66.67", "58.20", "46.32"]
     assert len(by_group[0]) == len(by_group[1])
+
+
+def test_samples_have_an_accuracy_and_pixels_a_pixel_accuracy():
+    pixels, samples_ = figures(BY_HAND, NAMES), figures(BY_HAND, NAMES, "sample")
+
+    assert (overall(pixels), overall(samples_)) == ("pixel_accuracy", "accuracy")
+    assert samples_["accuracy"] == pixels["pixel_accuracy"] == pytest.approx(97 / 112)
+    assert "pixel_accuracy" not in samples_
+    assert list(means(samples_)) == ["accuracy", "mean_accuracy", "mean_iou", "mean_f1"]
+    assert table(samples_).splitlines()[-1].split() == ["accuracy", "112", "86.61"]
+    grouped = GroupedConfusion(NAMES, ["0 dB"], unit="sample")
+    grouped.update(*samples(BY_HAND), ["0 dB"] * 112)
+    assert grouped.results() == {"0 dB": samples_}
+    assert "pixel" not in table_by_group(grouped.results())
+    one = Confusion(NAMES, unit="sample")
+    one.update(*samples(BY_HAND))
+    assert one.results() == samples_
+
+
+def test_the_iou_of_a_sample_is_that_of_its_carriers_alone():
+    """By hand: NR half found; NR called where LTE is; noise called noise; NR called where nothing is; LTE found whole."""
+    target = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 0, 1]])[:, None]
+    pred = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [2, 2, 1, 1]])[:, None]
+
+    found = foreground_iou(pred, target.to(torch.uint8), 3)
+
+    assert found.dtype == torch.float64
+    assert found[2].isnan()
+    assert found[[0, 1, 3, 4]].tolist() == [0.5, 0.0, 0.0, 0.75]
+
+
+def test_the_iou_of_a_sample_agrees_with_sets_of_cells():
+    logits, target = random_batch(shape=(13, 4, 5))
+    pred = logits.argmax(dim=1)
+    found = foreground_iou(pred, target, 3)
+
+    for number, (called, true) in enumerate(zip(pred.numpy(), target.numpy(), strict=True)):
+        ious = [((called == k) & (true == k)).sum() / ((called == k) | (true == k)).sum()
+                for k in (1, 2) if ((called == k) | (true == k)).any()]  # fmt: skip
+        assert found[number] == pytest.approx(np.mean(ious))
 
 
 @pytest.mark.parametrize(

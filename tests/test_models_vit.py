@@ -10,6 +10,7 @@ import models_mae
 import models_vit
 from models_vit import ClassificationViT, SegmentationViT
 from util.errors import UserError
+from util.weights import Weights
 
 SIZES = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
@@ -277,3 +278,28 @@ def test_wrong_arguments_of_create_model(wrong, said):
     with pytest.raises(UserError, match=said) as error:
         models_vit.create_model(**arguments)
     assert str(error.value).startswith("--model")
+
+
+def sized(width, depth, args=()):
+    state = {f"blocks.{number}.norm1.weight": torch.zeros(1) for number in range(depth)}
+    return Weights(state | {"patch_embed.proj.weight": torch.zeros(width, 1, 16, 16)}, None, [], dict(args))
+
+
+@pytest.mark.parametrize(("width", "depth", "name", "preset"), [
+    (512, 12, None, "vit_small_patch16"), (256, 8, "vit_multi_small", "vit_wavesfm_patch16"),
+    (768, 12, "mae_vit_medium_patch16", "vit_medium_patch16"), (768, 12, "vit_base_patch16", "vit_base_patch16"),
+    (768, 12, "mae_vit_base_patch16_dec512d8b", "vit_base_patch16_dec512d8b"),
+    (768, 12, "mae_vit_small_patch16", "vit_medium_patch16"),  # a name that the sizes contradict
+    (1024, 24, "vit_large_patch16", "vit_large_patch16"),
+])  # fmt: skip
+def test_the_preset_follows_from_the_sizes_and_of_equal_ones_from_the_name(width, depth, name, preset):
+    weights = sized(width, depth, {"model": name} if name else {})
+    assert models_vit.preset_of(weights, "a.pth") == preset
+    assert models_mae.preset_of(weights, "a.pth") == f"mae_{preset}"
+
+
+def test_sizes_of_no_preset_are_named():
+    with pytest.raises(UserError, match=r"a\.pth: .*vit_small_patch16.*; found patch_size 16, embed_dim 500, depth 7$"):
+        models_vit.preset_of(sized(500, 7, {"model": "mae_vit_small_patch16"}), "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: expected an encoder with patch_embed.proj.weight; found a, b, \.\.\.$"):
+        models_vit.preset_of(Weights({"a": torch.zeros(1), "b": torch.zeros(1)}, None, [], {}), "a.pth")

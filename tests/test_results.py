@@ -72,6 +72,28 @@ def test_tables_say_what_the_records_do():
     assert results_tables.picture(results_tables.shares(records), "").axes
 
 
+def test_sensing_has_an_accuracy_and_older_records_a_pixel_accuracy(tmp_path):
+    [run] = [one for one in results.runs("tiny", "cpu") if one.about["section"] == "sensing"][:1]
+    (tmp_path / run.name).mkdir()
+    figures = {"samples": 10, "accuracy": 0.7, "mean_accuracy": 0.6, "mean_iou": 0.5, "mean_f1": 0.4}
+    (tmp_path / run.result).write_text(json.dumps({"test": figures, "groups": {"SNR": {"0 dB": figures}}}))
+    (tmp_path / run.name / "log.txt").write_text('{"epoch": 3, "val_accuracy": 0.8}\n')
+    found = results.figures_of(run, tmp_path)
+    assert (found["accuracy"], found["validation"]) == (0.7, {"3": 0.8})
+    assert "pixel_accuracy" not in found
+
+    new, old = record(run) | {"figures": found}, record(run, 0.9) | {"seed": 1}
+    assert "| 2 | 80.00 (70.00 .. 90.00) | 70.00 (60.00 .. 80.00) |" in results_tables.sensing({"new": new, "old": old})
+
+
+def test_the_picture_of_few_labels_names_the_accuracy_that_it_shows():
+    def label(figure):
+        curves = {"pretrained": {"0.05": {figure: {"seeds": [0.5, 0.6]}}, "1": {figure: {"seeds": [0.8]}}}}
+        return results_tables.label_efficiency.picture(curves, "").axes[0].get_ylabel()
+
+    assert (label("accuracy"), label("pixel_accuracy")) == ("accuracy, %", "pixel accuracy, %")
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """Four runs, of which the second starts from the third, and the last fails once. Nothing is trained: a run leaves its

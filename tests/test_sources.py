@@ -589,11 +589,13 @@ def test_tiff_follows_the_published_recipe(tmp_path):
     assert image.dtype == np.float32
 
 
-def test_png_is_turned_so_that_low_frequencies_come_first(tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG"])
+def test_pictures_are_turned_so_that_low_frequencies_come_first(tmp_path, suffix):
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:20] = (255, 200, 0)  # the upper half, high frequencies
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png", (32, 48))
+    Image.fromarray(picture).save(tmp_path / f"a{suffix}")
+    image = load_image(tmp_path / f"a{suffix}", (32, 48))
+    assert isinstance(opened(tmp_path)[0], ImageFiles)
     assert image.shape == (1, 32, 48)
     assert image[0, -10:].min() > 0.9
     assert image[0, :10].max() < -0.9
@@ -711,7 +713,7 @@ SAID_BY_SIZE = {
     "annotated": (annotated,),
 }
 SAID_BY_THEIR_FORMAT = {
-    **{name: (images, name) for name in (".tif", ".lzw.tif", ".png", ".npy")},
+    **{name: (images, name) for name in (".tif", ".lzw.tif", ".png", ".jpg", ".npy")},
     **{name: (frames, name, method) for name, method in (
         ("LTE_NR_frame_1.png", "load"), ("LTE_NR_frame_1.hdf", "target"),
         ("LTE_NR_spect_frame_1.mat", "load"), ("LTE_NR_labels_frame_1.mat", "target"))},

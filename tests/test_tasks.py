@@ -8,6 +8,7 @@ import pytest
 from support import write_ci16
 from test_csi import CLASSES as ACTIVITIES
 from test_csi import write_ntu_fi
+from test_mathworks import write_fork
 from test_mathworks import write_set as write_frames
 
 from data import registry, tasks
@@ -241,6 +242,16 @@ def test_scenes_to_train_on_are_new_in_each_epoch_and_others_are_held_out():
 ])  # fmt: skip
 def test_flags_are_used_or_refused(tmp_path, flags, says):
     refused(says, "segmentation", write_set(tmp_path / "set"), *flags)
+
+
+def test_frames_in_folders_of_parts_are_tested_on_what_is_held_out(tmp_path):
+    for path, held_out in ((write_fork(tmp_path / "fork"), "val"),
+                           (write_fork(tmp_path / "three", (("train", 6), ("val", 2), ("test", 4))), "test")):  # fmt: skip
+        found = names(opened("segmentation", path))
+        assert {name.split()[0] for name in found["test"]} == {held_out}
+        assert {name.split()[0] for name in found["train"]} == {"train"}
+        assert {name.split()[0] for name in found["val"]} == {"train" if held_out == "val" else "val"}
+        assert sum(map(len, found.values())) == len(set().union(*found.values())) == len(list(path.rglob("*labels*")))
 
 
 def test_each_kind_of_data_takes_its_flags(tmp_path):

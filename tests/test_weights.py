@@ -4,17 +4,19 @@ import argparse
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+import web
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import ROOT, largest_file
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
-from util import checkpoint
+from util import checkpoint, download
 from util.errors import UserError
 from util.weights import Weights, load_pretrained, read_weights, resample_positions, write_weights
 
@@ -168,7 +170,6 @@ def without(state, name):
         ({**mae_rgb(), "patch_embed.proj.weight": torch.zeros(32, 1, 16, 16)}, r"\[32, 1, 8, 8\]; found \[32, 1, 16, 16\]"),
         ({**mae_rgb(), "pos_embed": torch.zeros(1, 37, 48)}, r"pos_embed of \[1, 37, 32\]; found \[1, 37, 48\]"),
         ({**mae_rgb(), "pos_embed": torch.zeros(1, 1, 32)}, r"pos_embed of \[1, 37, 32\]; found \[1, 1, 32\]"),
-        ({**mae_rgb(), "decoder_embed.weight": torch.zeros(8, 32)}, r"decoder_embed.weight of \[16, 32\]; found \[8, 32\]"),
         ({}, r"cls_token of \[1, 1, 32\]; found none"),
     ],
 )  # fmt: skip
@@ -209,6 +210,16 @@ def test_every_tensor_is_accounted_for(kind, source):
             assert torch.equal(value, state[name])
 
 
+def test_an_encoder_starts_from_mean_pooled_weights():
+    """The `fc_norm` of MAE's fine-tuned file becomes the `norm` of a model that has one, and the report says so."""
+    state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
+             for name, value in mae_rgb(channels=1).items()}  # fmt: skip
+    model = segmenter()
+    assert load_pretrained(model, state, "a.pth").adapted == ["fc_norm -> norm"]
+    assert all(torch.equal(model.state_dict()[f"norm.{leaf}"], state[f"fc_norm.{leaf}"]) for leaf in ("weight", "bias"))
+    assert load_pretrained(classifier(), state, "a.pth").adapted == []
+
+
 def test_a_head_for_other_classes_is_left_whole():
     """Also the part of it that would fit: a bias that belongs to other weights is no start."""
     state = classifier().state_dict()
@@ -227,12 +238,29 @@ def test_the_summary_names_every_module_once():
         "adapted 2: pos_embed 6 x 6 -> 6 x 9, decoder_pos_embed 6 x 6 -> 6 x 9",
         "left 15: mask_token, decoder_blocks.2.*, decoder_pred.*",
         "new 2: head.*",
+        "norms inside blocks: epsilon 1e-06",
     ]
     state = {**mae_rgb(channels=1), "head.weight": torch.zeros(2, 32), "fc_norm.bias": torch.zeros(32)}
-    report = load_pretrained(classifier(), state, "a.pth")
+    report = load_pretrained(classifier(norm_eps=1e-5), state, "a.pth")
     assert report.summary().splitlines()[1:] == [
-        "adapted 0", "left 3: norm.*, head.weight", "new 3: fc_norm.weight, head.weight, head.bias"
+        "adapted 0", "left 3: norm.*, head.weight", "new 3: fc_norm.weight, head.weight, head.bias",
+        "norms inside blocks: epsilon 1e-05",
     ]  # fmt: skip
+
+
+def test_a_decoder_of_another_size_is_left_whole():
+    """Also its tensors that would fit: the rest of a decoder makes no sense without them."""
+    state = mae(decoder_embed_dim=8).state_dict()
+    model = segmenter()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_pretrained(model, state, "a.pth")
+    decoder = [name for name in state if name.startswith(("mask_token", "decoder_"))]
+    assert report.left == decoder
+    assert {name for name in before if name.startswith("decoder_")} <= set(report.new)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in report.new)
+    # One tensor of another shape is enough.
+    state = mae().state_dict() | {"decoder_embed.weight": torch.zeros(8, 32)}
+    assert load_pretrained(segmenter(), state, "a.pth").left == decoder
 
 
 def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
@@ -241,7 +269,7 @@ def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
              "front_end": {"image_size": [48, 48]}}  # fmt: skip
     checkpoint.save(state, tmp_path)
     found, front_end, classes, args, *others = read_weights(tmp_path / checkpoint.LAST)
-    assert not any(others)
+    assert others == [""] * 6 + [1e-6]
     assert (front_end, classes, args) == (state["front_end"], state["classes"], state["args"])
     assert all(torch.equal(value, found[name]) for name, value in state["model"].items())
     assert set(found) == set(state["model"])
@@ -251,15 +279,36 @@ def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
 def test_safetensors(tmp_path, header):
     save_file(mae_rgb(), tmp_path / "a.safetensors", header and {key: json.dumps(value) for key, value in header.items()})
     state, *about = read_weights(tmp_path / "a.safetensors")
-    assert about == (list(header.values()) if header else [None, [], {}]) + [""] * 6
+    # A front end says that the file is ours, and so what its norms have.
+    assert about == (list(header.values()) if header else [None, [], {}]) + [""] * 6 + [1e-6 if header else None]
     assert all(torch.equal(value, state[name]) for name, value in mae_rgb().items())
 
 
 def test_a_bare_state_dict(tmp_path):
     torch.save(mae_rgb(), tmp_path / "a.pth")
     state, *about = read_weights(str(tmp_path / "a.pth"))
-    assert about == [None, [], {}] + [""] * 6
+    assert about == [None, [], {}] + [""] * 6 + [None]
     assert set(state) == set(mae_rgb())
+
+
+def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
+    epsilons = {entry.name: entry.norm_eps for entry in download.entries().values() if entry.norm_eps}
+    assert epsilons == {"radio_vit_small_75": 1e-5, "radio_vit_medium_75": 1e-5, "wavesfm": 1e-5,
+                        "mae_vit_base": 1e-6, "mae_vit_large": 1e-6, "mae_vit_huge": 1e-6}  # fmt: skip
+
+    monkeypatch.setattr(download, "REGISTRY", tmp_path / "downloads.json")
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
+    about = {"preset": "mae_vit_nano", "norm_eps": 1e-5}
+    web.register(tmp_path, web.row("theirs", **about), web.row("own", **about))
+    place = tmp_path / "home" / "weights" / "theirs.pth"
+    place.parent.mkdir(parents=True)
+    torch.save({"model": mae_rgb()}, place)
+    weights = read_weights("theirs", offline=True)
+    assert (weights.norm_eps, weights.preset, weights.args) == (1e-5, "mae_vit_nano", {"model": "mae_vit_nano"})
+    assert read_weights(place).norm_eps is None  # a path alone does not say it
+    # What the file itself says comes first.
+    torch.save({"model": mae_rgb(), "args": {"norm_eps": 3e-6}}, place.with_name("own.pth"))
+    assert read_weights("own", offline=True).norm_eps == 3e-6
 
 
 ABOUT = {
@@ -273,7 +322,7 @@ def test_what_is_written_is_read_tensors_and_words(tmp_path):
     state = mae().state_dict() | {"steps": torch.tensor(3)}
     write_weights(tmp_path / "a.safetensors", state, **ABOUT)
     found = read_weights(tmp_path / "a.safetensors")
-    assert found == Weights(found.state_dict, **ABOUT)
+    assert found == Weights(found.state_dict, **ABOUT, norm_eps=1e-6)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
     for read in (found.state_dict, load_file(tmp_path / "a.safetensors")):  # as the library itself has it
         assert set(read) == set(state)
@@ -287,7 +336,7 @@ def test_what_is_written_is_read_tensors_and_words(tmp_path):
 def test_what_is_not_said_is_empty_and_the_preset_says_the_model(tmp_path):
     write_weights(tmp_path / "a.safetensors", mae_rgb(), holds="encoder", preset="vit_nano")
     found = read_weights(tmp_path / "a.safetensors")
-    assert found[1:] == (None, [], {"model": "vit_nano"}, "encoder", "vit_nano", "", "", "not stated", "")
+    assert found[1:] == (None, [], {"model": "vit_nano"}, "encoder", "vit_nano", "", "", "not stated", "", None)
     save_file(mae_rgb(), tmp_path / "b.safetensors", {"preset": "vit_nano"})
     assert read_weights(tmp_path / "b.safetensors").args == {"model": "vit_nano"}
 
@@ -360,7 +409,7 @@ def words(**header):
         ("a.safetensors", lambda path: path.write_bytes(b""), "damaged"),
         ("a.pth", lambda path: path.mkdir(), "found a folder"),
         ("a.safetensors", lambda path: path.mkdir(), "found a folder"),
-        ("a.pth", save({"model": mae_rgb(), "args": argparse.Namespace(lr=1)}), "other pickled objects"),
+        ("a.pth", save({"model": mae_rgb(), "args": argparse.Namespace(lr=Fraction(1))}), r"objects \(fractions.Fraction\)"),
         ("a.pth", save([torch.zeros(1)]), "found a list"),
         ("a.pth", save({}), "expected a state dict of tensors"),
         ("a.pth", save({"model": {"norm.weight": 1.0}}), "expected a state dict of tensors"),
@@ -368,6 +417,8 @@ def words(**header):
         ("a.pth", save({"model": mae_rgb(), "classes": {"NR": 1}}), "expected a list as 'classes'; found a dict"),
         ("a.safetensors", words(classes="NR, LTE"), "expected JSON as 'classes' in the header; found 'NR, LTE'"),
         ("a.safetensors", words(args="[1]"), "expected a dict as 'args'; found a list"),
+        ("a.pth", save({"model": mae_rgb(), "args": {"norm_eps": "1e-5"}}), "a number above 0 as 'norm_eps'; found '1e-5'"),
+        ("a.safetensors", words(args='{"norm_eps": -1}'), "expected a number above 0 as 'norm_eps'; found -1"),
         ("a.safetensors", words(radio_mae="2", holds="mae"), "expected weights of radio-mae's format 1; found '2'"),
         ("a.safetensors", words(radio_mae="1", holds="all"), "expected one of encoder, mae, .* as 'holds'; found 'all'"),
         ("a.safetensors", words(radio_mae="1"), "as 'holds'; found None"),

@@ -51,7 +51,7 @@ NESTS = ("model", "state_dict", "model_ema", "state_dict_ema")
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every name
 
 WAVESFM_PATCHES = ("vis_patch_embed.", "vis_patch_embeds.")
-WAVESFM_IQ = ("iq_", "channel_adapter.bias")
+WAVESFM_OWN = (*WAVESFM_PATCHES, "iq_", "channel_adapter.", "mod_ln_", "vis_pos_embed", "cls_token")  # not kept as it is
 WAVESFM_GRID = (14, 14)  # 224 x 224 in patches of 16
 
 
@@ -124,14 +124,19 @@ def from_timm(state_dict):
     Raises:
         ValueError: layers that a plain Vision Transformer does not have.
     """
-    for name in state_dict:
-        in_block = re.match(r"blocks\.\d+\.", name)
-        if name.startswith(NOT_OURS) or (in_block and not name.startswith(IN_OUR_BLOCK, in_block.end())):
-            raise ValueError(f"expected the layers of a plain Vision Transformer; found {name}")
+    _refuse_other_layers(state_dict)
     if not _lacks_class_position(state_dict):
         return dict(state_dict)
     positions = state_dict["pos_embed"]
     return state_dict | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
+
+
+def _refuse_other_layers(state_dict):
+    """Raise for layers that a plain Vision Transformer does not have."""
+    for name in state_dict:
+        in_block = re.match(r"blocks\.\d+\.", name)
+        if name.startswith(NOT_OURS) or (in_block and not name.startswith(IN_OUR_BLOCK, in_block.end())):
+            raise ValueError(f"expected the layers of a plain Vision Transformer; found {name}")
 
 
 def to_timm(state_dict):
@@ -194,37 +199,53 @@ def from_wavesfm(state_dict):
     """The image encoder of WavesFM (arXiv 2511.15162) under our names; what belongs to IQ input is left out.
 
     A 1 x 1 `channel_adapter` becomes part of the patch embedding. Scale and shift of all tokens (`mod_ln_scale.vision`,
-    `mod_ln_bias.vision`) become part of patch embedding, class token and positions. The positions are fixed and not in the
-    file. Of several patch embeddings, those after the first keep their number of channels in their names, for
-    `util.weights.load_pretrained` to choose from.
+    `mod_ln_bias.vision`) become part of patch embedding, class token and positions. The positions are fixed; a file that
+    lacks them (`vis_pos_embed`) gets those of 224 x 224. Of several patch embeddings, those after the first keep their
+    number of channels in their names, for `util.weights.load_pretrained` to choose from.
+
+    Raises:
+        ValueError: a patch embedding or the class token is missing, or there are layers that ours has not.
     """
-    found = {}
-    for name, tensor in state_dict.items():
-        if name.startswith(WAVESFM_PATCHES):
-            place, leaf = name.split(".proj.")
-            weight = tensor if leaf == "weight" else state_dict[f"{place}.proj.weight"]
-            found[f"patch_embed.{weight.shape[1]}.proj.{leaf}"] = tensor
-        elif not name.startswith(WAVESFM_IQ):
-            found[name] = tensor
-    adapter = found.pop("channel_adapter.weight", None)
-    scale, shift = (found.pop(f"mod_ln_{part}.vision", None) for part in ("scale", "bias"))
-    found = {name: tensor for name, tensor in found.items() if not name.startswith("mod_ln_")}
-    channels = sorted({int(name.split(".")[1]) for name in found if name.startswith("patch_embed.")})
-    if adapter is not None:
-        [own] = channels
-        weight = torch.einsum("dchw,ci->dihw", found.pop(f"patch_embed.{own}.proj.weight"), adapter[:, :, 0, 0])
-        channels = [weight.shape[1]]
-        found |= {f"patch_embed.{channels[0]}.proj.weight": weight,
-                  f"patch_embed.{channels[0]}.proj.bias": found.pop(f"patch_embed.{own}.proj.bias")}  # fmt: skip
-    found["pos_embed"] = sincos_2d(found["cls_token"].shape[-1], WAVESFM_GRID)
-    if scale is not None:
-        for one in channels:
-            found[f"patch_embed.{one}.proj.weight"] = found[f"patch_embed.{one}.proj.weight"] * scale[:, None, None, None]
-            found[f"patch_embed.{one}.proj.bias"] = found[f"patch_embed.{one}.proj.bias"] * scale
-        found["pos_embed"] = found["pos_embed"] * scale + shift
-        found["cls_token"] = found["cls_token"] * scale
-    first = f"patch_embed.{channels[0]}.proj."
-    return {name.replace(first, "patch_embed.proj."): tensor for name, tensor in found.items()}
+    _refuse_other_layers(state_dict)
+    found = {name: tensor for name, tensor in state_dict.items() if not name.startswith(WAVESFM_OWN)}
+    patches = _patch_embeddings(state_dict)
+    cls_token = _required(state_dict, "cls_token")
+    positions = state_dict.get("vis_pos_embed")
+    if positions is None:
+        positions = sincos_2d(cls_token.shape[-1], WAVESFM_GRID)
+    scale, shift = (state_dict.get(f"mod_ln_{part}.vision") for part in ("scale", "bias"))
+    if scale is not None and shift is not None:
+        patches = {channels: (weight * scale[:, None, None, None], bias * scale)
+                   for channels, (weight, bias) in patches.items()}  # fmt: skip
+        cls_token, positions = cls_token * scale, positions * scale + shift
+    found |= {"cls_token": cls_token, "pos_embed": positions}
+    for channels, (weight, bias) in sorted(patches.items()):
+        place = "patch_embed.proj" if channels == min(patches) else f"patch_embed.{channels}.proj"
+        found |= {f"{place}.weight": weight, f"{place}.bias": bias}
+    return found
+
+
+def _patch_embeddings(state_dict):
+    """WavesFM's: {channels: (weight, bias)}; with a channel adapter, the one that it is part of."""
+    names = [name for name in state_dict if name.startswith(WAVESFM_PATCHES) and name.endswith(".proj.weight")]
+    places = [name.removesuffix(".weight") for name in names] or [f"{WAVESFM_PATCHES[0]}proj"]
+    pairs = [tuple(_required(state_dict, f"{place}.{leaf}") for leaf in ("weight", "bias")) for place in places]
+    patches = {weight.shape[1]: (weight, bias) for weight, bias in pairs}
+    if "channel_adapter.weight" not in state_dict:
+        return patches
+    adapter = state_dict["channel_adapter.weight"][:, :, 0, 0]  # (channels of the patch embedding, of the images)
+    if len(adapter) not in patches:
+        raise ValueError(f"expected a patch embedding of the {len(adapter)} channels of channel_adapter; found {[*patches]}")
+    weight, bias = patches[len(adapter)]
+    if "channel_adapter.bias" in state_dict:
+        bias = bias + torch.einsum("dchw,c->d", weight, state_dict["channel_adapter.bias"])
+    return {adapter.shape[1]: (torch.einsum("dchw,ci->dihw", weight, adapter), bias)}
+
+
+def _required(state_dict, name):
+    if name not in state_dict:
+        raise ValueError(f"expected the image encoder of WavesFM with {name}; found none")
+    return state_dict[name]
 
 
 def state_dict_of(content):

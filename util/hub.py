@@ -20,15 +20,24 @@ ANSWER_S = 5  # the hub has so long to answer at all
 def from_hub(url, offline=False):
     """The file of an address, fetched and checked if it is not in the cache; what is there is not looked up again.
 
+    An address without a file is looked up unless the cache has the first of `FILES`: the only file there may be one of many.
+    Where the hub does not answer, the cache decides.
+
     Raises:
         UserError: there is no such file, it may not be read, the hub cannot be reached, or what came is damaged.
     """
-    if path := in_cache(url):
-        return path
+    repository, revision, file = _parse(url)
+    there = in_cache(url)
+    if there and (file or offline or there.name == FILES[0]):
+        return there
     if offline:
         raise UserError(f"{url}: expected it in the cache, being offline; found none")
-    _see_that_it_answers(url)
-    repository, revision, file = _parse(url)
+    try:
+        _see_that_it_answers(url)
+    except UserError:
+        if there:
+            return there
+        raise
     path = _download(url, repository, revision, file or _only_weights(url, repository, revision))
     _verify_blob(path, url)
     return path
@@ -42,8 +51,10 @@ def in_cache(url):
     folder = home() / "hub"
     files = [file] if file else FILES
     if not file and folder.is_dir():
-        there = {one.file_name for repo in scan_cache_dir(folder).repos if repo.repo_id == repository
-                 for revisions in repo.revisions for one in revisions.files if one.file_name.endswith(SUFFIXES)}  # fmt: skip
+        there = [str(one.file_path.relative_to(at.snapshot_path)) for repo in scan_cache_dir(folder).repos
+                 if (repo.repo_type, repo.repo_id) == ("model", repository) for at in repo.revisions
+                 if (revision or "main") in {*at.refs, at.commit_hash} for one in at.files]  # fmt: skip
+        there = [name for name in there if name.endswith(SUFFIXES)]
         files = [*FILES, *there] if len(there) == 1 else FILES
     for one in files:
         found = try_to_load_from_cache(repository, one, cache_dir=folder, revision=revision)

@@ -51,19 +51,31 @@ def merge(model):
     return model
 
 
+def is_adapter(name):
+    """Whether a tensor of this name is an adapter's."""
+    return ADAPTER in name
+
+
 def modules(model):
     """The adapters of a model: a list of `LowRank`, empty without."""
     return [module for module in model.modules() if isinstance(module, LowRank)]
 
 
 def merged(state_dict):
-    """A state dict with each adapter added to its weight, under the plain names; without adapters, as it is."""
+    """A state dict with each adapter added to its weight, under the plain names; without adapters, as it is.
+
+    Raises:
+        ValueError: another parametrization than `LowRank`.
+    """
     plain = {name: tensor for name, tensor in state_dict.items() if ".parametrizations." not in name}
     for name, weight in state_dict.items():
         if name.endswith(ORIGINAL):
             stem = name.removesuffix(ORIGINAL)
             own = {key.removeprefix(stem + ADAPTER): tensor for key, tensor in state_dict.items() if key.startswith(stem)}
-            adapter = LowRank(weight.shape[1], len(own["a_query"]), 1.0)
-            adapter.load_state_dict({key: own[key] for key in adapter.state_dict()})
-            plain[f"{stem}.weight"] = adapter(weight).detach()
+            try:
+                adapter = LowRank(weight.shape[1], len(own["a_query"]), 1.0)
+                adapter.load_state_dict({key: own[key] for key in adapter.state_dict()})
+                plain[f"{stem}.weight"] = adapter(weight).detach()
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise ValueError(f"expected a low-rank adapter of queries and values at {stem}; found another") from error
     return plain

@@ -4,6 +4,9 @@ import torch
 from torchmetrics import Metric
 
 FIGURES = ("accuracy", "iou", "precision", "recall", "f1")
+# The share of all that is right, by what a matrix counts.
+OVERALL = {"pixel": "pixel_accuracy", "sample": "accuracy"}
+MEANS = (*OVERALL.values(), "mean_accuracy", "mean_iou", "mean_f1")
 ABSENT = "absent"
 
 
@@ -16,9 +19,9 @@ class _Counts(Metric):
 
     full_state_update = False
 
-    def __init__(self, num_groups, class_names, device):
+    def __init__(self, num_groups, class_names, device, unit):
         super().__init__()
-        self.class_names = list(class_names)
+        self.class_names, self.unit = list(class_names), unit
         size = len(self.class_names)
         self.add_state("counts", torch.zeros(num_groups, size, size, dtype=torch.int64), dist_reduce_fx="sum")
         self.to(device)
@@ -49,15 +52,16 @@ class _Counts(Metric):
 
 
 class Confusion(_Counts):
-    """One confusion matrix, of pixels or of whole samples.
+    """One confusion matrix.
 
     Args:
         class_names: in the order of the ids.
         device: where the matrix is kept.
+        unit: what it counts, "pixel" or "sample".
     """
 
-    def __init__(self, class_names, device="cpu"):
-        super().__init__(1, class_names, device)
+    def __init__(self, class_names, device="cpu", unit="pixel"):
+        super().__init__(1, class_names, device, unit)
 
     def update(self, pred, target):
         """Count a batch.
@@ -73,7 +77,7 @@ class Confusion(_Counts):
 
     def results(self):
         """See `figures`."""
-        return figures(self.compute()[0], self.class_names)
+        return figures(self.compute()[0], self.class_names, self.unit)
 
 
 class GroupedConfusion(_Counts):
@@ -83,10 +87,11 @@ class GroupedConfusion(_Counts):
         class_names: in the order of the ids.
         groups: names of all groups, known beforehand, so that ranks agree on them whatever each has seen.
         device: where the matrices are kept.
+        unit: what they count, "pixel" or "sample".
     """
 
-    def __init__(self, class_names, groups, device="cpu"):
-        super().__init__(len(groups), class_names, device)
+    def __init__(self, class_names, groups, device="cpu", unit="pixel"):
+        super().__init__(len(groups), class_names, device, unit)
         self.groups = {name: number for number, name in enumerate(groups)}
 
     def update(self, pred, target, groups):
@@ -98,10 +103,10 @@ class GroupedConfusion(_Counts):
     def results(self):
         """{group: `figures`}, in the order of `groups`; a group without samples has None for all of them."""
         counts = self.compute()
-        return {name: figures(counts[number], self.class_names) for name, number in self.groups.items()}
+        return {name: figures(counts[number], self.class_names, self.unit) for name, number in self.groups.items()}
 
 
-def figures(counts, class_names):
+def figures(counts, class_names, unit="pixel"):
     """What a confusion matrix says, as plain values for JSON; fractions, not percent.
 
     A class without a sample is absent: its figures are None and it is left out of the means (where it was wrongly called,
@@ -110,10 +115,11 @@ def figures(counts, class_names):
 
     Args:
         counts: integers [classes, classes], rows are what is true, columns what was called.
+        unit: what is counted, "pixel" or "sample".
 
     Returns:
-        `samples`; `pixel_accuracy` (of samples, where these are no pixels); `mean_accuracy`, `mean_iou`,
-        `mean_precision`, `mean_recall`, `mean_f1`; `classes`: name -> `samples`, `accuracy` (the share of the class's own
+        `samples`; `pixel_accuracy`, for samples `accuracy`; `mean_accuracy`, `mean_iou`, `mean_precision`, `mean_recall`,
+        `mean_f1`; `classes`: name -> `samples`, `accuracy` (the share of the class's own
         samples that was found: the same as `recall`), `iou`, `precision`, `recall`, `f1`; `confusion`: the counts.
     """
     counts = counts.tolist()  # Python's integers: exact whatever their size
@@ -132,7 +138,7 @@ def figures(counts, class_names):
     total = sum(map(sum, counts))
     return {
         "samples": total,
-        "pixel_accuracy": sum(counts[k][k] for k in range(len(counts))) / total if total else None,
+        OVERALL[unit]: sum(counts[k][k] for k in range(len(counts))) / total if total else None,
         **{f"mean_{figure}": _mean(row[figure] for row in classes.values()) for figure in FIGURES},
         "classes": classes,
         "confusion": counts,
@@ -145,23 +151,53 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
+def overall(results):
+    """Name of the share of all that is right in `figures`: "pixel_accuracy" or "accuracy"."""
+    return next(name for name in OVERALL.values() if name in results)
+
+
+def means(results):
+    """The figures that one number each says: {name: fraction or None}."""
+    return {name: results[name] for name in MEANS if name in results}
+
+
+def foreground_iou(pred, target, num_classes):
+    """How well each sample's carriers are found, whatever the share of background.
+
+    Args:
+        pred, target: class ids, integer [B, F, T]; class 0 is the background.
+
+    Returns:
+        float64 [B]: mean IoU of the classes but the first that are in truth or prediction; NaN for a sample without any.
+    """
+    size, batch = num_classes, len(target)
+    sample = torch.arange(batch, device=target.device).view(-1, *[1] * (target.dim() - 1))
+    cells = (sample * size + target.long()) * size + pred.long()
+    counts = torch.bincount(cells.flatten(), minlength=batch * size * size).view(batch, size, size)
+    hits = counts.diagonal(dim1=1, dim2=2)
+    union = counts.sum(dim=1) + counts.sum(dim=2) - hits
+    return (hits.double() / union)[:, 1:].nanmean(dim=1)  # 0 / 0 is NaN, which the mean leaves out
+
+
 def table(results):
-    """The figures of one matrix as a table of percents for the console: a line a class, their mean, the pixel accuracy."""
+    """The figures of one matrix as a table of percents for the console: a line a class, their mean, the share of all."""
     figures_shown = ("accuracy", "precision", "f1", "iou")  # recall is the accuracy
     rows = [["class", "samples", "accuracy", "precision", "F1", "IoU"]]
     for name, row in results["classes"].items():
         without = "never called" if row["samples"] else ABSENT
         rows.append([name, str(row["samples"]), *(_percent(row[figure], without) for figure in figures_shown)])
     rows.append(["mean", "", *(_percent(results[f"mean_{figure}"]) for figure in figures_shown)])
-    rows.append(["pixel accuracy", str(results["samples"]), _percent(results["pixel_accuracy"])])
+    name = overall(results)
+    rows.append([name.replace("_", " "), str(results["samples"]), _percent(results[name])])
     return aligned(rows)
 
 
 def table_by_group(results):
     """The figures of `GroupedConfusion.results` as a table of percents for the console: a line a group."""
-    rows = [["group", "samples", "pixel accuracy", "mean accuracy", "mean F1", "mean IoU"]]
+    share = overall(next(iter(results.values())))
+    rows = [["group", "samples", share.replace("_", " "), "mean accuracy", "mean F1", "mean IoU"]]
     for name, row in results.items():
-        shown = (row[figure] for figure in ("pixel_accuracy", "mean_accuracy", "mean_f1", "mean_iou"))
+        shown = (row[figure] for figure in (share, "mean_accuracy", "mean_f1", "mean_iou"))
         rows.append([name, str(row["samples"]), *map(_percent, shown)])
     return aligned(rows)
 

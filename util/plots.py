@@ -3,6 +3,7 @@
 from itertools import cycle, islice
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -146,6 +147,36 @@ def confusion_figure(counts, class_names, caption):
     axis.set_xlabel("called", fontsize=9)
     axis.set_ylabel("true", fontsize=9)
     axis.set_title(caption, fontsize=9)
+    return figure
+
+
+def scatter_figure(points, groups, names, shares, caption):
+    """Points of two principal components, coloured by group: the 20 largest groups, the rest grey.
+
+    Args:
+        points: float [N, 2]; groups: integers [N], places in `names`, or -1 for none.
+        shares: of the variance, by component.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axis = figure.subplots()
+    counts = np.bincount(groups[groups >= 0], minlength=len(names))
+    shown = sorted(np.argsort(-counts, kind="stable")[:20].tolist())
+    rest = ~np.isin(groups, shown)
+    colours = colormaps["tab10" if len(shown) <= 10 else "tab20"]
+    style = {"s": 14, "alpha": 0.7, "linewidths": 0}
+    if rest.any():
+        axis.scatter(*points[rest].T, color=MASK_COLOUR, label=f"others ({rest.sum()})", **style)
+    for number, group in enumerate(shown):
+        here = groups == group
+        axis.scatter(*points[here].T, color=colours(number), label=f"{names[group]} ({counts[group]})", **style)
+    axis.set_xlabel(f"principal component 1 ({shares[0]:.1%} of the variance)")
+    axis.set_ylabel(f"principal component 2 ({shares[1]:.1%} of the variance)")
+    axis.set_title(caption, fontsize=10)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, markerscale=2)
     return figure
 
 

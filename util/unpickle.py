@@ -2,6 +2,8 @@
 
 import argparse
 import pathlib
+import pickle
+import re
 import warnings
 
 import numpy as np
@@ -16,18 +18,41 @@ _PATHS = [
                         (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")))
     for name in names
 ]  # fmt: skip
-_SCALAR = np.float64(0).__reduce__()[0]
-_NUMBERS = [
-    np.dtype,
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(kind for kind in vars(np.dtypes).values() if isinstance(kind, type) and issubclass(kind, np.dtype)
-      and kind not in (np.dtypes.ObjectDType, np.dtypes.VoidDType)),
-]  # fmt: skip
+
+
+class _NumpyType:
+    """What stands in a pickle for a dtype of numbers or text; NumPy's own, given a crafted state, crashes the process."""
+
+    def __init__(self, code, align=False, copy=False):
+        if not re.fullmatch(r"[?biufcSU]\d{0,9}", code):
+            raise pickle.UnpicklingError(f"expected a dtype of numbers or text; found {code!r}")
+        self.code = code
+
+    def __setstate__(self, state):
+        if state[1] in ("<", ">"):  # of the version, byte order, ...
+            self.code = state[1] + self.code
+
+    def __str__(self):
+        return str(np.dtype(self.code))
+
+
+def _python_number(numpy_type, content):
+    """A NumPy scalar's bytes as a Python number or text."""
+    dtype = np.dtype(numpy_type.code)
+    if len(content) != dtype.itemsize:
+        raise pickle.UnpicklingError(f"expected {dtype.itemsize} bytes of a {dtype}; found {len(content)}")
+    return np.ndarray((), dtype, content).item()
+
+
+_NUMBERS = [(_NumpyType, "numpy.dtype"),
+            *((_python_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]  # fmt: skip
 ALLOWED = [argparse.Namespace, *_PATHS, *_NUMBERS]
 
 
 def load(path):
     """What is in a file of torch.save, on the CPU; no object is built but tensors, plain values and those of `ALLOWED`.
+
+    NumPy's numbers become Python's.
 
     Raises:
         pickle.UnpicklingError: it holds other objects, or is damaged; what else torch.load raises.
@@ -39,16 +64,13 @@ def load(path):
 
 
 def plain(value):
-    """The same as tensors, lists, dicts and plain values: a namespace as a dict, a path as text, a NumPy number as Python's.
-    """
+    """The same as tensors, lists, dicts and plain values: a namespace as a dict; a path, device or dtype as text."""
     if isinstance(value, argparse.Namespace):
         return plain(vars(value))
     if isinstance(value, dict):
         return {plain(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set):
         return type(value)([plain(one) for one in value])
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, pathlib.PurePath | torch.device | torch.dtype | np.dtype):
+    if isinstance(value, pathlib.PurePath | torch.device | torch.dtype | _NumpyType):
         return str(value)
     return value

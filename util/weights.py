@@ -133,16 +133,18 @@ def read_weights(name, offline=None):
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {key!r}; found a {type(value).__name__}")
     converted = ""
-    if not front_end:  # with one it is ours
-        try:
+    try:
+        if not front_end:  # with one it is ours
             state_dict, converted = convert.to_ours(state_dict)
-        except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
-    state_dict = lora.merged(state_dict)
+        state_dict = lora.merged(state_dict)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     said = {key: about[key] for key in ("holds", "preset", "command", "data", "licence") if isinstance(about.get(key), str)}
     said.setdefault("preset", (entry and entry.preset) or "")
     args = args or ({"model": said["preset"]} if said["preset"] else {})
     norm_eps = args.get("norm_eps") or (entry and entry.norm_eps) or (DEFAULT_NORM_EPS if front_end else None)
+    if norm_eps is not None and not (isinstance(norm_eps, int | float) and norm_eps > 0):
+        raise UserError(f"{path}: expected a number above 0 as 'norm_eps'; found {norm_eps!r}")
     return Weights(state_dict, front_end or None, classes, args, **said, converted=converted, norm_eps=norm_eps)
 
 
@@ -223,10 +225,9 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     Raises:
         UserError: a tensor of the encoder is missing, a shape differs otherwise, or the checkpoint's grid is not known.
     """
+    state_dict = _choose_patches(state_dict, model.in_chans)
     own, state = model.state_dict(), dict(state_dict)
     adapted = [converted] if converted else []
-    exact = f"patch_embed.{model.in_chans}.proj."  # of several patch embeddings, that of as many channels
-    state |= {name.replace(exact, "patch_embed.proj."): value for name, value in state.items() if name.startswith(exact)}
     if "norm.weight" in own and "norm.weight" not in state and "fc_norm.weight" in state:
         state |= {f"norm.{leaf}": state[f"fc_norm.{leaf}"] for leaf in ("weight", "bias")}
         adapted.append("fc_norm -> norm")
@@ -258,6 +259,16 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
         new=[name for name in own if name not in loaded],
         norm_eps=model.norm_eps,
     )
+
+
+def _choose_patches(state_dict, channels):
+    """Of several patch embeddings, make that of `channels` the model's; the other is then named by its own channels."""
+    exact, plain = f"patch_embed.{channels}.proj.", "patch_embed.proj."
+    if f"{exact}weight" not in state_dict or PATCHES not in state_dict:
+        return state_dict
+    names = {exact: plain, plain: f"patch_embed.{state_dict[PATCHES].shape[1]}.proj."}
+    return {next((new + name.removeprefix(old) for old, new in names.items() if name.startswith(old)), name): value
+            for name, value in state_dict.items()}  # fmt: skip
 
 
 def _adapt_channels(state, own, adapted):

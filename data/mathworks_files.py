@@ -1,0 +1,94 @@
+"""Which files in a folder are frames of MathWorks' example: see `data.mathworks` for the layouts."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.splits import PARTS
+from util.errors import UserError
+
+NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
+ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
+         "spect": "image", "labels": "labels", "metadata": "parameters"}  # fmt: skip
+COMBINED = "LTE_NR"
+TECHNOLOGIES = ("NR", "LTE", COMBINED)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame's files; `parameters` is None in editions without, `part` where the folder is not divided into parts."""
+
+    part: str | None
+    technology: str
+    number: int
+    image: Path
+    labels: Path
+    parameters: Path | None
+
+    @property
+    def name(self):
+        return f"{self.part or ''} {self.technology} frame {self.number}".lstrip()
+
+
+def holds_frames(path):
+    """Whether there are frames in a folder or below it."""
+    return any(NAME.fullmatch(file.name) for file in _walk(path))
+
+
+def find_frames(path):
+    """The frames in a folder and below it, sorted by part, then number, then NR, LTE, both.
+
+    Frames of one number in two of the folders `train`, `val` and `test` are different frames. They have a part where some
+    lie in `train` and the others in `val`, `test` or both.
+
+    Raises:
+        UserError: there are none, one is there twice, or lacks its image or its labels; some lie in parts and some beside.
+    """
+    found = {}
+    for file in _walk(path):
+        if match := NAME.fullmatch(file.name):
+            technology, resaved, resaved_number, number, suffix = match.groups()
+            part = next((name for name in file.relative_to(path).parts[:-1] if name in PARTS), "")
+            key = (part, int(resaved_number or number), TECHNOLOGIES.index(technology))
+            files = found.setdefault(key, {})
+            role = ROLES[resaved or suffix]
+            if role in files:
+                raise UserError(f"{path}: expected one {role} file of {technology} frame {key[1]}; found {files[role]} and "
+                                f"{file}")  # fmt: skip
+            files[role] = file
+    if not found:
+        raise UserError(f"{path}: expected MathWorks frames (NR_frame_1.png and NR_frame_1.hdf, or "
+                        f"LTE_NR_spect_frame_1.mat and LTE_NR_labels_frame_1.mat); found none")  # fmt: skip
+    parts = sorted({part for part, _, _ in found}, key=["", *PARTS].index)
+    if len(parts) > 1 and ("" in parts or "train" not in parts):
+        raise UserError(f"{path}: expected frames in train with val, test or both, or in none of these; found frames in "
+                        f"{', '.join(part or 'others' for part in parts)}")  # fmt: skip
+    frames = []
+    for (part, number, kind), files in sorted(found.items(), key=lambda one: (parts.index(one[0][0]), one[0])):
+        for role in ("image", "labels"):
+            if role not in files:
+                other = next(iter(files.values()))
+                raise UserError(f"{other.with_name(_name(other, role))}: expected the {role} of {TECHNOLOGIES[kind]} frame "
+                                f"{number}; found no such file beside {other.name}")  # fmt: skip
+        part = part if len(parts) > 1 else None
+        frames.append(Frame(part, TECHNOLOGIES[kind], number, files["image"], files["labels"], files.get("parameters")))
+    return frames
+
+
+def _walk(path):
+    """Files below a folder, hidden ones left out."""
+
+    def fail(error):
+        raise UserError(f"{path}: expected a folder that can be read; {error}") from error
+
+    for folder, names, files in os.walk(path, onerror=fail):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _name(file, role):
+    """Name of the file that has another role for the same frame."""
+    if NAME.fullmatch(file.name).group(2):
+        return re.sub("_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name)
+    return file.stem + {"image": ".png", "labels": ".hdf"}[role]

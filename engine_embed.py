@@ -1,0 +1,308 @@
+"""Features of windows: an encoder over a data set, rows kept on disk, the .npz, nearest neighbours, principal components."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.csi import CsiFile
+from data.feeding import make_loader
+from data.sampling import Concatenated, EpochBatches
+from data.set_writer import COMMIT_S, differences
+from data.spectrogram_set import SpectrogramSet
+from data.splits import RECORDING
+from util.cache import read_json, write_json
+from util.errors import UserError
+from util.files import atomic_path
+from util.metrics import Confusion
+
+CHUNK_BYTES = 2**24  # of rows read back at a time
+QUERIES, NEIGHBOURS = 1024, 8192  # rows of a matrix of similarities: 32 MB
+TEMPERATURE = 0.07  # of the votes, as in DINO (arXiv 2104.14294, appendix F)
+
+
+class Windows(Dataset):
+    """All samples of the sources in order, for `data.feeding.Loader`.
+
+    Args:
+        leave_out: column of the sources' groups whose equal values k-NN keeps apart; None: the recording, else the file.
+
+    Attributes:
+        class_names: where all labelled sources agree; [] without any.
+        names: files; file: int64 [N], each window's place in `names`; group: int64 [N], equal for what k-NN keeps apart.
+        start_s, sample_rate_hz, center_freq_hz: float64 [N], NaN where unknown.
+
+    Raises:
+        UserError: the sources differ in channels or classes, or one has no such column.
+    """
+
+    COLUMNS = ("start_s", "sample_rate_hz", "center_freq_hz")
+
+    def __init__(self, sources, leave_out=None):
+        self.source = Concatenated(sources)
+        every = [source.class_names for source in sources if is_labelled(source)]
+        self.class_names = list(every[0]) if every else []
+        if other := [names for names in every if names != self.class_names]:
+            raise UserError(f"DATA: expected one list of classes; found {self.class_names} and {other[0]}")
+        places, groups, index = {}, {}, 0
+        self.file, self.group = np.empty((2, len(self)), np.int64)
+        self.start_s, self.sample_rate_hz, self.center_freq_hz = values = np.full((3, len(self)), np.nan)
+        for number, source in enumerate(sources):
+            columns = getattr(source, "groups", {})
+            if leave_out and leave_out not in columns:
+                raise UserError(f"--leave_out: expected a column of the data ({', '.join(columns) or 'it has none'}); found "
+                                f"{leave_out}")  # fmt: skip
+            column = columns.get(leave_out or RECORDING)
+            for own in range(len(source)):
+                about = source.describe(own, None)
+                self.file[index] = places.setdefault(file := _file(source, about), len(places))
+                group = file if column is None else (number, str(column[own]))
+                self.group[index] = groups.setdefault(group, len(groups))
+                values[:, index] = [np.nan if about.get(name) is None else about[name] for name in self.COLUMNS]
+                index += 1
+        self.names = list(places)
+
+    def __len__(self):
+        return len(self.source)
+
+    @property
+    def sample_bytes(self):
+        return self.source.sample_bytes
+
+    def batch(self, keys, new=np.empty):
+        """As `data.sampling.MaskedSamples.batch`, without noise; "target": int64 [B], -1 where a label is unknown."""
+        indices = [index for _, index in keys]
+        return {"parts": self.source.load_many(indices, lambda place: None, 0, new), "index": np.array(indices),
+                "target": np.array([self.label(index) for index in indices])}  # fmt: skip
+
+    def label(self, index):
+        """A window's class; of a mask, the class other than the first with the most cells, else the first."""
+        source, own = self.source.at(index)
+        if not is_labelled(source):
+            return -1
+        target = np.asarray(source.target(own))
+        if not target.ndim:
+            return int(target)
+        cells = np.bincount(target.ravel(), minlength=len(self.class_names))[1:]
+        return 1 + int(cells.argmax()) if cells.any() else 0
+
+
+def is_labelled(source):
+    if isinstance(source, SpectrogramSet):
+        return source.masks is not None or source.labels is not None
+    return hasattr(source, "target")
+
+
+def _file(source, about):
+    if isinstance(source, CsiFile):  # one file of many recordings
+        return str(source.path.with_name(about["name"]))
+    return about.get("path") or str(source.path / about["name"])  # a set of scenes has no paths
+
+
+class Rows:
+    """Columns of rows in the files of a folder, committed every few seconds: a killed process loses what follows a commit.
+
+    As a context, it removes the folder at the end. An exception keeps it where it has rows.
+
+    Args:
+        folder: is made. Rows of an earlier process with an equal key are kept: `done` counts them.
+        columns: {name: (dtype, shape of a row)}.
+        key: dict of plain values that decide what the rows hold.
+
+    Raises:
+        UserError: the folder holds rows of another key, another process writes it, or it cannot be written.
+    """
+
+    STATE = "state.json"
+
+    def __init__(self, folder, columns, key):
+        self.folder, self.columns, self.done = Path(folder), columns, 0
+        self._key, self._files, self._open = json.loads(json.dumps(key)), {}, contextlib.ExitStack()
+
+    def row_bytes(self, name):
+        dtype, shape = self.columns[name]
+        return np.dtype(dtype).itemsize * math.prod(shape)
+
+    def __enter__(self):
+        with self._open, self._reported():
+            self.folder.mkdir(exist_ok=True)
+            self._lock()
+            state = read_json(self.folder / self.STATE)
+            if changes := differences(state.get("key", self._key), self._key):
+                raise UserError(f"{self.folder}: expected rows of this command; found rows made with other arguments "
+                                f"({'; '.join(changes)}): remove that folder to start anew")  # fmt: skip
+            self.done = state.get("done", 0)
+            for name in self.columns:
+                self._files[name] = file = self._open.enter_context(open(self.folder / name, "ab", buffering=0))
+                if file.tell() < (whole := self.done * self.row_bytes(name)):
+                    raise UserError(f"{file.name}: expected {whole} bytes or more; found {file.tell()}: remove "
+                                    f"{self.folder} to start anew")  # fmt: skip
+                file.truncate(whole)
+            self._open = self._open.pop_all()
+        self._committed_s = time.monotonic()
+        return self
+
+    def _lock(self):
+        import fcntl  # not on Windows, where set writers do not work either
+
+        lock = self._open.enter_context((self.folder / "lock").open("w"))
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock: forked workers do not hold it
+        except BlockingIOError as error:
+            raise UserError(f"{self.folder}: expected no other writer; a process is writing it") from error
+
+    def add(self, values):
+        """Append rows: {name: array [n, ...]} of all columns."""
+        with self._reported():
+            for name, file in self._files.items():
+                dtype, shape = self.columns[name]
+                array = np.ascontiguousarray(values[name], dtype).reshape(-1, *shape)
+                left = memoryview(array).cast("B")
+                while left:
+                    left = left[file.write(left) :]
+            self.done += len(array)
+            if time.monotonic() - self._committed_s > COMMIT_S:
+                self.commit()
+
+    def commit(self):
+        """Put all rows on the disk, and then their number."""
+        with self._reported():
+            for file in self._files.values():
+                os.fsync(file.fileno())
+            write_json(self.folder / self.STATE, {"key": self._key, "done": self.done})
+        self._committed_s = time.monotonic()
+
+    def read(self, name, first, end):
+        """Rows `first` to `end`: array [n, ...]."""
+        dtype, shape = self.columns[name]
+        end, size = min(end, self.done), self.row_bytes(name)
+        count = (end - first) * math.prod(shape)
+        return np.fromfile(self.folder / name, dtype, count, offset=first * size).reshape(-1, *shape)
+
+    def chunks(self, name, rows=None):
+        """Iterate (first row, array [n, ...]), 16 MB or `rows` at a time."""
+        rows = rows or max(1, CHUNK_BYTES // self.row_bytes(name))
+        return ((first, self.read(name, first, first + rows)) for first in range(0, self.done, rows))
+
+    @contextlib.contextmanager
+    def _reported(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.folder}: expected a folder that can be written; {error}") from error
+
+    def __exit__(self, kind, *_):
+        with self._open, contextlib.suppress(UserError):
+            if kind and self.done:
+                self.commit()
+        if not kind or not self.done:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@torch.inference_mode()
+def embed(model, windows, front_end, device, autocast, rows, batch_size, num_workers):
+    """Add to `rows` what it lacks: `cls`, the class token; `mean` of the patches; where it has these columns `patches`
+    and `label`. Batches are those of an uninterrupted run."""
+    batches = EpochBatches(len(windows), batch_size, seed=0, shuffle=False)
+    batches.first_batch = -(-rows.done // batch_size)
+    loader = make_loader(windows, batches, num_workers, device.type == "cuda")
+    with tqdm(total=len(windows), initial=rows.done, desc="embedding", unit=" windows", disable=None) as bar:
+        for batch in loader.batches(front_end, device):
+            with autocast():
+                tokens = model(batch["images"])  # (B, 1 + L, D)
+            patches = tokens[:, 1:].float()
+            values = {"cls": tokens[:, 0].float(), "mean": patches.mean(dim=1), "label": batch["target"]}
+            if "patches" in rows.columns:
+                values["patches"] = patches.half()
+            rows.add({name: values[name].cpu().numpy() for name in rows.columns})
+            bar.update(len(tokens))
+
+
+def write_features(path, rows, windows, about):
+    """Write the `.npz`, whole or not at all, without an array of features in memory.
+
+    It has the columns of `rows`, those of `windows`, and `about`: {name: text or list of texts}.
+    """
+    wide = np.dtype(f"<U{max(map(len, windows.names))}")
+    files = (np.array([windows.names[place] for place in windows.file[first : first + QUERIES]], wide)
+             for first in range(0, rows.done, QUERIES))  # fmt: skip
+    members = [(name, np.dtype(dtype), shape, (chunk for _, chunk in rows.chunks(name)))
+               for name, (dtype, shape) in rows.columns.items()]  # fmt: skip
+    members += [("file", wide, (), files)]
+    members += [(name, np.dtype(float), (), [getattr(windows, name)]) for name in windows.COLUMNS]
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, dtype, shape, chunks in members:
+            _add_array(archive, name, dtype, (rows.done, *shape), chunks)
+        for name, value in about.items():
+            value = np.array(value)
+            _add_array(archive, name, value.dtype, value.shape, [value])
+
+
+def _add_array(archive, name, dtype, shape, chunks):
+    # A `ZipInfo` has a fixed date, so that equal features make equal bytes.
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk).tobytes())
+
+
+def nearest_neighbours(rows, name, windows, scored, k, device="cpu"):
+    """Class of each scored window by a vote of its `k` nearest labelled windows of other recordings.
+
+    Nearest by cosine similarity s of the column `name`. A vote weighs exp(s / 0.07), as in DINO.
+
+    Args:
+        windows: says what to keep apart, `group`; scored: bool [N].
+
+    Returns:
+        `util.metrics.figures` of the scored windows.
+    """
+    confusion = Confusion(windows.class_names)
+    labels, group = (torch.from_numpy(values).to(device) for values in (rows.read("label", 0, rows.done), windows.group))
+    for first, query in rows.chunks(name, QUERIES):
+        query = F.normalize(torch.from_numpy(query).to(device), dim=1)  # (Q, D)
+        own, here = slice(first, first + len(query)), torch.from_numpy(scored[first : first + len(query)]).to(device)
+        best = query.new_full((len(query), k), -torch.inf)
+        voters = labels.new_zeros((len(query), k))
+        for start, keys in rows.chunks(name, NEIGHBOURS):
+            keys = F.normalize(torch.from_numpy(keys).to(device), dim=1)  # (K, D)
+            theirs = slice(start, start + len(keys))
+            barred = (group[own, None] == group[theirs]) | (labels[theirs] < 0)
+            similarity = (query @ keys.T).masked_fill_(barred, -torch.inf)
+            best, place = torch.cat([best, similarity], dim=1).topk(k, dim=1)
+            voters = torch.cat([voters, labels[theirs].clamp_min(0).expand(len(query), -1)], dim=1).gather(1, place)
+        votes = best.new_zeros((len(query), len(windows.class_names))).scatter_add_(1, voters, (best / TEMPERATURE).exp())
+        confusion.update(votes.argmax(dim=1)[here], labels[own][here])
+    return confusion.results()
+
+
+def principal_components(rows, name):
+    """The first two principal components of a column [N, D].
+
+    Of each the largest weight is positive, so that equal features make equal pictures.
+
+    Returns:
+        (float64 [N, 2], shares of the variance: float64 [2]).
+    """
+    [size] = rows.columns[name][1]
+    mean = sum(chunk.sum(axis=0, dtype=np.float64) for _, chunk in rows.chunks(name)) / rows.done
+    covariance = np.zeros((size, size))
+    for _, chunk in rows.chunks(name):
+        centred = chunk - mean
+        covariance += centred.T @ centred
+    variances, axes = np.linalg.eigh(covariance)  # smallest first
+    axes = axes[:, :-3:-1]  # (D, 2)
+    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    points = np.concatenate([(chunk - mean) @ axes for _, chunk in rows.chunks(name)])
+    return points, variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
