@@ -21,7 +21,6 @@ For each recording, `--output` gets NAME.sigmf-meta, the recording's metadata wi
 to its data beside it; NAME.json, the same as JSON; and NAME.png, waterfall and class map.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -50,6 +49,7 @@ from util.compiling import can_compile, working_compiler
 from util.device import AMP_CHOICES, keep_freed_memory, pick_device, usable_cores
 from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
+from util.flags import Parser
 from util.metrics import Confusion, aligned, table
 from util.weights import add_arguments
 
@@ -65,11 +65,7 @@ CARRIER = ("label", "start_s", "duration_s", "freq_lower_hz", "freq_upper_hz", "
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Label recordings with a fine-tuned segmentation model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Label recordings with a fine-tuned segmentation model.")
     parser.add_argument("recordings", nargs="+", metavar="RECORDING",
                         help="SigMF, .npy or raw IQ: files and folders; - for a stream on standard input")
     parser.add_argument("--weights", required=True, metavar="FILE|NAME",
