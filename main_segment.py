@@ -101,8 +101,6 @@ def get_args_parser():
 def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
     check_ranges(vars(args), "--")
-    if args.norm_eps is not None and not 0 < args.norm_eps < 1:
-        raise UserError(f"--norm_eps: expected a number above 0 and below 1; found {args.norm_eps}")
     if args.center_freq is not None and not math.isfinite(args.center_freq):
         raise UserError(f"--center_freq: expected a number of Hz; found {args.center_freq}")
     if STREAM not in args.recordings:

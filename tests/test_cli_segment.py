@@ -395,7 +395,7 @@ def test_the_forks_segmentation_model(weights, scene, tmp_path, capsys, channels
         ((), "--classes: expected 3 names, the background first, as "),
         (("--classes", "Noise,NR"), "--classes: expected 3 different names, one for each class of the head; found Noise,NR"),
         (("--classes", "Noise,NR,NR"), "--classes: expected 3 different names"),
-        (("--classes", "a,b,c", "--norm_eps", "0"), "--norm_eps: expected a number above 0 and below 1; found 0.0"),
+        (("--classes", "a,b,c", "--norm_eps", "0"), "--norm_eps: expected a number above 0 and below 1; found 0 (--help"),
     ],
 )
 def test_class_names_that_do_not_fit(weights, scene, tmp_path, capsys, flags, expected):

@@ -1,5 +1,7 @@
 """Weights in files, and a start from those of another run or project: what fits is taken, and nothing is dropped unsaid."""
 
+import argparse
+import contextlib
 import json
 import math
 import re
@@ -45,9 +47,18 @@ class Weights(NamedTuple):
 
 def add_arguments(group):
     """The flags of every command that reads weights."""
-    group.add_argument("--norm_eps", type=float, help="epsilon of the norms inside blocks; where not given, as the weights "
-                       f"say, else {DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
+    group.add_argument("--norm_eps", type=_epsilon, metavar="EPS",
+                       help="epsilon of the norms inside blocks; where not given, as the weights say, else "
+                       f"{DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
     group.add_argument("--offline", action="store_true", default=None, help="fetch nothing; also HF_HUB_OFFLINE=1")
+
+
+def _epsilon(text):
+    """The value of `--norm_eps`."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1; found {text}")
 
 
 def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
