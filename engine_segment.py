@@ -3,98 +3,30 @@
 import contextlib
 import itertools
 import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 
-from radio.carriers import from_annotation, paint_cells
-from radio.planes import Averages, Overview
+import models_weights
+from radio.planes import Averages, Overview, Tiling
 from radio.region_pool import SLOT_BYTES, SLOTS, RegionPool
 from radio.regions import CarrierFinder, regions_of
 from radio.spans import Channels, spans_on
+from radio.spectrogram import PUBLISHED, Spectrogram
+from util.device import mixed_precision, pick_amp, usable_cores
+from util.errors import UserError, warn
+from util.timings import Timings
+from util.weights import read_weights
 
 # A CPU has the samples of one window at a time in its cache; an accelerator wants many windows in few launches.
 BATCH_WINDOWS_CPU, BATCH_WINDOWS_ACCELERATOR = 4, 128
 # Samples of an accelerator's batch, so that memory does not grow with the sample rate: 1 GB of int16, twice.
 BATCH_SAMPLES = 2**28
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Windows over a stretch of samples, each `columns` image columns, on one grid of columns for all of them.
-
-    Windows start a whole number of columns apart, but for the last, which ends with the stretch. A stretch shorter than a
-    window is one window of its own length, whose columns stand for less time.
-    """
-
-    num_samples: int
-    window: int  # samples
-    columns: int  # of a window
-    total: int  # columns of the stretch
-    first_columns: tuple[int, ...]  # of the windows
-
-    @classmethod
-    def over(cls, num_samples, window, columns, overlap):
-        """Windows of `window` samples that share `overlap` (0 to below 1) of their columns with the one before."""
-        window = min(window, num_samples)
-        total = -(-num_samples * columns // window)  # the last column may stand for less than the others
-        step = max(1, round(columns * (1 - overlap)))
-        return cls(num_samples, window, columns, total, (*range(0, total - columns, step), total - columns))
-
-    @property
-    def column_samples(self):
-        return self.window / self.columns
-
-    def start(self, first_column):
-        """The first sample of the window that starts with this column."""
-        return min(round(first_column * self.column_samples), self.num_samples - self.window)
-
-
-@dataclass
-class Timings:
-    """Seconds of work by part: of what runs side by side the mean, of a GPU the time that it took itself."""
-
-    seconds: Counter = field(default_factory=Counter)
-    signal_s: float = 0.0
-    _lock: object = field(default_factory=threading.Lock, repr=False)
-    _on_gpu: list = field(default_factory=list, repr=False)  # (part, event before, event after), not yet waited for
-
-    def add(self, name, seconds):
-        with self._lock:
-            self.seconds[name] += seconds
-
-    @contextlib.contextmanager
-    def part(self, name, beside=1, device=None):
-        """Time what runs in this context, one of so many that do so side by side; on a GPU, what it is given there."""
-        if device is not None and device.type == "cuda":
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            yield
-            after.record()
-            self._on_gpu.append((name, before, after))
-            return
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, (time.perf_counter() - started) / beside)
-
-    def settle(self):
-        """Wait for the GPU and take its times."""
-        for name, before, after in self._on_gpu:
-            after.synchronize()
-            self.add(name, before.elapsed_time(after) / 1e3)
-        self._on_gpu.clear()
-
-    def summary(self, elapsed_s):
-        parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
-        return (f"{self.signal_s:.3f} s of signal in {elapsed_s:.2f} s: real-time factor "
-                f"{self.signal_s / max(elapsed_s, 1e-9):.2f} ({parts})")  # fmt: skip
+# With a GPU: threads that read, where the machine has cores for them.
+READERS = 12
 
 
 @dataclass
@@ -121,6 +53,25 @@ class Segmenter:
     timings: Timings = field(default_factory=Timings)
     _compiled: object = None
     _full: int = 0  # images of a batch that is not the last
+
+    @contextlib.contextmanager
+    def on_its_cores(self, pool=None):
+        """Divide the machine's cores for what is labelled in this context; on a CPU every thread takes batches of its own.
+
+        Args:
+            pool: with a GPU, a `RegionPool` or None.
+        """
+        if self.device.type == "cpu":
+            self.workers = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(self.workers)
+        else:
+            self.workers, self.pool = min(READERS, -(-3 * len(usable_cores()) // 4)), pool
+            with torch.accelerator.device_index(self.device.index):  # streams and events are made on the current one
+                yield
 
     def compile(self):
         """Have full batches computed by a compiled model. Others, of which every recording has one, are not worth it."""
@@ -302,39 +253,59 @@ def _windows(samples, starts, window):
         first = end
 
 
-class Truth:
-    """What a recording's own annotations say, held against what was found in a stretch.
+def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offline=None):
+    """A segmentation model with the front end and the class names that belong to it.
 
-    Annotations of labels that are no classes, and those without frequency edges, count as the first class, as in training.
+    A file without a front end gets the published one, images of the size that its position embeddings are for, and a
+    warning; its patch embedding of several channels becomes one of a single channel.
 
     Args:
-        recording: any channel of the stretch.
-        finder: the stretch's `CarrierFinder`, whose cells and band these are.
-        confusion: a `util.metrics.Confusion`, which gets the cells of every run.
-        left_out: a Counter of the labels that were left out.
+        name: a file of weights, or a name that `util.download` knows.
+        device: torch.device.
+        amp: of `util.device.AMP_CHOICES`.
+        classes: names by class id, the background first; None: as the file says.
+        norm_eps: see `models_weights.create_model`.
+        offline: see `util.download.resolve`.
+
+    Returns:
+        A `Segmenter`.
+
+    Raises:
+        UserError: the file is none of weights, has no segmentation head, or was trained on images that are made of no IQ;
+            or there are no class names, or others or more or fewer than the file has.
     """
+    weights = read_weights(name, offline)
+    head = models_weights.head_of(weights)
+    if head.get("task") != "segmentation":
+        raise UserError(f"{name}: expected weights with a segmentation head; found none (python main_finetune.py "
+                        f"--task segmentation --finetune {name} --data_path ... trains one)")  # fmt: skip
+    front_end = models_weights.front_end_of(weights, name)
+    class_names = _class_names(classes, weights.classes, head["num_classes"], name)
+    model = models_weights.create_model(weights, name, in_chans=1, norm_eps=norm_eps)
+    if front_end is None:
+        rows, columns = models_weights.image_size_of(weights, name)
+        front_end = Spectrogram(**PUBLISHED, image_size=(rows, columns))
+        warn(f"{name}: the file has no front end; the published one is used (FFT of {front_end.n_fft}, windows of "
+             f"{front_end.duration_s * 1e3:g} ms, images of {rows} x {columns}); block norms have epsilon "
+             f"{model.norm_eps:g} (--norm_eps)")  # fmt: skip
+    report = models_weights.load(model, weights, name)
+    if left := [one for one in report.left if one != "mask_token"] if report else []:
+        raise UserError(f"{name}: expected the weights of this model; found {len(left)} tensors that it has not, first: "
+                        f"{left[0]}")  # fmt: skip
+    width = {"width": model.cls_token.shape[-1]} if report else {}
+    autocast, _ = mixed_precision(pick_amp(amp, device, **width), device)
+    return Segmenter(model.to(device).eval(), front_end.to(device), class_names, device, autocast)
 
-    def __init__(self, recording, finder, confusion, left_out):
-        self.finder, self.class_names, self.confusion = finder, finder.class_names, confusion
-        self._painted = []  # cut to the stretch and its band
-        for annotation in recording.annotations or ():
-            carrier = from_annotation(annotation, recording.sample_rate_hz)
-            if carrier is None or carrier.label not in self.class_names:
-                left_out[carrier.label if carrier else "without frequency edges"] += 1
-                continue
-            low, high = np.clip((carrier.freq_lower_hz, carrier.freq_upper_hz), *finder.band_hz).tolist()
-            start, end = max(0.0, carrier.start_s), min(recording.duration_s, carrier.end_s)
-            if low < high and start < end:
-                self._painted.append(replace(carrier, start_s=start, duration_s=end - start, freq_lower_hz=low,
-                                             freq_upper_hz=high))  # fmt: skip
 
-    @property
-    def carriers(self):
-        """What there is to be found: all but the first class."""
-        return [one for one in self._painted if one.label != self.class_names[0]]
-
-    def add(self, run):
-        columns_s = (np.arange(run.first, run.ends[-1]) + 0.5) * self.finder.column_s
-        target = paint_cells(self._painted, self.finder.rows_hz, columns_s, self.class_names)
-        pred = run.probabilities.argmax(dim=0).cpu()
-        self.confusion.update(pred[None], torch.from_numpy(target.astype(np.int64))[None])
+def _class_names(given, own, number, name):
+    """The names of a model's `number` classes: those of its file, or those given; see `open_segmenter`."""
+    names = list(given or own)
+    if not names:
+        raise UserError(f"--classes: expected {number} names, the background first, as {name} has none; found none")
+    if given and own and names != list(own):
+        raise UserError(f"--classes: expected {','.join(own)}, the names in {name}; found {','.join(names)}")
+    if len(names) != number or len(set(names)) != number:
+        where = "--classes" if given else name
+        raise UserError(f"{where}: expected {number} different names, one for each class of the head; found "
+                        f"{','.join(map(str, names))}")  # fmt: skip
+    return names

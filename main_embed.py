@@ -74,8 +74,6 @@ def check_args(args):
     for name, low in (("batch_size", 1), ("num_workers", 0), ("knn", 1)):
         if (value := getattr(args, name)) is not None and value < low:
             raise UserError(f"--{name}: expected at least {low}; found {value}")
-    if args.norm_eps is not None and not 0 < args.norm_eps < 1:
-        raise UserError(f"--norm_eps: expected a number above 0 and below 1; found {args.norm_eps}")
     if args.leave_out and not args.knn:
         raise UserError("--leave_out: expected --knn with it; found none")
     output = Path(args.output)

@@ -7,6 +7,9 @@
     # raw IQ or .npy
     python main_segment.py capture.cs16 --sample_rate 20e6 --center_freq 1.8153e9 --weights model.safetensors
 
+    # the radio fork's fine-tuned file, which names no classes
+    python main_segment.py capture.sigmf-meta --weights fork.pth --classes Noise,NR,LTE
+
     # the air, a JSON line a window
     hackrf_transfer -r - -f 1815300000 -s 20000000 | \\
         python main_segment.py - --sample_rate 20e6 --datatype ci8 --center_freq 1.8153e9 --weights model.safetensors
@@ -18,7 +21,6 @@ For each recording, `--output` gets NAME.sigmf-meta, the recording's metadata wi
 to its data beside it; NAME.json, the same as JSON; and NAME.png, waterfall and class map.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -27,51 +29,49 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import models_deeplab
-import models_vit
 from data.splits import relative_paths
-from engine_segment import Segmenter, Truth
+from engine_label import DEFAULT_OVERLAP, PICTURE_STRETCHES, Truth, check_ranges, label_stretches, picture
+from engine_segment import open_segmenter
 from radio import sigmf_meta
 from radio.detection import detection_figures, detection_rows
-from radio.labelled import plan
+from radio.labelled import plan, tuned
 from radio.recordings import META_SUFFIX, find_recordings
 from radio.region_pool import RegionPool
 from radio.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
 from radio.samples import IqStream, full_datatype
-from radio.spectrogram import Spectrogram
-from util import checkpoint
 from util.compiling import can_compile, working_compiler
-from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device, usable_cores
+from util.device import AMP_CHOICES, keep_freed_memory, pick_device, usable_cores
 from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
+from util.flags import Parser
 from util.metrics import Confusion, aligned, table
-from util.plots import labelled_figure
-from util.weights import read_weights
+from util.weights import add_arguments
 
 STREAM = "-"
-# With a GPU: threads that read and processes that look for carriers, where the machine has cores for them.
-READERS, FINDERS = 12, 8
+# With a GPU: processes that look for carriers, where the machine has cores for them.
+FINDERS = 8
 # What compiling pays from: it takes about a minute.
 COMPILE_WINDOWS = 200_000
-# A recording with more retunes than this has only its first in the picture.
-PICTURE_STRETCHES = 8
+# What the JSON says of a stretch and of a carrier.
+STRETCH = ("sample_start", "num_samples", "sample_rate_hz", "center_freq_hz")
+CARRIER = ("label", "start_s", "duration_s", "freq_lower_hz", "freq_upper_hz", "center_freq_hz", "bandwidth_hz",
+           "confidence")  # fmt: skip
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Label recordings with a fine-tuned segmentation model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Label recordings with a fine-tuned segmentation model.")
     parser.add_argument("recordings", nargs="+", metavar="RECORDING",
                         help="SigMF, .npy or raw IQ: files and folders; - for a stream on standard input")
     parser.add_argument("--weights", required=True, metavar="FILE|NAME",
                         help="of main_finetune.py --task segmentation: a checkpoint, its --export, or a released name")
+    parser.add_argument("--classes", metavar="NAME,NAME", help="class names of weights that have none, the background first")
+    add_arguments(parser)
     parser.add_argument("--output", default="./output_segment", metavar="FOLDER", help="annotations, JSON and pictures")
     parser.add_argument("--replace", action="store_true", help="leave the recordings' own annotations out of the output")
     parser.add_argument("--truth", action="store_true", help="compare with the recordings' own annotations")
@@ -89,7 +89,8 @@ def get_args_parser():
     carriers.add_argument("--bridge_s", type=float, default=DEFAULT_BRIDGE_S, help="longest silence inside a carrier")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--overlap", type=float, default=0.25, help="share of a window that the next covers too, averaged")
+    run.add_argument("--overlap", type=float, default=DEFAULT_OVERLAP,
+                     help="share of a window that the next covers too, averaged")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     run.add_argument("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: as the machine computes")
     run.add_argument("--compile", default="auto", choices=("auto", "on", "off"),
@@ -99,11 +100,7 @@ def get_args_parser():
 
 def check_args(args):
     """Refuse values that no run can have, before anything is opened."""
-    for name, low, high in (("min_bandwidth_hz", 0, math.inf), ("min_duration_s", 0, math.inf), ("bridge_s", 0, math.inf),
-                            ("min_confidence", 0, 1), ("overlap", 0, 0.95)):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name}: expected {low} to {high}; found {value}")
+    check_ranges(vars(args), "--")
     if args.center_freq is not None and not math.isfinite(args.center_freq):
         raise UserError(f"--center_freq: expected a number of Hz; found {args.center_freq}")
     if STREAM not in args.recordings:
@@ -118,39 +115,9 @@ def check_args(args):
         raise UserError("--datatype: expected that of the stream, e.g. ci8 or ci16_le; found none")
 
 
-def open_segmenter(args, device):
-    """The model that the weights describe, with the front end that they were trained with.
-
-    Raises:
-        UserError: the weights have no segmentation head, or were trained on images that are made of no IQ.
-    """
-    weights = read_weights(args.weights)
-    about, front_end, classes = weights.args, weights.front_end or {}, weights.classes
-    if about.get("task") != "segmentation" or not classes:
-        raise UserError(f"{args.weights}: expected weights with a segmentation head; found none (python main_finetune.py "
-                        f"--task segmentation --finetune {args.weights} --data_path ... trains one)")  # fmt: skip
-    if "n_fft" not in front_end:
-        raise UserError(f"{args.weights}: expected weights trained on spectrograms of IQ, with their front end; found "
-                        f"{front_end.get('kind', 'none')}")  # fmt: skip
-    try:
-        transform = Spectrogram(**{key: value for key, value in front_end.items() if key != "normalization"})
-        if about["model"] in models_deeplab.PRESETS:
-            model = models_deeplab.create_model(about["model"], len(classes), 1)
-        else:
-            model = models_vit.create_model(about["model"], "segmentation", len(classes), transform.image_size,
-                                            head=about["head"], head_depth=about["head_depth"])  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{args.weights}: expected what builds the model and its front end; found {error!r}") from error
-    checkpoint.load_model(model, weights.state_dict, args.weights)
-    autocast, _ = mixed_precision(pick_amp(args.amp, device), device)
-    return Segmenter(model.to(device).eval(), transform.to(device), list(classes), device, autocast)
-
-
 def open_recordings(args):
     """What to label, as `radio.labelled.LabelledRecording`s: nothing is written yet."""
-    found = find_recordings(args.recordings, args.sample_rate, args.datatype)
-    if args.center_freq is not None:
-        found = [one if one.center_freq_hz is not None else replace(one, center_freq_hz=args.center_freq) for one in found]
+    found = tuned(find_recordings(args.recordings, args.sample_rate, args.datatype), args.center_freq)
     return plan(found, relative_paths([one.path for one in found]), args.output, args.center_freq)
 
 
@@ -160,35 +127,16 @@ def label(one, segmenter, args, limits):
     Returns:
         A pair (found, true) of carriers for each stretch, for `detection_figures`; true is None without `--truth`.
     """
-    stretches, rows, pairs, confusion, left_out = [], [], [], Confusion(segmenter.class_names), Counter()
+    stretches, rows, confusion, left_out = [], [], Confusion(segmenter.class_names), Counter()
+    truth = partial(Truth, confusion=confusion, left_out=left_out) if args.truth else None
     total = sum(channels[0].num_samples for channels in one.stretches)
     with tqdm(total=total, desc=one.first.path.name, unit=" samples", unit_scale=True, disable=None) as bar:
-        for channels in one.stretches:
-            first = channels[0]
-            if first.num_samples < segmenter.front_end.n_fft:
-                warn(f"{first.name}: passed over, {first.num_samples} samples are less than an FFT of "
-                     f"{segmenter.front_end.n_fft}")  # fmt: skip
-                bar.update(first.num_samples)
-                continue
-            tiling = segmenter.tiling(first, args.overlap)
-            wanted = segmenter.front_end.num_samples(first.sample_rate_hz)
-            if tiling.window < wanted:
-                warn(f"{first.name}: shorter ({first.duration_s * 1e3:g} ms) than the windows that the model was trained on "
-                     f"({segmenter.front_end.duration_s * 1e3:g} ms): used whole")  # fmt: skip
-            finder = segmenter.finder(first.sample_rate_hz, first.center_freq_hz, tiling.window, first.num_samples, limits)
-            overview = segmenter.overview(tiling)
-            truth = Truth(first, finder, confusion, left_out) if args.truth else None
-            segmenter.find(channels, tiling, finder, [overview, truth] if truth else [overview], bar.update)
-            carriers = finder.finish()
-            stretches.append((first, carriers))
-            pairs.append((carriers, truth.carriers if truth else None))
+        for stretch in label_stretches(segmenter, one.stretches, limits, args.overlap, truth, bar.update):
             if len(rows) < PICTURE_STRETCHES:
-                rows.append(picture_row(first, overview, carriers))
-    if not stretches:
-        raise UserError(f"{one.first.path}: expected at least {segmenter.front_end.n_fft} samples, an FFT; found "
-                        f"{max(channels[0].num_samples for channels in one.stretches)}")  # fmt: skip
+                rows.append(stretch.picture_row)
+            stretches.append(replace(stretch, image=None, class_map=None))  # of thousands they would fill the memory
 
-    scores = {}
+    pairs, scores = [(stretch.found, stretch.true) for stretch in stretches], {}
     if args.truth:
         scores = {"cells": confusion.results(), "carriers": detection_figures(pairs, segmenter.class_names[1:])}
     with segmenter.timings.part("writing"):
@@ -202,18 +150,9 @@ def label(one, segmenter, args, limits):
     return pairs
 
 
-def picture_row(recording, overview, carriers):
-    half, center = recording.sample_rate_hz / 2, recording.center_freq_hz or 0.0
-    known = "" if recording.center_freq_hz is not None else "; frequencies from the centre"
-    about = f"{recording.duration_s * 1e3:.6g} ms at {recording.sample_rate_hz / 1e6:.6g} Msps"
-    return {"title": f"{recording.name}: {about}{known}",
-            "image": overview.image, "classes": overview.classes, "carriers": carriers,
-            "extent": (0.0, recording.duration_s, center - half, center + half)}  # fmt: skip
-
-
 def write(one, stretches, rows, scores, segmenter, args):
     """The three files of a recording, all or none of them, and the link to its data."""
-    metadata = sigmf_meta.annotated(one.metadata, stretches, args.replace)
+    metadata = sigmf_meta.annotated(one.metadata, [(each.recording, each.found) for each in stretches], args.replace)
     try:
         one.output.parent.mkdir(parents=True, exist_ok=True)
         one.make_link()
@@ -226,43 +165,35 @@ def write(one, stretches, rows, scores, segmenter, args):
         "weights": Path(args.weights).name,
         "classes": segmenter.class_names,
         "front_end": segmenter.front_end.settings(),
-        "stretches": [{"sample_start": first.sample_start, "num_samples": first.num_samples,
-                       "sample_rate_hz": first.sample_rate_hz, "center_freq_hz": first.center_freq_hz}
-                      for first, _ in stretches],
-        "carriers": [{"stretch": number, **as_json(carrier, first.sample_start / first.sample_rate_hz)}
-                     for number, (first, carriers) in enumerate(stretches) for carrier in carriers],
+        "stretches": [{name: getattr(each.recording, name) for name in STRETCH} for each in stretches],
+        "carriers": [{"stretch": number, **as_json(carrier)}
+                     for number, each in enumerate(stretches) for carrier in each.carriers],
         **({"truth": scores} if scores else {}),
     }  # fmt: skip
-    caption = f"{one.first.path.name}, labelled with {Path(args.weights).name}"
-    caption += f"; the first {len(rows)} of {len(stretches)} stretches" if len(rows) < len(stretches) else ""
+    figure = picture(rows, len(stretches), segmenter.class_names, about["recording"], about["weights"])
     try:
         with contextlib.ExitStack() as stack:  # all are written before any of them gets its name
-            meta, plain, picture = (stack.enter_context(atomic_path(one.file(suffix)))
-                                    for suffix in (META_SUFFIX, ".json", ".png"))  # fmt: skip
-            labelled_figure(rows, segmenter.class_names, caption).savefig(picture, format="png", dpi=100)
+            meta, plain, drawn = (stack.enter_context(atomic_path(one.file(suffix)))
+                                  for suffix in (META_SUFFIX, ".json", ".png"))  # fmt: skip
+            figure.savefig(drawn, format="png", dpi=100)
             plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
             meta.write_text(sigmf_meta.to_text(metadata), "utf-8")
     except OSError as error:
         raise UserError(f"--output {args.output}: {one.output.name} could not be written: {error.strerror}") from error
 
 
-def as_json(carrier, offset_s=0.0):
-    """A carrier as plain values, its start counted from `offset_s` before what its times count from."""
-    return {"label": carrier.label, "start_s": offset_s + carrier.start_s, "duration_s": carrier.duration_s,
-            "freq_lower_hz": carrier.freq_lower_hz, "freq_upper_hz": carrier.freq_upper_hz,
-            "center_freq_hz": carrier.center_freq_hz, "bandwidth_hz": carrier.bandwidth_hz,
-            "confidence": carrier.confidence}  # fmt: skip
+def as_json(carrier):
+    """A carrier as plain values."""
+    return {name: getattr(carrier, name) for name in CARRIER}
 
 
 def show(one, stretches):
     """The table of a recording's carriers, times from the file's first sample."""
     rows = [["label", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]]
-    for first, carriers in stretches:
-        offset_s = first.sample_start / first.sample_rate_hz
-        rows += [[carrier.label, f"{carrier.center_freq_hz / 1e6:.3f}", f"{carrier.bandwidth_hz / 1e6:.3f}",
-                  f"{(offset_s + carrier.start_s) * 1e3:.2f}", f"{carrier.duration_s * 1e3:.2f}",
-                  f"{carrier.confidence:.2f}"] for carrier in carriers]  # fmt: skip
-    known = all(first.center_freq_hz is not None for first, _ in stretches)
+    rows += [[carrier.label, f"{carrier.center_freq_hz / 1e6:.3f}", f"{carrier.bandwidth_hz / 1e6:.3f}",
+              f"{carrier.start_s * 1e3:.2f}", f"{carrier.duration_s * 1e3:.2f}", f"{carrier.confidence:.2f}"]
+             for stretch in stretches for carrier in stretch.carriers]  # fmt: skip
+    known = all(stretch.recording.center_freq_hz is not None for stretch in stretches)
     print(f"\n{one.first.path.name}: {len(rows) - 1} carriers{'' if known else ' (frequencies from the centre)'}")
     print(aligned(rows) if len(rows) > 1 else "nothing was found but noise", flush=True)
 
@@ -274,7 +205,7 @@ def label_stream(segmenter, args, limits):
         for start, count, carriers in segmenter.stream(source, args.sample_rate, args.center_freq, limits):
             start_s = start / args.sample_rate
             line = {"start_s": start_s, "duration_s": count / args.sample_rate,
-                    "carriers": [as_json(carrier, start_s) for carrier in carriers]}  # fmt: skip
+                    "carriers": [as_json(replace(one, start_s=start_s + one.start_s)) for one in carriers]}  # fmt: skip
             print(json.dumps(line, ensure_ascii=False), flush=True)
     except KeyboardInterrupt:  # how the air is listened to until it is enough
         pass
@@ -307,23 +238,15 @@ def main(args):
     on_gpu = args.device != "cpu" and torch.cuda.is_available() and hasattr(os, "fork")
     pool = RegionPool(min(FINDERS, -(-len(usable_cores()) // 2))) if on_gpu and not live else None
     try:
-        segmenter = open_segmenter(args, pick_device(args.device))
-        if segmenter.device.type == "cpu":
-            segmenter.workers = torch.get_num_threads()
-            torch.set_num_threads(1)
-        else:
-            segmenter.workers, segmenter.pool = min(READERS, -(-3 * len(usable_cores()) // 4)), pool
-            if segmenter.device.index is not None:  # streams and events are made on the current one
-                torch.accelerator.set_device_index(segmenter.device.index)
+        classes = args.classes.split(",") if args.classes else None
+        segmenter = open_segmenter(args.weights, pick_device(args.device), args.amp, classes, args.norm_eps, args.offline)
         limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
         started = time.perf_counter()
-        if live:
-            label_stream(segmenter, args, limits)
-            print(segmenter.timings.summary(time.perf_counter() - started), file=sys.stderr)
-        else:
-            label_recordings(segmenter, args, limits)
-            print(f"\n{segmenter.timings.summary(time.perf_counter() - started)}")
-            print(f"see {args.output}/: annotations, JSON, pictures")
+        with segmenter.on_its_cores(pool):
+            (label_stream if live else label_recordings)(segmenter, args, limits)
+        summary = segmenter.timings.summary(time.perf_counter() - started)
+        print(summary if live else f"\n{summary}\nsee {args.output}/: annotations, JSON, pictures",
+              file=sys.stderr if live else sys.stdout)  # fmt: skip
     finally:
         if pool:
             pool.close()

@@ -14,7 +14,7 @@ from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.recording_index import NAME, RecordingIndex
 from radio.recordings import by_path, find_recordings, is_recording_file
-from radio.spectrogram import Spectrogram
+from radio.spectrogram import PUBLISHED, Spectrogram
 from util import distributed
 from util.device import usable_cores
 from util.errors import UserError, warn
@@ -23,8 +23,6 @@ from util.files import walk
 SYNTHETIC = "synthetic"
 DEFAULT_PRESET = "wild"
 
-DEFAULT_N_FFT = 1024
-DEFAULT_WINDOW_MS = 16.0
 DEFAULT_IMAGE_SIZE = (224, 224)
 
 READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images (.tif, .png, .jpg, .npy)"
@@ -164,7 +162,7 @@ def front_end_for(found, args, pretrained=None, flags_decide=False):
         if settings.setdefault(key, value) != value and not free:
             raise UserError(f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; found "
                             f"{_shown(key, settings[key])}")  # fmt: skip
-    defaults = {"n_fft": DEFAULT_N_FFT, "duration_s": DEFAULT_WINDOW_MS / 1e3, "image_size": list(DEFAULT_IMAGE_SIZE)}
+    defaults = {**PUBLISHED, "image_size": list(DEFAULT_IMAGE_SIZE)}
     try:
         front_end = Spectrogram(**{**defaults, **settings})
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -46,6 +46,18 @@ class LabelledRecording:
         self.link.symlink_to(os.path.relpath(data, self.link.parent.resolve()))
 
 
+def tuned(recordings, center_freq_hz):
+    """The recordings, those that do not say their centre frequency with this one; None: as they are."""
+    if center_freq_hz is None:
+        return recordings
+    return [one if one.center_freq_hz is not None else replace(one, center_freq_hz=center_freq_hz) for one in recordings]
+
+
+def by_stretch(recordings):
+    """A file's `Recording`s as a list for each stretch, of its channels."""
+    return [list(channels) for _, channels in groupby(recordings, key=lambda one: one.sample_start)]
+
+
 def plan(recordings, names, output, center_freq_hz=None):
     """`LabelledRecording`s for all recordings.
 
@@ -87,5 +99,4 @@ def _labelled(found, name, output, several_members, center_freq_hz):
     metadata = sigmf_meta.completed(metadata, first.sample_rate_hz, center_freq_hz)
     if first.member is not None:
         metadata = sigmf_meta.without_data(metadata)
-    stretches = [list(channels) for _, channels in groupby(found, key=lambda one: one.sample_start)]
-    return LabelledRecording(stretches, metadata, output / name.parent / stem)
+    return LabelledRecording(by_stretch(found), metadata, output / name.parent / stem)

@@ -1,4 +1,4 @@
-"""Planes of image cells over a stretch, on any device: averaged where windows overlap, and summed up for a picture."""
+"""Planes of image cells over a stretch: the windows that tile it, averages where these overlap, sums for a picture."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,37 @@ import torch
 
 # Columns of the picture: more than it has pixels would not be seen.
 PICTURE_COLUMNS = 1600
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows over a stretch of samples, each `columns` image columns, on one grid of columns for all of them.
+
+    Windows start a whole number of columns apart, but for the last, which ends with the stretch. A stretch shorter than a
+    window is one window of its own length, whose columns stand for less time.
+    """
+
+    num_samples: int
+    window: int  # samples
+    columns: int  # of a window
+    total: int  # columns of the stretch
+    first_columns: tuple[int, ...]  # of the windows
+
+    @classmethod
+    def over(cls, num_samples, window, columns, overlap):
+        """Windows of `window` samples that share `overlap` (0 to below 1) of their columns with the one before."""
+        window = min(window, num_samples)
+        total = -(-num_samples * columns // window)  # the last column may stand for less than the others
+        step = max(1, round(columns * (1 - overlap)))
+        return cls(num_samples, window, columns, total, (*range(0, total - columns, step), total - columns))
+
+    @property
+    def column_samples(self):
+        return self.window / self.columns
+
+    def start(self, first_column):
+        """The first sample of the window that starts with this column."""
+        return min(round(first_column * self.column_samples), self.num_samples - self.window)
 
 
 @dataclass

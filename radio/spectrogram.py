@@ -19,6 +19,9 @@ ROWS_A_PRODUCT = 32
 
 NORMALIZATIONS = ("per_spectrogram", "none")
 
+# What the published models see (arXiv 2411.09996), and the default.
+PUBLISHED = {"n_fft": 1024, "duration_s": 0.016}
+
 
 class Spectrogram(nn.Module):
     """Hann STFT, power, mean power over each image cell, dB, zero mean and unit variance per spectrogram.

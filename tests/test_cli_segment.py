@@ -1,5 +1,6 @@
 """main_segment.py as an engineer meets it: what is in this capture, in every format, live, and how right it is."""
 
+import argparse
 import json
 import re
 import shutil
@@ -15,11 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from support import ROOT, call, command, largest_file, write_sigmf
 
+import engine_label
 import engine_segment
 import main_finetune
 import main_pretrain
 import main_segment
 import main_synthesize
+import models_deeplab
 import models_mae
 import models_vit
 from data.annotated import AnnotatedWindows
@@ -29,6 +32,7 @@ from radio.detection import match
 from radio.recordings import find_recordings, open_recording
 from radio.spectrogram import Spectrogram
 from util import checkpoint
+from util.weights import write_weights
 
 NANO = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2,
         "decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
@@ -52,7 +56,7 @@ def quick(monkeypatch, request):
     """A small model, and pictures without anything in them where none looks at them."""
     nano(monkeypatch)
     if "picture" not in request.function.__name__:
-        monkeypatch.setattr(main_segment, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(engine_label, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
     torch.set_num_threads(1)
 
 
@@ -339,8 +343,8 @@ def test_stretches_shorter_than_an_fft_are_passed_over(weights, scene, tmp_path,
 
 def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_path, monkeypatch):
     shown = []
-    real = main_segment.labelled_figure
-    monkeypatch.setattr(main_segment, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
+    real = engine_label.labelled_figure
+    monkeypatch.setattr(engine_label, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
     assert segment(weights, tmp_path / "out", scene) == 0
     left, right = shown[0].axes[:2]
     assert left.get_ylabel() == right.get_ylabel() == "frequency (MHz)"
@@ -351,6 +355,100 @@ def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_pat
                                     one["bandwidth_hz"] / 1e6)) for one in found]  # fmt: skip
     assert [text.get_text() for text in left.texts] == [f"{one['label']} {one['confidence']:.2f}" for one in found]
     assert (tmp_path / "out" / "000003.png").stat().st_size > 10_000
+
+
+# Weights of other projects
+
+
+def as_the_fork(weights, path, channels=1, **more):
+    """The model as the radio fork saves it, with MAE's `save_model`, in a process of several; returns the file."""
+    state = {name.replace("head.", "decoder_pred."): value for name, value in checkpoint.load(weights)["model"].items()}
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].repeat(1, channels, 1, 1) / channels
+    torch.save({"model": {f"module.{name}": value for name, value in state.items()} | more, "optimizer": {"state": {}},
+                "epoch": 49, "scaler": {}, "args": argparse.Namespace(lr=1e-3, output_dir=path.parent)}, path)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_forks_segmentation_model(weights, scene, tmp_path, capsys, channels):
+    """With the published front end; it finds what the same model finds that says so itself."""
+    fork = as_the_fork(weights, tmp_path / "fork.pth", channels)
+    assert segment(fork, tmp_path / "out", scene, "--classes", "Noise,NR,LTE") == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "front end" in line]
+    assert line == (f"warning: {fork}: the file has no front end; the published one is used (FFT of 1024, windows of 16 ms, "
+                    "images of 64 x 64); block norms have epsilon 1e-06 (--norm_eps)")  # fmt: skip
+    about = json.loads((tmp_path / "out" / "000003.json").read_text())
+    front_end = Spectrogram(1024, 0.016, (64, 64)).settings()
+    assert (about["classes"], about["front_end"]) == (["Noise", "NR", "LTE"], front_end)
+
+    torch.save(torch.load(weights) | {"front_end": front_end}, tmp_path / "ours.pth")
+    assert segment(tmp_path / "ours.pth", tmp_path / "ours", scene) == 0
+    assert len(found_in(tmp_path / "ours")) >= 3
+    for one, other in zip(found_in(tmp_path / "out"), found_in(tmp_path / "ours"), strict=True):
+        assert one.pop("label") == other.pop("label")
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), "--classes: expected 3 names, the background first, as "),
+        (("--classes", "Noise,NR"), "--classes: expected 3 different names, one for each class of the head; found Noise,NR"),
+        (("--classes", "Noise,NR,NR"), "--classes: expected 3 different names"),
+        (("--classes", "a,b,c", "--norm_eps", "0"), "--norm_eps: expected a number above 0 and below 1; found 0 (--help"),
+    ],
+)
+def test_class_names_that_do_not_fit(weights, scene, tmp_path, capsys, flags, expected):
+    fork = as_the_fork(weights, tmp_path / "fork.pth")
+    assert expected in fails(capsys, fork, tmp_path / "out", scene, *flags)
+
+
+def test_class_names_that_contradict_the_file(weights, scene, tmp_path, capsys):
+    line = fails(capsys, weights, tmp_path / "out", scene, "--classes", "Noise,LTE,NR")
+    assert line == f"error: --classes: expected Noise,NR,LTE, the names in {weights}; found Noise,LTE,NR"
+    assert segment(weights, tmp_path / "out", scene, "--classes", "Noise,NR,LTE") == 0
+
+
+def test_the_epsilon_of_block_norms(weights, tmp_path):
+    """The flag's, else the file's, else that of MAE."""
+    fork, cpu = as_the_fork(weights, tmp_path / "fork.pth"), torch.device("cpu")
+    state = torch.load(weights)
+    torch.save(state | {"args": state["args"] | {"norm_eps": 1e-5}}, tmp_path / "ours.pth")
+    for path, flag, expected in ((fork, None, 1e-6), (fork, 1e-5, 1e-5), (tmp_path / "ours.pth", None, 1e-5),
+                                 (tmp_path / "ours.pth", 1e-3, 1e-3)):  # fmt: skip
+        model = engine_segment.open_segmenter(path, cpu, classes=["Noise", "NR", "LTE"], norm_eps=flag).model
+        assert {block.norm1.eps for block in (*model.blocks, *model.decoder_blocks)} == {expected}
+        assert model.norm.eps == model.decoder_norm.eps == 1e-6
+
+
+def test_precision_is_picked_by_the_models_width(weights, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine_segment, "pick_amp", lambda *args, **more: asked.append(more) or "off")
+    engine_segment.open_segmenter(weights, torch.device("cpu"))
+    write_deeplab(tmp_path / "deeplab.safetensors")
+    engine_segment.open_segmenter(tmp_path / "deeplab.safetensors", torch.device("cpu"))
+    assert asked == [{"width": 64}, {}]
+
+
+def write_deeplab(path):
+    about = {"task": "segmentation", "model": "deeplabv3_mobilenet_v3_large"}
+    model = models_deeplab.create_model(about["model"], 3, 1)
+    write_weights(path, model.state_dict(), holds="segmentation", preset=about["model"], classes=["Noise", "NR", "LTE"],
+                  front_end=Spectrogram(512, DURATION_S, (ROWS, ROWS)).settings(), args=about)  # fmt: skip
+
+
+def test_deeplab(scene, tmp_path, capsys):
+    write_deeplab(tmp_path / "deeplab.safetensors")
+    assert segment(tmp_path / "deeplab.safetensors", tmp_path / "out", scene) == 0
+    line = fails(capsys, tmp_path / "deeplab.safetensors", tmp_path / "o", scene, "--norm_eps", 1e-5)
+    assert line == ("error: --norm_eps: expected a Vision Transformer, which has such norms; found "
+                    "deeplabv3_mobilenet_v3_large")  # fmt: skip
+
+
+def test_offline_fetches_nothing(scene, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
+    line = fails(capsys, "mae_vit_base", tmp_path / "out", scene, "--offline")
+    assert line.startswith("error: mae_vit_base: expected it in the cache, being offline; found no")
 
 
 # Live
@@ -465,10 +563,16 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
         line = fails(capsys, tmp_path / name, tmp_path / "out", scene)
         assert f"{name}: expected a file of weights; found {expected}" in line
     state = checkpoint.load(weights)
+    model = state["model"]
+    shallow = {name: value for name, value in model.items() if not name.startswith("blocks.1.")}
+    headless = {name: value for name, value in model.items() if not name.startswith("decoder_norm.")}
     for change, expected in (({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
-                             ({"args": state["args"] | {"model": "vit_unknown"}}, "vit_unknown"),
-                             ({"args": {"task": "segmentation"}}, "expected what builds the model"),
-                             ({"classes": ["Noise", "NR"]}, "expected the weights of this model")):  # fmt: skip
+                             ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected what builds the front end"),
+                             ({"model": shallow}, "expected the encoder of a preset"),
+                             ({"model": headless}, "found 2 tensors missing or of another shape, first: decoder_norm."),
+                             ({"model": model | {"gate": torch.ones(1)}}, "found 1 tensors that it has not, first: gate"),
+                             ({"classes": ["Noise", "NR"]}, "expected 3 different names, one for each class of the head"),
+                             ({"classes": []}, "--classes: expected 3 names, the background first, as ")):  # fmt: skip
         torch.save(state | change, tmp_path / "changed.pth")
         assert expected in fails(capsys, tmp_path / "changed.pth", tmp_path / "out", scene)
 

@@ -18,9 +18,9 @@ from support import ROOT, write_ci16, write_sigmf
 from torch import nn
 
 import engine_segment
-from engine_segment import Segmenter, Tiling
+from engine_segment import Segmenter
 from radio import spans
-from radio.planes import PICTURE_COLUMNS, Overview, Run
+from radio.planes import PICTURE_COLUMNS, Overview, Run, Tiling
 from radio.recordings import open_recording
 from radio.region_pool import RegionPool
 from radio.regions import Limits

@@ -10,8 +10,8 @@ import pytest
 import torch
 from support import NANO, call, command
 
+import engine_segment
 import main_finetune
-import main_segment
 import main_synthesize
 import models_mae
 import models_vit
@@ -66,8 +66,7 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
         assert (weights.holds, weights.licence) == (holds, "Apache-2.0")
         assert (weights.front_end["n_fft"], weights.front_end["duration_s"]) == (128, 0.003)
         assert str(tmp_path) not in weights.command
-    args = argparse.Namespace(weights=str(seg), amp="auto")
-    assert main_segment.open_segmenter(args, torch.device("cpu")).class_names == ["Noise", "NR", "LTE"]
+    assert engine_segment.open_segmenter(seg, torch.device("cpu")).class_names == ["Noise", "NR", "LTE"]
 
     # what --eval says of the file is what was measured after training, in single precision
     flags = ("--task", "segmentation", "--model", "vit_nano_patch16", "--data_path", tmp_path / "scenes", "--device", "cpu",

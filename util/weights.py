@@ -1,5 +1,7 @@
 """Weights in files, and a start from those of another run or project: what fits is taken, and nothing is dropped unsaid."""
 
+import argparse
+import contextlib
 import json
 import math
 import re
@@ -45,9 +47,18 @@ class Weights(NamedTuple):
 
 def add_arguments(group):
     """The flags of every command that reads weights."""
-    group.add_argument("--norm_eps", type=float, help="epsilon of the norms inside blocks; where not given, as the weights "
-                       f"say, else {DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
+    group.add_argument("--norm_eps", type=_epsilon, metavar="EPS",
+                       help="epsilon of the norms inside blocks; where not given, as the weights say, else "
+                       f"{DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
     group.add_argument("--offline", action="store_true", default=None, help="fetch nothing; also HF_HUB_OFFLINE=1")
+
+
+def _epsilon(text):
+    """The value of `--norm_eps`."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1; found {text}")
 
 
 def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
@@ -238,7 +249,7 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     for name in POSITIONS:
         if name not in own or name not in state or not _fits_but_grid(state[name], own[name]):
             continue
-        grid = _source_grid(state[name].shape[1] - 1, front_end, model.patch_size, path)
+        grid = grid_of(state[name].shape[1] - 1, front_end, model.patch_size, path)
         if grid != tuple(model.grid_size):
             adapted.append(f"{name} {grid[0]} x {grid[1]} -> {model.grid_size[0]} x {model.grid_size[1]}")
             state[name] = resample_positions(state[name], grid, model.grid_size)
@@ -308,7 +319,12 @@ def _with_channels(weight, channels):
     return weight.sum(dim=1, keepdim=True)
 
 
-def _source_grid(num_patches, front_end, patch_size, path):
+def grid_of(num_patches, front_end, patch_size, path):
+    """Rows and columns of the patches that a file has positions for: of its front end's images, else taken as square.
+
+    Raises:
+        UserError: the number is no square and there is no image size, or it contradicts the image size.
+    """
     image_size = (front_end or {}).get("image_size")
     if image_size is None:
         side = math.isqrt(num_patches)

@@ -1,0 +1,149 @@
+"""The Python interface: models, with and without weights, and a labeller of recordings, through torch.hub.
+
+    import torch
+    labeller = torch.hub.load(".", "labeller", source="local")
+    for carrier in labeller.label("capture.sigmf-meta"):
+        print(carrier)
+
+    model = torch.hub.load(".", "radio_mae_vit_tiny", source="local")             # a released file of weights
+    encoder = torch.hub.load(".", "vit_small_patch16", source="local",            # a preset, started from a file
+                             pretrained="output_dir/checkpoint-last.pth")
+
+`mae_vit_*` are masked autoencoders, `vit_*` their encoders alone. Every other entry but `labeller` is a released file of
+`main_download.py list`. "." is the folder of this file. Weights are read when an entry is called, not before.
+"""
+
+import models_mae as _models_mae
+import models_vit as _models_vit
+import models_weights as _models_weights
+from util import download as _download
+from util import weights as _weights
+from util.errors import UserError as _UserError
+from util.errors import warn as _warn
+
+# torch.hub looks for these before it calls an entry.
+dependencies = ["torch", "torchvision", "timm", "einops", "numpy", "scipy", "safetensors", "sigmf", "matplotlib",
+                "huggingface_hub", "filelock", "requests", "tqdm"]  # fmt: skip
+
+_OPTIONS = """
+        show_report: print what was loaded, what was left in the file, and what is new in the model.
+        offline: do not use the network; None: as HF_HUB_OFFLINE says.
+        kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of the norms inside blocks.
+
+    Returns:
+        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.weights.LoadReport`;
+        `front_end`, the `radio.spectrogram.Spectrogram` that makes its images from IQ, or None; and `class_names`, by class
+        id, or [].
+
+    Raises:
+        UserError: there is no such file or name, or its weights are of another model.
+    """
+
+
+def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=None, classes=None, norm_eps=None, **limits):
+    """What is in a capture: finds carriers in recordings and in arrays of IQ, as main_segment.py does.
+
+        labels = labeller().label("capture.sigmf-meta")
+        labels[0].label, labels[0].center_freq_hz      # a sequence of `radio.carriers.Carrier`
+        labels.class_map, labels.extent                # uint8 [rows, columns]; first s, last s, lowest Hz, highest Hz
+        labels.figure().savefig("capture.png")
+
+    Args:
+        weights: a file with a segmentation head, a released name, or an address of the Hugging Face hub.
+        device: auto, cpu, cuda, cuda:1, ...
+        amp: mixed precision: auto, bf16, fp16 or off.
+        offline: do not use the network; None: as HF_HUB_OFFLINE says.
+        classes: list of class names, the background first, for weights that have none.
+        norm_eps: epsilon of the norms inside blocks; None: as the weights say, else 1e-6.
+        limits: what counts as a carrier: `min_bandwidth_hz`, `min_duration_s`, `min_confidence`, `bridge_s`; and `overlap`,
+            the share of a window that the next covers too. Defaults as in main_segment.py.
+
+    Returns:
+        `engine_label.Labeller`; its method `label` takes a path, or complex samples with `sample_rate_hz`.
+
+    Raises:
+        UserError: the weights have no segmentation head or no class names, or a value is out of range.
+    """
+    from engine_label import Labeller
+    from engine_segment import open_segmenter
+    from util.device import pick_device
+
+    segmenter = open_segmenter(weights, pick_device(device), amp, classes, norm_eps, offline)
+    return Labeller(segmenter, weights, **limits)
+
+
+def _finished(model, weights, name, report, show_report):
+    """The model with what belongs to it."""
+    try:
+        front_end = _models_weights.front_end_of(weights, name)
+    except _UserError:  # of images that are made of something else
+        front_end = None
+    model.front_end, model.class_names, model.load_report = front_end, list(weights.classes), report
+    if show_report and report:
+        print(report.summary())
+    return model
+
+
+def _of_preset(create, name, about):
+    """The entry of a preset."""
+
+    def entry(pretrained=False, img_size=None, in_chans=1, show_report=False, offline=None, **kwargs):
+        if not pretrained:
+            return create(name, img_size=img_size or 224, in_chans=in_chans, **kwargs)
+        if pretrained is True:
+            raise _UserError(f"{name}(pretrained=True): expected a file of weights or a name of `main_download.py list`; "
+                             "found True, which does not say which")  # fmt: skip
+        weights = _weights.read_weights(pretrained, offline)
+        size = img_size or _models_weights.image_size_of(weights, pretrained)
+        eps = {"norm_eps": weights.norm_eps or _weights.DEFAULT_NORM_EPS}
+        model = create(name, img_size=size, in_chans=in_chans, **eps | kwargs)
+        report = _weights.load_pretrained(model, weights.state_dict, pretrained, weights.front_end, weights.converted)
+        if report.new:
+            _warn(f"{pretrained}: {len(report.new)} tensors of {name} are not in the file and start at random: "
+                  f"{', '.join(_weights.by_module(report.new, report.loaded))}")  # fmt: skip
+        return _finished(model, weights, pretrained, report, show_report)
+
+    entry.__doc__ = f"""{about}
+
+    Args:
+        pretrained: a file of weights, a released name, or an address of the Hugging Face hub; False: a random start.
+        img_size: (frequency rows, time columns) of the images, or one number for both; None: as the weights have it, else
+            224. Position embeddings are resampled where it differs.
+        in_chans: channels of the images. Patch embeddings of another number are summed or repeated.{_OPTIONS}"""
+    return entry
+
+
+def _of_file(name, released):
+    """The entry of a released file of weights."""
+
+    def entry(pretrained=True, img_size=None, in_chans=None, show_report=False, offline=None, **kwargs):
+        weights = _weights.read_weights(name, offline)
+        model = _models_weights.create_model(weights, name, img_size, in_chans, **kwargs)
+        report = _models_weights.load(model, weights, name) if pretrained else None
+        return _finished(model, weights, name, report, show_report)
+
+    entry.__doc__ = f"""The released file {name}: {released.holds}.
+
+    Licence: {released.licence}. The file is fetched and checked where it is not in the cache yet. The model is what the
+    file holds: a masked autoencoder, an encoder alone, or an encoder with a head.
+
+    Args:
+        pretrained: load the weights; False: the same model with a random start.
+        img_size: (frequency rows, time columns) of the images, or one number for both; None: as the file has it.
+        in_chans: channels of the images; None: as the file has it.{_OPTIONS}"""
+    return entry
+
+
+def _define(name, entry):
+    entry.__name__ = entry.__qualname__ = name
+    globals()[name] = entry
+
+
+for _name in _models_mae.PRESETS:
+    _define(_name, _of_preset(_models_mae.create_model, _name, f"The masked autoencoder {_name}."))
+for _name in _models_vit.PRESETS:
+    _about = f"The encoder {_name}: images [N, C, F, T] to tokens [N, 1 + L, D], class token first."
+    _define(_name, _of_preset(_models_vit.create_encoder, _name, _about))
+for _name, _entry in _download.entries().items():
+    if _entry.kind == _download.WEIGHTS:
+        _define(_name, _of_file(_name, _entry))

@@ -1,0 +1,110 @@
+"""The model that a file of weights holds: built from what the file says and from the shapes of its tensors, then loaded."""
+
+import models_deeplab
+import models_mae
+import models_vit
+from radio.spectrogram import Spectrogram
+from util import checkpoint
+from util.convert import PATCHES
+from util.errors import UserError
+from util.weights import DEFAULT_NORM_EPS, grid_of, load_pretrained
+
+# What a masked autoencoder is built with besides its sizes.
+MAE_ARGS = ("norm_pix_loss", "mask_kind")
+
+
+def is_deeplab(weights):
+    """Whether the weights are of `models_deeplab`."""
+    return weights.args.get("model") in models_deeplab.PRESETS
+
+
+def head_of(weights):
+    """See `models_vit.head_of`; of DeepLabV3 it is `task` and `num_classes`."""
+    if not is_deeplab(weights):
+        return models_vit.head_of(weights)
+    last = weights.state_dict.get("classifier.4.weight")
+    return {} if last is None else {"task": "segmentation", "num_classes": len(last)}
+
+
+def front_end_of(weights, path):
+    """The `Spectrogram` that the weights were trained with; None where they say nothing of one.
+
+    Args:
+        weights: `util.weights.Weights`; path: where they come from, for messages.
+
+    Raises:
+        UserError: they were trained on something else than spectrograms of IQ, or with values that make no front end.
+    """
+    settings = weights.front_end
+    if not settings:
+        return None
+    if "n_fft" not in settings:
+        raise UserError(f"{path}: expected weights trained on spectrograms of IQ, with their front end; found "
+                        f"{settings.get('kind', 'none')}")  # fmt: skip
+    try:
+        return Spectrogram(**{key: value for key, value in settings.items() if key != "normalization"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: expected what builds the front end; found {error}") from error
+
+
+def image_size_of(weights, path):
+    """(rows, columns) of the images that the encoder's position embeddings are for; a square where the file does not say."""
+    positions, projection = (weights.state_dict.get(name) for name in ("pos_embed", PATCHES))
+    if positions is None or projection is None:
+        raise UserError(f"{path}: expected an encoder with pos_embed and {PATCHES}; found none")
+    patch_size = projection.shape[-1]
+    grid = grid_of(positions.shape[1] - 1, weights.front_end, patch_size, path)
+    return tuple(side * patch_size for side in grid)
+
+
+def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **kwargs):
+    """The model that the weights are of, not loaded yet: with a head, a masked autoencoder, or an encoder alone.
+
+    Args:
+        weights: `util.weights.Weights`; path: where they come from, for messages.
+        img_size: (rows, columns) or one number; None: as the file has it.
+        in_chans: channels of the images; None: as the file has it.
+        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `DEFAULT_NORM_EPS`.
+        kwargs: more arguments of the class.
+
+    Returns:
+        A model of `models_vit`, `models_mae` or `models_deeplab`, in train mode.
+
+    Raises:
+        UserError: no preset has these sizes, or a value that the model refuses.
+    """
+    head, name = head_of(weights), weights.args.get("model")
+    if is_deeplab(weights):
+        if norm_eps is not None:
+            raise UserError(f"--norm_eps: expected a Vision Transformer, which has such norms; found {name}")
+        return models_deeplab.create_model(name, head.get("num_classes", 2), in_chans or 1)
+    preset = models_vit.preset_of(weights, path)
+    sizes = kwargs | {
+        "img_size": img_size or image_size_of(weights, path),
+        "in_chans": in_chans or weights.state_dict[PATCHES].shape[1],
+        "norm_eps": norm_eps or weights.norm_eps or DEFAULT_NORM_EPS,
+    }
+    if head:
+        return models_vit.create_model(preset, **head, **{"drop_path": 0.0} | sizes)
+    if "mask_token" in weights.state_dict:
+        own = {key: weights.args[key] for key in MAE_ARGS if key in weights.args}
+        return models_mae.create_model(f"mae_{preset}", **own | sizes)
+    return models_vit.create_encoder(preset, **sizes)
+
+
+def load(model, weights, path):
+    """Load a model of `create_model`, in place.
+
+    Returns:
+        A `util.weights.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
+
+    Raises:
+        UserError: a tensor of the model is not in the file, or is of another shape.
+    """
+    if is_deeplab(weights):
+        return checkpoint.load_model(model, weights.state_dict, path)
+    report = load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted)
+    if missing := [name for name in report.new if name not in models_vit.FIXED]:
+        raise UserError(f"{path}: expected the weights of this model; found {len(missing)} tensors missing or of another "
+                        f"shape, first: {missing[0]}")  # fmt: skip
+    return report
