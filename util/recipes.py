@@ -13,8 +13,8 @@ RECIPES = {
     },
     # Few labels, or few steps on a small machine: chosen on three sets of scenes, see FINETUNE.md. Its length is in steps.
     "few": {
-        "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 16, "steps": 600, "blr": 1.6e-2,
-        "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.0,
+        "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 16, "steps": 400, "blr": 1.6e-2,
+        "min_lr": 1e-6, "layer_decay": 0.9, "weight_decay": 0.05, "drop_path": 0.1,
         "class_weights": "none", "smoothing": 0.1,
     },
     # MAE's linear probe (arXiv 2111.06377, appendix A.1)
