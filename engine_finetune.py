@@ -22,6 +22,7 @@ from util.errors import StoppedError, UserError, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import half_cosine, set_lr
 from util.metrics import means, overall
+from util.recipes import LARS_TRUST
 from util.record import Record
 
 SPLIT = "split.json"
@@ -33,7 +34,7 @@ def lars(groups, lr):
     """LARS as MAE's linear probe has it: weights adapt, and what has one dimension does not."""
     for group in groups:
         group["always_adapt"] = group["params"][0].ndim > 1
-    return Lars(groups, lr=lr, momentum=0.9)
+    return Lars(groups, lr=lr, momentum=0.9, trust_coeff=LARS_TRUST)
 
 
 OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, fused=True), "lars": lars,

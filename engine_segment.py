@@ -286,8 +286,8 @@ def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offlin
         rows, columns = models_weights.image_size_of(weights, name)
         front_end = Spectrogram(**PUBLISHED, image_size=(rows, columns))
         warn(f"{name}: the file has no front end; the published one is used (FFT of {front_end.n_fft}, windows of "
-             f"{front_end.duration_s * 1e3:g} ms, images of {rows} x {columns}); block norms have epsilon "
-             f"{model.norm_eps:g} (--norm_eps)")  # fmt: skip
+             f"{front_end.duration_s * 1e3:g} ms, images of {rows} x {columns}, each with zero mean and unit variance); "
+             f"block norms have epsilon {model.norm_eps:g} (--norm_eps)")  # fmt: skip
     report = models_weights.load(model, weights, name)
     if left := [one for one in report.left if one != "mask_token"] if report else []:
         raise UserError(f"{name}: expected the weights of this model; found {len(left)} tensors that it has not, first: "

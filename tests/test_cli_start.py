@@ -325,6 +325,8 @@ def test_so_few_steps_that_nothing_moves_are_named(scenes, weights, tmp_path, ca
     assert "--recipe few" in capsys.readouterr().err
     assert finetune(*flags, "--blr", 0.1, "--output_dir", tmp_path / "own") == 0
     assert "--recipe few" not in capsys.readouterr().err
+    assert finetune(*flags, "--recipe", "linprobe", "--output_dir", tmp_path / "probe") == 0
+    assert "--opt lars: 4 steps at a rate of" in capsys.readouterr().err
 
 
 def test_a_new_user_names_weights_data_and_classes(weights, tmp_path, capsys):

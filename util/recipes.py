@@ -29,6 +29,7 @@ OPTIMIZERS = ("adamw", "lars", "sgd")
 WARMUP, VALIDATIONS = 0.1, 20
 # Below so many steps the published rate hardly moves the weights: see FINETUNE.md.
 FEW_STEPS = 500
+LARS_TRUST = 1e-3  # a step of LARS moves a weight by the rate times this share of its norm
 
 
 def fill_in(args, own=()):
@@ -61,9 +62,13 @@ def steps_per_epoch(num_samples, effective_batch):
 
 
 def warn_of_few_steps(args, num_samples, effective_batch):
-    """Name the recipe for few steps where the published one is followed in so few that it cannot move the weights."""
+    """Name the recipe for few steps where another is followed in so few that it cannot move the weights."""
     steps = args.epochs * steps_per_epoch(num_samples, effective_batch)
-    published = RECIPES["published"]
-    if args.recipe == "published" and args.blr == published["blr"] and "lr" not in args.given and steps < FEW_STEPS:
+    as_it_is = not args.given & {"lr", "blr"}
+    if args.recipe == "published" and as_it_is and args.opt == "adamw" and steps < FEW_STEPS:
         warn(f"--recipe published: {steps} steps at a rate of {args.lr:.2g} hardly move the weights; --recipe few is made "
              "for so few")  # fmt: skip
+    moved = steps * args.lr * LARS_TRUST / 2  # the mean of a cosine
+    if args.opt == "lars" and moved < 1:
+        warn(f"--opt lars: {steps} steps at a rate of {args.lr:.2g} move the linear layer by {moved:.1%} of its norm; give a "
+             "larger --blr or more --epochs, or --recipe few --train probe --head linear")  # fmt: skip
