@@ -376,7 +376,8 @@ def test_the_forks_segmentation_model(weights, scene, tmp_path, capsys, channels
     assert segment(fork, tmp_path / "out", scene, "--classes", "Noise,NR,LTE") == 0
     [line] = [line for line in capsys.readouterr().err.splitlines() if "front end" in line]
     assert line == (f"warning: {fork}: the file has no front end; the published one is used (FFT of 1024, windows of 16 ms, "
-                    "images of 64 x 64); block norms have epsilon 1e-06 (--norm_eps)")  # fmt: skip
+                    "images of 64 x 64, each with zero mean and unit variance); block norms have epsilon "
+                    "1e-06 (--norm_eps)")  # fmt: skip
     about = json.loads((tmp_path / "out" / "000003.json").read_text())
     front_end = Spectrogram(1024, 0.016, (64, 64)).settings()
     assert (about["classes"], about["front_end"]) == (["Noise", "NR", "LTE"], front_end)
