@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import NANO, ROOT, call, write_sigmf
 
+import models_mae
 import models_vit
 from radio.carriers import CLASS_NAMES
 from radio.spectrogram import Spectrogram
@@ -83,6 +84,7 @@ def capture(folder, name, annotations):
 
 
 def test_captures_are_labelled_judged_and_recorded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
     monkeypatch.setitem(models_vit.PRESETS, "vit_nano", NANO)
     torch.manual_seed(0)
     model = models_vit.create_model("vit_nano", "segmentation", 3, (16, 16))

@@ -145,7 +145,7 @@ def export(path, model, about, dtype="float32"):
         write_onnx(path, model, about)
     elif encoder_alone(path):
         what = "encoder"
-        args = {key: about["args"][key] for key in ("model", "in_chans", "norm_eps")}
+        args = {key: about["args"][key] for key in ("model", "in_chans", "norm_eps") if key in about["args"]}
         about = about | {"holds": "encoder", "args": args}
         write_weights(path, convert.to_timm(lora.merged(model.state_dict())), DTYPES[dtype], **about)
     else:
