@@ -11,8 +11,7 @@ from util.errors import UserError, warn
 # learning may differ with a warning, others may not.
 FREE_FLAGS = {"output_dir", "log_dir", "resume", "eval", "seeds", "device", "num_workers", "pin_mem", "val_every",
               "input_size", "n_fft", "window_ms", "export", "export_dtype", "licence", "async_save", "save_every_steps",
-              "recipe", "offline",
-              *compiling.FLAGS, *joining.FLAGS}  # fmt: skip
+              "recipe", "offline", *compiling.FLAGS, *joining.FLAGS}  # fmt: skip
 LEARNING_FLAGS = {"data_path", "epochs", *resume.BATCH_FLAGS, "lr", "blr", "min_lr", "warmup_epochs", "clip_grad",
                   "class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"}  # fmt: skip
 # How a command runs; the others come from a checkpoint that `--resume` names where they are not given.
@@ -20,7 +19,6 @@ OWN_FLAGS = FREE_FLAGS - {"input_size", "n_fft", "window_ms", "val_every", "reci
 ADAPTER_FLAGS = {"lora", "lora_alpha"}
 MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool", "head_norm", "norm_eps", *ADAPTER_FLAGS}
 DIVIDING_FLAGS = {"seed", "val_fraction", "test_fraction", "split_by", "test_groups", "protocol", "split"}
-
 
 
 def open_start(args, folder):
