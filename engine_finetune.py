@@ -162,6 +162,9 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     print(f"{args.model} on {device}, amp {args.amp}; samples: {counts}; {resume.batch_description(args)}, "
           f"lr {args.lr:.3g}, {args.epochs} epochs")  # fmt: skip
 
+    if first_epoch >= args.epochs:
+        print(f"nothing is left to train: {first_epoch} epochs are done, --epochs is {args.epochs}")
+
     def loss_of_zeros():
         images = torch.zeros(args.batch_size, data.source.in_chans, *data.front_end.image_size, device=device)
         with autocast():
@@ -173,7 +176,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     if distributed.is_main() and best_state is not None and best_epoch >= 0:
         checkpoint.save(best_state, folder, name=checkpoint.BEST)
     about = {"num_samples": len(loader.dataset), "effective_batch": batch, "args": flags, "front_end": data.settings,
-             "classes": list(data.class_names)}  # fmt: skip
+             "classes": list(data.class_names), "split": data.fingerprint() if distributed.is_main() else ""}  # fmt: skip
     with Record(folder, args.log_dir, model, optimizer, scaler, progress, about, first_epoch,
                 background=args.async_save) as record:  # fmt: skip
         log = record.log

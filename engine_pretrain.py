@@ -158,7 +158,8 @@ class Reporter:
             self._first_ended = time.perf_counter()
         if step == self.progress.epoch_step == ESTIMATED_STEPS and self._first_step == 0:
             left = (self.epochs - epoch) * self.steps_per_epoch - step
-            print(cost.time_line((time.perf_counter() - self._first_ended) / (step - 1), left), flush=True)
+            if left:
+                print(cost.time_line((time.perf_counter() - self._first_ended) / (step - 1), left), flush=True)
 
     def _print(self, epoch):
         step = self.progress.epoch_step

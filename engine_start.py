@@ -3,7 +3,7 @@
 import models_deeplab
 import models_vit
 from data import tasks
-from util import checkpoint, compiling, joining, lora, resume
+from util import checkpoint, compiling, distributed, joining, lora, resume
 from util import weights as pretrained
 from util.errors import UserError, warn
 
@@ -71,9 +71,13 @@ def build_model(args, data, weights):
         loaded = pretrained.load_pretrained(model, *source)
         missing = [name for name in loaded.new if name not in models_vit.FIXED]
         if args.eval and (missing or (weights.classes or data.class_names) != data.class_names):
+            classes = weights.classes or f"{models_vit.head_of(weights).get('num_classes', 'no')} classes without names"
             raise UserError(f"{args.finetune}: expected weights of this task, trained on {data.class_names}; found "
-                            f"{weights.classes or 'no classes'}, and {len(missing)} tensors missing")  # fmt: skip
+                            f"{classes}, and {len(missing)} tensors missing")  # fmt: skip
         print(loaded.summary())
+        if args.eval and not weights.classes:
+            order = ", ".join(data.class_names)
+            warn(f"{args.finetune}: names no classes; its outputs are taken for {order}, in this order")
     if args.lora:
         lora.add(model, args.lora, args.lora_alpha)
     names = models_vit.trainable(model, args.train)
@@ -84,8 +88,27 @@ def build_model(args, data, weights):
         shown += pretrained.by_module(plain, own.keys() - set(names))
         count, total = (sum(own[name].numel() for name in some) for some in (names, own))
         mode = f"--lora {args.lora}" if args.lora else f"--train {args.train}"
+        if not args.finetune and mode in ("--train head", "--train probe"):
+            warn(f"{mode}: no --finetune, so the encoder is random and stays so (--finetune random says that this is meant)")
         print(f"{mode}: {len(names)} tensors train, {count:,} of {total:,} parameters: {', '.join(shown)}")
     return model
+
+
+def check_division(args, path, saved, data):
+    """See that the samples are in the parts in which the run of a checkpoint had them; of an evaluation, warn.
+
+    Raises:
+        UserError: they are not, and the run is to go on.
+    """
+    ours = distributed.from_main(data.fingerprint) if saved.get("split") else None
+    if ours in (None, saved["split"]):
+        return
+    data_path = ", ".join(map(str, args.data_path))
+    what = f"{path}: expected the samples of its run in the same parts; found others in {data_path}"
+    if not args.eval:
+        raise UserError(f"{what} (a new run starts from it with --finetune {path})")
+    warn(f"{what}: test samples may be among those that the model was trained on (--split with the run's split.json divides "
+         "as it did)")  # fmt: skip
 
 
 def check_resumed(args, flags, path, saved):

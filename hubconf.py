@@ -53,7 +53,7 @@ def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=No
         device: auto, cpu, cuda, cuda:1, ...
         amp: mixed precision: auto, bf16, fp16 or off.
         offline: do not use the network; None: as HF_HUB_OFFLINE says.
-        classes: list of class names, the background first, for weights that have none.
+        classes: list of class names, the background first, or "Noise,NR,LTE"; for weights that have none.
         norm_eps: epsilon of the norms inside blocks; None: as the weights say, else 1e-6.
         limits: what counts as a carrier: `min_bandwidth_hz`, `min_duration_s`, `min_confidence`, `bridge_s`; and `overlap`,
             the share of a window that the next covers too. Defaults as in main_segment.py.
@@ -68,6 +68,7 @@ def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=No
     from engine_segment import open_segmenter
     from util.device import pick_device
 
+    classes = classes.split(",") if isinstance(classes, str) else classes
     segmenter = open_segmenter(weights, pick_device(device), amp, classes, norm_eps, offline)
     return Labeller(segmenter, weights, **limits)
 

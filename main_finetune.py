@@ -53,7 +53,7 @@ from data.labelled import Part
 from data.splits import fewer_labels
 from engine_evaluate import evaluate, groupings, report
 from engine_finetune import loader_of, train
-from engine_start import ADAPTER_FLAGS, MODEL_FLAGS, build_model, check_resumed, open_start, take_from
+from engine_start import ADAPTER_FLAGS, MODEL_FLAGS, build_model, check_division, check_resumed, open_start, take_from
 from util import checkpoint, compiling, distributed, export, joining, parallel, recipes, resume
 from util import weights as pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
@@ -67,7 +67,7 @@ RESULTS = "results.json"
 
 
 def get_args_parser():
-    parser = Parser("Fine-tune and evaluate on a labelled task.", OF_MAE)
+    parser = Parser("Fine-tune and evaluate on a labelled task.", OF_MAE | {"init": "--finetune starts from weights"})
     parser.add_argument("--task", choices=tasks.TASKS)
     registry.add_data_arguments(parser, required=False)
     tasks.add_label_arguments(parser)
@@ -113,7 +113,8 @@ def get_args_parser():
     training.add_argument("--seeds", type=int, default=1, help="runs, with this seed and those after it")
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="./output_finetune", help="checkpoints, log.txt, results.json, pictures")
+    run.add_argument("--output_dir", default="./output_finetune", help="checkpoints, log.txt, results.json, pictures; where "
+                     "not given, of --eval the folder eval beside the checkpoint, or ./output_eval")  # fmt: skip
     run.add_argument("--log_dir", help="TensorBoard events; the output folder where not given")
     run.add_argument("--resume", default="auto", metavar="auto|none|PATH",
                      help="checkpoint to go on with or to --eval, with its flags where none are given; auto: that of the "
@@ -159,6 +160,8 @@ def check_args(args):
         raise UserError(f"--layer_decay: expected a factor above 0, up to 1; found {args.layer_decay}")
     if args.lora is not None:
         check_adapters(args)
+    elif "lora_alpha" in args.given:
+        raise UserError(f"--lora_alpha {args.lora_alpha}: expected --lora RANK with it; found none")
     named = resume.is_named(args.resume)
     if args.eval and not named and (args.export or args.finetune in ("", "random")):
         raise UserError("--eval: expected --resume CHECKPOINT or, without --export, --finetune WEIGHTS, what to evaluate; "
@@ -194,8 +197,11 @@ def check_adapters(args):
         raise UserError(f"--lora_alpha: expected a positive number; found {args.lora_alpha}")
     if args.finetune in ("", "random") and not args.eval and not resume.is_named(args.resume):
         raise UserError(f"--lora: expected --finetune WEIGHTS, which stay as they are; found {args.finetune or 'none'}")
-    if args.shard or "train" in args.given:
-        raise UserError(f"--lora: expected neither --shard nor --train; found {'--shard' if args.shard else args.train}")
+    others = ["--shard"] * args.shard + [f"--train {args.train}"] * ("train" in args.given) + (
+        ["--recipe linprobe"] * (args.recipe == "linprobe"))  # fmt: skip
+    if others:
+        raise UserError(f"--lora: expected the encoder with adapters to train, and copied; found {others[0]}")
+    args.train = None  # what trains is decided
 
 
 def open_data(args, path, saved, weights, device):
@@ -234,12 +240,15 @@ def run(args, folder, device, stop):
     if saved:
         check_resumed(args, flags, path, saved)
     data = open_data(args, path, saved, weights, device)
+    if saved:
+        check_division(args, path, saved, data)
+    sizes = len(data.parts["train"]), resume.effective_batch(args)
     if not args.eval:
-        sizes = len(data.parts["train"]), resume.effective_batch(args)
         recipes.fill_in_length(args, *sizes)
-        recipes.warn_of_few_steps(args, *sizes)
         flags |= {name: getattr(args, name) for name in ("epochs", "warmup_epochs", "val_every")}
     model = build_model(args, data, weights)
+    if not args.eval:
+        recipes.warn_of_few_steps(args, *sizes)
     if not args.shard:
         model.to(device)
     export.check_size(args.export, model)
@@ -308,6 +317,8 @@ def main(args):
         keep_freed_memory()
         if device.type == "cpu":
             share_threads(distributed.local_world_size())
+        if args.eval and "output_dir" not in args.given:
+            args.output_dir = str(Path(args.resume).parent / "eval") if resume.is_named(args.resume) else "output_eval"
         every = []
         with contextlib.ExitStack() as opened:
             if distributed.is_main():

@@ -59,7 +59,8 @@ PICTURES = 4
 
 
 def get_args_parser():
-    parser = Parser("Pretrain a masked autoencoder on radio recordings.", OF_MAE)
+    elsewhere = OF_MAE | {"finetune": "--init starts from weights"}
+    parser = Parser("Pretrain a masked autoencoder on radio recordings.", elsewhere)
     data = registry.add_data_arguments(parser, required=False)
     data.add_argument("--val_fraction", type=float, default=0.1,
                       help="share of the recordings held out; of a single one, its end; 0 holds out none")
@@ -153,8 +154,10 @@ def open_data(args, device, trained_with):
 
 def start_from(args, init):
     """Fill in what the weights of `--init` say of the model."""
-    if args.model is None:  # that of a run to resume is there already
-        args.model = models_mae.preset_of(init, args.init) if init else models_mae.DEFAULT_PRESET
+    preset = models_mae.preset_of(init, args.init) if init else models_mae.DEFAULT_PRESET
+    args.model = args.model or preset  # of a run to resume it is there already
+    if init and models_mae.PRESETS.get(args.model) != models_mae.PRESETS[preset]:
+        raise UserError(f"--model {args.model}: expected {preset}, whose sizes {args.init} has; found another")
     if args.norm_eps is None:
         args.norm_eps = (init and init.norm_eps) or pretrained.DEFAULT_NORM_EPS
     if init and "norm_pix_loss" not in args.given and isinstance(init.args.get("norm_pix_loss"), bool):

@@ -194,7 +194,8 @@ def show(one, stretches):
               f"{carrier.start_s * 1e3:.2f}", f"{carrier.duration_s * 1e3:.2f}", f"{carrier.confidence:.2f}"]
              for stretch in stretches for carrier in stretch.carriers]  # fmt: skip
     known = all(stretch.recording.center_freq_hz is not None for stretch in stretches)
-    print(f"\n{one.first.path.name}: {len(rows) - 1} carriers{'' if known else ' (frequencies from the centre)'}")
+    found = f"{len(rows) - 1} carrier{'s' * (len(rows) != 2)}"
+    print(f"\n{one.first.path.name}: {found}{'' if known else ' (frequencies from the centre)'}")
     print(aligned(rows) if len(rows) > 1 else "nothing was found but noise", flush=True)
 
 

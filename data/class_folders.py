@@ -56,6 +56,7 @@ class ClassFolders(Source):
             found = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in sorted(others.items()))
             warn(f"{path}: files that are neither recordings nor images are left out: {found}")
         kind = self._kind(files)
+        self.holds_images = kind != RECORDINGS
         if kind == RECORDINGS:
             found = {place: find_recordings(own, sample_rate_hz, datatype, index) for place, own in files.items()}
             self._samples = TiledRecordings([one for own in found.values() for one in own], front_end)

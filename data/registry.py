@@ -121,7 +121,7 @@ def _images_among(files, recordings):
     return [file for file in files if file not in known and has_image_suffix(file)]
 
 
-def front_end_for(found, args, pretrained=None, flags_decide=False):
+def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False):
     """The front end of the sets that were found, or else one of the flags', the pretrained weights' or default parameters.
 
     A line says what another front end than that of the weights means.
@@ -130,6 +130,7 @@ def front_end_for(found, args, pretrained=None, flags_decide=False):
         args: what the parser of `add_data_arguments` gave.
         pretrained: settings that weights were trained with, or None.
         flags_decide: flags may say otherwise than the weights; else only `--input_size` may, and sets.
+        silent: leave that line to `compare`.
 
     Raises:
         UserError: a parameter is out of range, or does not agree with a set.
@@ -167,13 +168,19 @@ def front_end_for(found, args, pretrained=None, flags_decide=False):
         front_end = Spectrogram(**{**defaults, **settings})
     except ValueError as error:
         raise UserError(f"--n_fft, --window_ms, --input_size: {error}") from error
-    if pretrained:
-        _compare(front_end.settings(), pretrained)
+    if not found.images and not silent:
+        compare(front_end.settings(), pretrained)
     return front_end
 
 
-def _compare(ours, theirs):
-    """Say what it means that weights were trained with another front end, where a cell of an image is another one."""
+def compare(ours, theirs):
+    """Say what it means that weights were trained with another front end, where a cell of an image is another one.
+
+    Args:
+        ours: settings of a front end; theirs: the same of the weights, empty or None without.
+    """
+    if not theirs or "n_fft" not in theirs:
+        return
     cells = [{"time": 1e6 * one["duration_s"] / one["image_size"][1], "rows": one["image_size"][0], "n_fft": one["n_fft"]}
              for one in (ours, theirs)]  # fmt: skip
     if cells[0] == cells[1]:

@@ -1,6 +1,7 @@
 """The table of tasks: what labelled data each takes, and how its three parts are made."""
 
 import argparse
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,17 @@ class Labelled:
         if len({id(part.source) for part in self.parts.values()}) == 1:
             Splits({name: part.indices for name, part in self.parts.items()}, seed).save(path, self.source)
             return
-        listed = {name: np.array(sample_names(part.source))[part.indices].tolist()
-                  for name, part in self.parts.items()}
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"seed": seed, "parts": listed}, indent=0) + "\n")
+            temporary.write_text(json.dumps({"seed": seed, "parts": self._names()}, indent=0) + "\n")
+
+    def _names(self):
+        """Names of the samples by part."""
+        names = {id(part.source): np.array(sample_names(part.source)) for part in self.parts.values()}
+        return {name: names[id(part.source)][part.indices].tolist() for name, part in self.parts.items()}
+
+    def fingerprint(self):
+        """A digest of which samples are in which part, by their names; "" of samples that are made anew."""
+        return "" if self.fresh else hashlib.sha256(json.dumps(self._names()).encode()).hexdigest()
 
     def fit(self, saved=None):
         """Take the statistics of sources that have some from the training part, or from a checkpoint's settings."""
@@ -242,9 +250,12 @@ def _classification(args, pretrained, on_device):
         return _hdf5(path, args, pretrained)
     refuse_formats(path, "a folder for each class, a spectrogram set or one .h5 file")
     sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
-    front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained)
+    front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained, silent=True)
     with registry.recording_index(args) as index:
         source = ClassFolders(path, front_end, args.sample_rate, args.datatype, index)
+    if source.holds_images:
+        return _images(source, "images")
+    registry.compare(front_end.settings(), pretrained)
     return Labelled(source, source.class_names, front_end, front_end.settings())
 
 

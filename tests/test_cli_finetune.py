@@ -474,7 +474,7 @@ def test_checkpoints_of_something_else_are_refused(scenes, labelled, run, pretra
     refused(capsys, "expected a model of the classes", other, tmp_path / "out", "--eval", "--resume", run / checkpoint.BEST)
     fewer = write_scenes(tmp_path / "fewer", count=15)
     flags = ("--epochs", 2, "--resume", run / checkpoint.LAST)
-    refused(capsys, "expected a run on 9 training samples; found one on 12", fewer, tmp_path / "out", *flags)
+    refused(capsys, "expected the samples of its run in the same parts; found others in", fewer, tmp_path / "out", *flags)
     torn = tmp_path / "torn.pth"
     torn.write_bytes((run / checkpoint.BEST).read_bytes()[:-2000])
     refused(capsys, "torn.pth: expected a file of weights; found", scenes, tmp_path / "out", "--eval", "--resume", torn)

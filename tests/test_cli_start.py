@@ -154,7 +154,7 @@ def test_the_encoder_alone_starts_with_a_new_decoder(air, tmp_path, weights, cap
         (("--init", "a.pth", "--resume", "b.pth"), "--init, --resume: expected one of them"),
         (("--resume", "WEIGHTS"), "found weights alone, without optimizer|main_pretrain.py --init"),
         (("--init", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
-        (("--init", "WEIGHTS", "--model", "mae_vit_small_patch16"), "expected cls_token of [1, 1, 32]; found [1, 1, 16]"),
+        (("--init", "WEIGHTS", "--model", "mae_vit_small_patch16"), "--model mae_vit_small_patch16: expected mae_vit_nano"),
         (("--init", "MODULE"), "expected a file of weights|torch.nn.modules.linear.Linear"),
     ],
 )  # fmt: skip
@@ -267,7 +267,10 @@ def test_adapters_train_and_the_encoder_stays(scenes, weights, tmp_path, capsys)
         (("--lora", 17), "--lora: expected a rank from 1 to 16, the width of the encoder; found 17"),
         (("--lora", 2, "--lora_alpha", 0), "--lora_alpha"),
         (("--lora", 2, "--finetune", ""), "--lora: expected --finetune WEIGHTS"),
-        (("--lora", 2, "--train", "head"), "--lora: expected neither --shard nor --train; found head"),
+        (("--lora", 2, "--train", "head"), "--lora: expected the encoder with adapters to train|found --train head"),
+        (("--lora", 2, "--recipe", "linprobe"), "--lora: expected|found --recipe linprobe"),
+        (("--lora_alpha", 4), "--lora_alpha 4.0: expected --lora RANK with it"),
+        (("--init", "a.pth"), "--init: not a flag here: --finetune starts from weights"),
         (("--recipe", "fewer"), "--recipe"),
         (("--model", "vit_small_patch16"), "--model vit_small_patch16: expected vit_nano"),
         (("--world_size", 8), "--world_size: not a flag here: torchrun"),
@@ -279,8 +282,35 @@ def test_mistakes_in_flags_are_one_line(scenes, weights, tmp_path, capsys, flags
     assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, *flags, "--output_dir", tmp_path / "out") == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert says in line
+    assert all(words in line for words in says.split("|"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_on_data_that_has_changed_says_so(scenes, weights, tmp_path, capsys):
+    """Samples that the model was trained on may be among those that it is tested on now."""
+    run = tmp_path / "run"
+    assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", run) == 0
+    assert call(main_finetune, "--eval", "--resume", run / checkpoint.BEST, *RUN) == 0
+    assert results(run / "eval")["test"] == results(run)["test"]
+    assert "same parts" not in capsys.readouterr().err
+    moved = scenes.rename(tmp_path / "moved")
+    evaluate = ("--eval", "--resume", run / checkpoint.BEST, *RUN)
+    assert finetune(*evaluate, "--data_path", moved, "--output_dir", tmp_path / "a") == 0
+    assert "same parts" not in capsys.readouterr().err
+    more = write_scenes(tmp_path / "more", count=24)
+    assert finetune(*evaluate, "--data_path", more, "--output_dir", tmp_path / "b") == 0
+    assert "expected the samples of its run in the same parts; found others in" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_named(scenes, weights, tmp_path, capsys):
+    state = read_weights(weights).state_dict
+    state["blocks.1.norm1.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    flags = ("--data_path", scenes, "--finetune", tmp_path / "nan.pth", *QUICK, "--output_dir", tmp_path / "out")
+    capsys.readouterr()
+    assert finetune(*flags) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "nan.pth: expected finite weights; found NaN or infinity in blocks.1.norm1.bias" in line
 
 
 @pytest.mark.parametrize("flag", OF_MAE)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from util import archives
 from util.cache import alone, digests, home, read_json, write_json
 from util.errors import UserError, warn
-from util.hub import HUB, from_hub, in_cache, page
+from util.hub import FILES, HUB, from_hub, in_cache, page
 from util.transfer import forget, transfer
 
 REGISTRY = Path(__file__).with_name("downloads.json")
@@ -99,7 +99,10 @@ def resolve(name_or_path, offline=None):
             raise UserError(f"{text}: expected weights; found the name of a data set")
         return fetch(known[text], offline)
     if path.is_dir():
-        raise UserError(f"{text}: expected a file of weights; found a folder")
+        inside = next((path / name for name in FILES if (path / name).is_file()), None)
+        if inside:  # as transformers' save_pretrained leaves it
+            return inside
+        raise UserError(f"{text}: expected a file of weights; found a folder without {' or '.join(FILES)}")
     if path.suffix or re.search(r"[/\\]", text):
         raise UserError(f"{text}: expected a file of weights; found no such file")
     raise unknown(text, [name for name, entry in known.items() if entry.kind == WEIGHTS])

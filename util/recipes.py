@@ -71,4 +71,5 @@ def warn_of_few_steps(args, num_samples, effective_batch):
     moved = steps * args.lr * LARS_TRUST / 2  # the mean of a cosine
     if args.opt == "lars" and moved < 1:
         warn(f"--opt lars: {steps} steps at a rate of {args.lr:.2g} move the linear layer by {moved:.1%} of its norm; a "
-             "larger --blr or more --epochs is needed, or --recipe few --train probe --head linear")  # fmt: skip
+             "larger --blr or more --epochs is needed, or --recipe few --train probe"
+             f"{' --head linear' * (args.task == 'segmentation')}")  # fmt: skip

@@ -262,6 +262,9 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
             raise UserError(f"{path}: expected {name} of {list(expected.shape)}; found {list(state[name].shape)}")
 
     loaded = {name: state[name] for name in own if name in state}
+    for name, value in loaded.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{path}: expected finite weights; found NaN or infinity in {name}")
     model.load_state_dict(loaded, strict=False)
     return LoadReport(
         loaded=list(loaded),
