@@ -13,17 +13,19 @@ GIB = 2**30
 # over tokens x width x blocks x samples. It came to 69 to 102 bytes in fp32 and 49 to 62 in bf16; these are the least, so
 # that what does not fit by them does not fit.
 ACTIVATION_BYTES = {"off": 68, "bf16": 48, "fp16": 48}
+GPU_SHARE = 0.5  # a compiled step keeps less between its passes: not measured, so that nothing that fits is refused
 STATE_BYTES, FROZEN_BYTES = 16, 4  # of a parameter: with its gradient and two moments; alone
 PROGRAM_BYTES = 7 * GIB // 10  # torch itself, on a CPU
 
 
-def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None, shards=1):
+def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None, shards=1, kept=1.0):
     """Least memory of a training step: weights, gradients, optimizer and activations.
 
     Args:
         model: of `models_mae` or `models_vit`, its `requires_grad` set.
         visible: patches that the encoder sees, where it does not see all.
         shards: processes that weights, gradients and optimizer are divided among.
+        kept: share of the activations of a CPU that is kept for the backward pass.
     """
     trained = [parameter.requires_grad for parameter in model.parameters()]
     sizes = [parameter.numel() for parameter in model.parameters()]
@@ -36,7 +38,7 @@ def training_bytes(model, batch_size, amp, grad_ckpt=False, visible=None, shards
             per_sample += 4 * sum(values) + max(values, default=0) * ACTIVATION_BYTES[amp]
         else:
             per_sample += sum(values) * ACTIVATION_BYTES[amp]
-    return state // shards + batch_size * per_sample
+    return state // shards + round(kept * batch_size * per_sample)
 
 
 def _with_gradients(blocks, model):
@@ -74,7 +76,8 @@ def memory_line(model, device, batch_size, args, visible=None):
     """
     there = free_bytes(device)
     shards = distributed.world_size() if args.shard else 1
-    needed = training_bytes(model, batch_size, args.amp, args.grad_ckpt, visible, shards)
+    kept = 1.0 if device.type == "cpu" else GPU_SHARE
+    needed = training_bytes(model, batch_size, args.amp, args.grad_ckpt, visible, shards, kept)
     if device.type == "cpu":
         needed = (needed + PROGRAM_BYTES) * distributed.local_world_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())
