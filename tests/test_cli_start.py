@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from support import NANO, call, write_ci16
-from test_cli_finetune import BAND, results, write_scenes
+from test_cli_finetune import BAND, results, write_npz, write_scenes
 
 import engine_evaluate
 import main_finetune
@@ -223,6 +223,22 @@ def test_weights_of_another_project_are_evaluated_under_the_names_of_the_data(sc
     torch.save(model.state_dict(), own)
     assert finetune("--data_path", scenes, "--eval", "--finetune", own, "--norm_eps", 1e-5, *RUN, "--output_dir", out) == 0
     assert results(out)["test"] == results(tmp_path / "out0")["test"]
+
+
+def test_a_sensing_model_of_the_radio_fork_is_evaluated(tmp_path, capsys):
+    """timm's names, a head on the class token; the number of classes has to be that of the data."""
+    data = write_npz(tmp_path / "csi.npz")
+    torch.manual_seed(1)
+    for classes, status in ((2, 0), (6, 2)):
+        model = models_vit.create_model("vit_nano", "classification", classes, (16, 16), global_pool=False)
+        path = tmp_path / f"{classes}.pth"
+        torch.save({"model": model.state_dict(), "args": argparse.Namespace(nb_classes=classes, output_dir=path)}, path)
+        flags = ("--eval", "--finetune", path, "--task", "sensing", "--data_path", data, "--input_size", 16, *RUN)
+        assert call(main_finetune, *flags, "--output_dir", tmp_path / f"out{classes}") == status
+    said = capsys.readouterr().err
+    assert "names no classes; its outputs are taken for sit, walk, in this order" in said
+    assert "trained on ['sit', 'walk']; found 6 classes without names" in said
+    assert 0 <= results(tmp_path / "out2")["test"]["accuracy"] <= 1
 
 
 def test_a_set_with_a_front_end_of_its_own_is_learned_and_a_line_says_what_that_means(weights, tmp_path, capsys):
