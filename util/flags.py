@@ -29,6 +29,14 @@ class Flags(argparse.Namespace):
     __slots__ = ("given",)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults that there are."""
+
+    def _get_help_string(self, action):
+        has_none = action.default is None or action.default is False or action.default in ("", [])
+        return action.help if has_none else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser without abbreviations, with defaults in its help, that reports a mistake in one line.
 
@@ -38,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description, elsewhere=()):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
         self.elsewhere = dict(elsewhere)
 
     def parse_known_args(self, args=None, namespace=None):
