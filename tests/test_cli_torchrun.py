@@ -30,7 +30,7 @@ END_LIMIT_S = 30  # for processes to be gone, once they have a reason to
 DIST_TIMEOUT_S = 15  # of two machines
 
 # Four steps an epoch of 40 samples, as 5 from each of two processes.
-STEPS_PER_EPOCH, EPOCHS = 4, 3
+STEPS_PER_EPOCH, EPOCHS = 4, 8  # so many that a stop has time to arrive on a busy machine
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 5,
          "--epochs", EPOCHS, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0, "--num_workers", 0, "--device", "cpu",
          "--amp", "off", "--save_every_epochs", 100, "--save_every_steps", 1, "--peak_tflops", 1)  # fmt: skip
