@@ -124,8 +124,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     Returns:
         dict of "best_epoch", "step" and "seconds_training".
     """
-    whole_trains = args.train == "full" and not args.lora
-    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1 and whole_trains)
+    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1 and args.train == "full")
     parallel.rehearse(trained, lambda: trained(torch.zeros(2, data.source.in_chans, *data.front_end.image_size,
                                                            device=device)).sum())  # fmt: skip
     optimizer, rate, criterion, mixup = optimization(args, model, data, device)
@@ -176,7 +175,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     if distributed.is_main() and best_state is not None and best_epoch >= 0:
         checkpoint.save(best_state, folder, name=checkpoint.BEST)
     about = {"num_samples": len(loader.dataset), "effective_batch": batch, "args": flags, "front_end": data.settings,
-             "classes": list(data.class_names), "split": data.fingerprint() if distributed.is_main() else ""}  # fmt: skip
+             "classes": list(data.class_names), "split": data.fingerprint if distributed.is_main() else ""}  # fmt: skip
     with Record(folder, args.log_dir, model, optimizer, scaler, progress, about, first_epoch,
                 background=args.async_save) as record:  # fmt: skip
         log = record.log

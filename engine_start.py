@@ -52,8 +52,7 @@ def take_from(args, saved, weights):
                     setattr(args, name, value)
     if args.model is None:
         args.model = models_vit.DEFAULT_PRESET
-    if args.norm_eps is None:
-        args.norm_eps = (weights and weights.norm_eps) or pretrained.DEFAULT_NORM_EPS
+    args.norm_eps = pretrained.pick_norm_eps(args.norm_eps, weights)
 
 
 def build_model(args, data, weights):
@@ -67,8 +66,7 @@ def build_model(args, data, weights):
             global_pool=args.global_pool, norm_eps=args.norm_eps, head_norm=args.head_norm,
         )  # fmt: skip
     if weights:
-        source = weights.state_dict, args.finetune, weights.front_end, weights.converted
-        loaded = pretrained.load_pretrained(model, *source)
+        loaded = weights.load_into(model, args.finetune)
         missing = [name for name in loaded.new if name not in models_vit.FIXED]
         if args.eval and (missing or (weights.classes or data.class_names) != data.class_names):
             classes = weights.classes or f"{models_vit.head_of(weights).get('num_classes', 'no')} classes without names"
@@ -100,7 +98,7 @@ def check_division(args, path, saved, data):
     Raises:
         UserError: they are not, and the run is to go on.
     """
-    ours = distributed.from_main(data.fingerprint) if saved.get("split") else None
+    ours = distributed.from_main(lambda: data.fingerprint) if saved.get("split") else None
     if ours in (None, saved["split"]):
         return
     data_path = ", ".join(map(str, args.data_path))

@@ -96,9 +96,9 @@ def _of_preset(create, name, about):
                              "found True, which does not say which")  # fmt: skip
         weights = _weights.read_weights(pretrained, offline)
         size = img_size or _models_weights.image_size_of(weights, pretrained)
-        eps = {"norm_eps": weights.norm_eps or _weights.DEFAULT_NORM_EPS}
+        eps = {"norm_eps": _weights.pick_norm_eps(None, weights)}
         model = create(name, img_size=size, in_chans=in_chans, **eps | kwargs)
-        report = _weights.load_pretrained(model, weights.state_dict, pretrained, weights.front_end, weights.converted)
+        report = weights.load_into(model, pretrained)
         if report.new:
             _warn(f"{pretrained}: {len(report.new)} tensors of {name} are not in the file and start at random: "
                   f"{', '.join(_weights.by_module(report.new, report.loaded))}")  # fmt: skip

@@ -130,9 +130,9 @@ def _unlabelled(args, pretrained):
 def open_encoder(args, weights, source):
     """(preset, `models_vit.Encoder` with the weights); prints what was loaded."""
     preset = models_vit.preset_of(weights, args.weights)
-    args.norm_eps = args.norm_eps or weights.norm_eps or pretrained.DEFAULT_NORM_EPS
+    args.norm_eps = pretrained.pick_norm_eps(args.norm_eps, weights)
     model = models_vit.create_encoder(preset, source.image_size, source.in_chans, norm_eps=args.norm_eps)
-    loaded = pretrained.load_pretrained(model, weights.state_dict, args.weights, weights.front_end, weights.converted)
+    loaded = weights.load_into(model, args.weights)
     adapted = f"; adapted: {', '.join(loaded.adapted)}" if loaded.adapted else ""
     print(f"{args.weights}: {preset}, {len(loaded.loaded)} tensors loaded, {len(loaded.left)} left{adapted}; epsilon of "
           f"norms inside blocks {loaded.norm_eps:g}")  # fmt: skip

@@ -224,7 +224,7 @@ def run(args, folder, device, stop):
     started = time.perf_counter()
     path, saved, weights = open_start(args, folder)
     take_from(args, saved, weights)
-    check_args(args)
+    check_args(args)  # again, with what the files say
     way = compiling.pick_compile(args, device, distributed.world_size())
     torch.manual_seed(args.seed)
     width = models_vit.PRESETS.get(args.model, {}).get("embed_dim", 512)

@@ -158,8 +158,7 @@ def start_from(args, init):
     args.model = args.model or preset  # of a run to resume it is there already
     if init and models_mae.PRESETS.get(args.model) != models_mae.PRESETS[preset]:
         raise UserError(f"--model {args.model}: expected {preset}, whose sizes {args.init} has; found another")
-    if args.norm_eps is None:
-        args.norm_eps = (init and init.norm_eps) or pretrained.DEFAULT_NORM_EPS
+    args.norm_eps = pretrained.pick_norm_eps(args.norm_eps, init)
     if init and "norm_pix_loss" not in args.given and isinstance(init.args.get("norm_pix_loss"), bool):
         args.norm_pix_loss = init.args["norm_pix_loss"]
 
@@ -258,7 +257,7 @@ def train(args, device, stop):
         check_resumed(args, path, state, flags, settings, len(source))
         checkpoint.load_model(model, state["model"], path)
     elif init:
-        print(pretrained.load_pretrained(model, init.state_dict, args.init, init.front_end, init.converted).summary())
+        print(init.load_into(model, args.init).summary())
     shape = (1, source.in_chans, *front_end.image_size)
     trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1)
     parallel.rehearse(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])

@@ -7,7 +7,7 @@ from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.convert import PATCHES
 from util.errors import UserError
-from util.weights import DEFAULT_NORM_EPS, grid_of, load_pretrained
+from util.weights import grid_of, pick_norm_eps
 
 # What a masked autoencoder is built with besides its sizes.
 MAE_ARGS = ("norm_pix_loss", "mask_kind")
@@ -64,7 +64,7 @@ def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **k
         weights: `util.weights.Weights`; path: where they come from, for messages.
         img_size: (rows, columns) or one number; None: as the file has it.
         in_chans: channels of the images; None: as the file has it.
-        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `DEFAULT_NORM_EPS`.
+        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `util.weights.DEFAULT_NORM_EPS`.
         kwargs: more arguments of the class.
 
     Returns:
@@ -82,7 +82,7 @@ def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **k
     sizes = kwargs | {
         "img_size": img_size or image_size_of(weights, path),
         "in_chans": in_chans or weights.state_dict[PATCHES].shape[1],
-        "norm_eps": norm_eps or weights.norm_eps or DEFAULT_NORM_EPS,
+        "norm_eps": pick_norm_eps(norm_eps, weights),
     }
     if head:
         return models_vit.create_model(preset, **head, **{"drop_path": 0.0} | sizes)
@@ -103,7 +103,7 @@ def load(model, weights, path):
     """
     if is_deeplab(weights):
         return checkpoint.load_model(model, weights.state_dict, path)
-    report = load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted)
+    report = weights.load_into(model, path)
     if missing := [name for name in report.new if name not in models_vit.FIXED]:
         raise UserError(f"{path}: expected the weights of this model; found {len(missing)} tensors missing or of another "
                         f"shape, first: {missing[0]}")  # fmt: skip

@@ -1,6 +1,7 @@
 """The table of tasks: what labelled data each takes, and how its three parts are made."""
 
 import argparse
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Labelled:
         names = {id(part.source): np.array(sample_names(part.source)) for part in self.parts.values()}
         return {name: names[id(part.source)][part.indices].tolist() for name, part in self.parts.items()}
 
+    @functools.cached_property
     def fingerprint(self):
         """A digest of which samples are in which part, by their names; "" of samples that are made anew."""
         return "" if self.fresh else hashlib.sha256(json.dumps(self._names()).encode()).hexdigest()

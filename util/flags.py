@@ -5,7 +5,7 @@ import difflib
 import re
 import sys
 
-# MAE's flags that these commands do not have, and what does their work.
+# Flags of MAE, and of timm's scripts, that these commands do not have, and what does their work.
 OF_MAE = {
     **dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url"),
                     "torchrun says it; start the command with torchrun --nproc_per_node=N"),

@@ -44,6 +44,15 @@ class Weights(NamedTuple):
     converted: str = ""  # what was changed to make it ours, in words
     norm_eps: float | None = None  # epsilon of the norms inside blocks, where the file or the registry says it
 
+    def load_into(self, model, path):
+        """See `load_pretrained`."""
+        return load_pretrained(model, self.state_dict, path, self.front_end, self.converted)
+
+
+def pick_norm_eps(given, weights=None):
+    """The epsilon of the norms inside blocks: what was given, else what the `Weights` say, else `DEFAULT_NORM_EPS`."""
+    return given or (weights and weights.norm_eps) or DEFAULT_NORM_EPS
+
 
 def add_arguments(group):
     """The flags of every command that reads weights."""
