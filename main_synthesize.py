@@ -32,7 +32,8 @@ from data.set_writer import differences, spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
 from radio.carriers import CLASS_NAMES, to_annotation
-from radio.scene import TEST, TRAINING, VALIDATION, render
+from radio.rng import TEST, TRAINING, VALIDATION
+from radio.scene import render
 from radio.scene_config import PRESETS
 from util.checkpoint import remove_torn
 from util.device import keep_freed_memory

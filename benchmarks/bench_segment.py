@@ -30,7 +30,8 @@ import main_segment
 import models_vit
 from data.synthetic import SceneMaker
 from radio.carriers import CLASS_NAMES
-from radio.scene import TEST, render
+from radio.rng import TEST
+from radio.scene import render
 from radio.scene_config import PRESETS
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, reported

@@ -16,7 +16,8 @@ import common
 import torch
 
 from data.synthetic import SceneMaker
-from radio.scene import TRAINING, render
+from radio.rng import TRAINING
+from radio.scene import render
 from radio.scene_config import PRESETS, with_settings
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory

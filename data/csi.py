@@ -13,9 +13,9 @@ import scipy.io
 import torch
 from torch.nn import functional as F
 
-from data.sampling import IMAGE, TRAINING, Source, generator
+from data.sampling import FITTING, IMAGE, Source, stream
 from radio import csi
-from radio.rng import Stream
+from radio.rng import CSI, Stream
 from util.errors import UserError
 from util.files import not_read
 
@@ -355,10 +355,10 @@ class SyntheticCsi(CsiSource):
 
     def scene(self, index):
         """The `radio.csi.CsiScene` of a sample."""
-        return csi.draw(self.class_names[self.target(index)], Stream(self.seed, self.kind, index))
+        return csi.draw(self.class_names[self.target(index)], Stream(self.seed, CSI + self.kind, index))
 
     def fit(self, indices):
-        super().fit(generator(self.seed, TRAINING).permutation(indices)[: self.FITTED])
+        super().fit(stream(self.seed, FITTING).generator().permutation(indices)[: self.FITTED])
 
     def describe(self, index, rng, epoch=0):
         scene = self.scene(index)

@@ -1,6 +1,5 @@
 """Labelled samples on their way to fine-tuning: a source's part with its targets, and augmentation on the device."""
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -9,13 +8,12 @@ import torch
 from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
-from data.sampling import TRAINING, Draws, generator
+from data.sampling import MIXING, SAMPLE, stream
 
 # Random numbers that a training sample comes with for augmentation, which makes of them what it likes. Those that decide its
 # drop path may follow.
 RANDOM_NUMBERS = 4
 
-MIXING = 5  # stream of `generator`, beside those in data/sampling.py and data/splits.py
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,6 @@ class LabelledSamples(Dataset):
     def __len__(self):
         return len(self.part)
 
-    @functools.cached_property
-    def _draws(self):
-        return Draws(self.seed, TRAINING)
-
     @property
     def sample_bytes(self):
         """Bytes of the largest sample of a batch, its target (at most one of a byte for each cell) included."""
@@ -77,7 +71,7 @@ class LabelledSamples(Dataset):
         parts = source.load_many(indices, lambda place: None, made_in, new)
         noise = new((len(keys), self.count), np.float32)
         for index, row in zip(indices, noise, strict=True):
-            self._draws.at(epoch, index).random(out=row, dtype=np.float32)
+            stream(self.seed, SAMPLE, epoch, index).generator().random(out=row, dtype=np.float32)
         return {"parts": parts, "noise": noise, "index": np.array(numbers),
                 "target": source.target_many(indices, made_in, new)}  # fmt: skip
 
@@ -123,7 +117,7 @@ def mix(images, targets, mixup, seed, epoch, first):
     shares = []
     for start in range(0, paired, 2):
         # timm draws from numpy's global generator, of which a resumed run would know nothing.
-        np.random.seed(int(generator(seed, MIXING, epoch, first + start).integers(2**32)))
+        np.random.seed(int(stream(seed, MIXING, epoch, first + start).generator().integers(2**32)))
         pair = slice(start, start + 2)
         images[pair], mixed = mixup(images[pair], targets[pair])
         shares.append(mixed)

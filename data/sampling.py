@@ -1,12 +1,12 @@
 """From a source's samples to batches of images, with every random choice a function of (seed, epoch, sample)."""
 
-import functools
 import math
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from radio.rng import SAMPLING, VALIDATION, Stream
 from util.errors import UserError
 
 # What a sample holds: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is complex64
@@ -14,30 +14,12 @@ from util.errors import UserError
 # A kind may also be a function of (values, front end, device) that makes spectrograms in dB of a batch of values.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
 
-TRAINING, VALIDATION, ORDER = range(3)
+SAMPLE, HELD_OUT_SAMPLE, ORDER, MIXING, FITTING = range(5)  # purposes of `stream`
 
 
-def generator(seed, stream, epoch=0, index=0):
-    """Independent random numbers for one purpose: numpy's Philox, its key and counter made of these four numbers."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, epoch, index]))
-
-
-class Draws:
-    """`generator`s of one seed and stream, made in a fifth of the time: one generator, moved.
-
-    What `at` returns is good until it is called again.
-    """
-
-    def __init__(self, seed, stream):
-        self._bits = np.random.Philox(key=[seed, stream])
-        self._start = self._bits.state  # nothing drawn yet, so nothing buffered
-        self._counter = self._start["state"]["counter"]
-        self._generator = np.random.Generator(self._bits)
-
-    def at(self, epoch, index):
-        self._counter[:] = (0, 0, epoch, index)
-        self._bits.state = self._start
-        return self._generator
+def stream(seed, purpose, epoch=0, index=0):
+    """The `Stream` of one purpose of sampling, for a sample of an epoch; epoch: below 2^32."""
+    return Stream(seed, SAMPLING, index, (purpose << 32) + epoch)
 
 
 class Source(Dataset):
@@ -172,7 +154,7 @@ def hold_out(groups, fraction, seed):
     """Whole groups for validation: the names of about `fraction` of them, at least one, drawn by the seed."""
     names = sorted(set(groups))
     count = min(len(names) - 1, max(1, round(fraction * len(names))))
-    return set(generator(seed, VALIDATION).permutation(names)[:count].tolist())
+    return set(Stream(seed, VALIDATION).generator().permutation(names)[:count].tolist())
 
 
 def split_by_group(source, groups, fraction, seed, what):
@@ -205,13 +187,11 @@ class MaskedSamples(Dataset):
         """Bytes of the largest sample of a batch, noise included."""
         return self.source.sample_bytes + 4 * self.num_patches
 
-    @functools.cached_property
-    def _draws(self):
-        return Draws(self.seed, TRAINING if self.training else VALIDATION)
-
     def _rng(self, epoch, index):
         """A sample's random numbers, from their beginning."""
-        return self._draws.at(epoch if self.training else 1, index)
+        if not self.training:
+            return stream(self.seed, HELD_OUT_SAMPLE, index=index).generator()
+        return stream(self.seed, SAMPLE, epoch, index).generator()
 
     def batch(self, keys, new=np.empty):
         """Samples by (epoch, sample), all of one epoch.
@@ -292,7 +272,7 @@ class EpochBatches:
     def __iter__(self):
         order = np.arange(self.num_samples)
         if self.shuffle:
-            order = generator(self.seed, ORDER, self.epoch).permutation(self.num_samples)
+            order = stream(self.seed, ORDER, self.epoch).generator().permutation(self.num_samples)
         for number in range(self.first_batch, len(self)):
             first, count = self._range(number, self.part)
             # the sample that does not count: the first of all processes' batch

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.sampling import generator
+from radio.rng import FEWER, SPLIT, Stream
 from util.errors import UserError
 from util.files import atomic_path
 
@@ -22,7 +22,6 @@ FORMAT = 1
 PARTS = ("train", "val", "test")
 RECORDING = "recording"
 
-SPLIT, FEWER = 3, 4  # streams of `generator`, beside those in data/sampling.py
 
 SHOWN = 4  # names in a message
 
@@ -189,7 +188,7 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
         if count > len(own):
             name = class_names[label] if class_names is not None else f"class {label}"
             raise UserError(f"--labels_per_class: expected at most {len(own)}, all there are of {name}; found {count}")
-        kept.append(generator(seed, FEWER, index=int(label)).permutation(own)[:count])
+        kept.append(Stream(seed, FEWER, int(label)).generator().permutation(own)[:count])
     return np.sort(np.concatenate(kept)) if kept else indices
 
 
@@ -268,7 +267,7 @@ def _draw(left, fractions, whole, labels, seed):
             stratum = lowest
     part_of = np.zeros(units, np.int64)  # 0: train
     for label in np.unique(stratum):
-        order = generator(seed, SPLIT, index=int(label)).permutation(np.flatnonzero(stratum == label))
+        order = Stream(seed, SPLIT, int(label)).generator().permutation(np.flatnonzero(stratum == label))
         counts = [max(1, round(fraction * len(order))) for fraction in fractions.values()]
         while counts and sum(counts) >= len(order):  # training has the first claim, validation the last
             counts[max(range(len(counts)), key=lambda number: (counts[number], number))] -= 1

@@ -8,8 +8,8 @@ import torch
 
 from data.sampling import DECIBELS, Source
 from radio.carriers import paint
-from radio.rng import Stream
-from radio.scene import TRAINING, VALIDATION, render
+from radio.rng import TRAINING, VALIDATION, Stream
+from radio.scene import render
 from radio.scene_config import PRESETS, SceneConfig, with_settings
 from radio.scene_draw import draw
 from util.errors import UserError
@@ -17,7 +17,7 @@ from util.errors import UserError
 
 @dataclass(frozen=True)
 class SceneMaker:
-    """Scenes of one configuration and seed, by kind (`radio.scene.TRAINING`, ...) and number.
+    """Scenes of one configuration and seed, by kind (`radio.rng.TRAINING`, ...) and number.
 
     As the kind of a sample it has the scene made where the batch is: called with numbers int64 [n, 2] of (kind, number),
     the front end and the device, it gives their spectrograms in dB, float32 [n, 1, F, T].

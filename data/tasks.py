@@ -23,7 +23,7 @@ from data.splits import RECORDING, Splits, load_splits, make_splits, sample_name
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
-from radio.scene import TEST, TRAINING, VALIDATION
+from radio.rng import TEST, TRAINING, VALIDATION
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
 from util.files import atomic_path

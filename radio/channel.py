@@ -13,7 +13,7 @@ from importlib import resources
 import scipy.fft
 import torch
 
-from radio.rng import Stream
+from radio.rng import FADING, Stream
 
 MODELS = ("none", "flat", "TDL-A", "TDL-B", "TDL-C", "TDL-D", "TDL-E")
 
@@ -23,7 +23,6 @@ _TABLES = "phy/channel/tr38901/models/v19_2/{}.json"
 
 _SINUSOIDS = 16
 _LINE_OF_SIGHT_DOPPLER = 0.7  # of the maximum Doppler shift, TR 38.901 7.7.2
-_STREAM_KIND = 1000  # apart from all kinds of scenes
 
 # Values of the channel's frequency response, or of time signals, held at once: what stays in a CPU's cache, and few
 # launches on an accelerator.
@@ -82,7 +81,7 @@ def taps(fading, num_ports, num_times, interval_s):
     delays, powers, line_of_sight = _profile(fading.model)
 
     # weights and Doppler shifts of the sinusoids
-    rng = Stream(fading.seed, _STREAM_KIND).generator()
+    rng = Stream(fading.seed, FADING).generator()
     shape = (num_ports, len(delays), _SINUSOIDS)
     angles = (torch.arange(_SINUSOIDS) + torch.from_numpy(rng.random(shape))) * (2 * math.pi / _SINUSOIDS)
     turns = fading.doppler_hz * interval_s * torch.cos(angles)  # (ports, paths, sinusoids), from time to time

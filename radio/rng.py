@@ -12,6 +12,13 @@ _INCREMENTS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _ROUNDS = 10
 _WORDS_A_BLOCK = 4
 
+# Kinds of streams. Two purposes of one seed share no kind, so they share no key and counter.
+TRAINING, VALIDATION, TEST = range(3)  # scenes, by part of a set; purpose 0 of VALIDATION chooses held-out groups
+SPLIT, FEWER = 3, 4  # parts of labelled data; fewer labels
+SAMPLING = 5  # what training draws for an epoch and a sample: order, noise of masks, augmentation
+CSI = 16  # and those after it: Wi-Fi CSI scenes, by part of a set
+FADING = 1000  # channels, which have seeds of their own
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -19,7 +26,7 @@ class Stream:
 
     Args:
         seed: what the user gave.
-        kind: what it is for (training scenes, held-out scenes, ...), an integer.
+        kind: what it is for: one of the kinds above, an integer.
         index: number of the sample.
         purpose: tells the streams of one sample apart; see `child`.
     """

@@ -14,9 +14,6 @@ from radio import channel, distractors, lte, nr, ofdm, receiver, traffic
 from radio.carriers import LTE, NR, Carrier
 from radio.rng import Stream
 
-# Kinds of streams: scenes of different parts of a set never share random numbers.
-TRAINING, VALIDATION, TEST = range(3)
-
 # Purposes of a scene's streams; those of transmissions and distractors are numbered on from these.
 PARAMETERS, RECEIVER, FIRST_TRANSMISSION, FIRST_DISTRACTOR = 0, 1, 100, 500
 

@@ -21,8 +21,8 @@ from data.spectrogram_set import SpectrogramSet
 from data.synthetic import SceneMaker, SyntheticScenes, scene_mask
 from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
-from radio.rng import Stream
-from radio.scene import TEST, TRAINING, VALIDATION, render
+from radio.rng import TEST, TRAINING, VALIDATION, Stream
+from radio.scene import render
 from radio.scene_config import WILD, with_settings
 from radio.scene_draw import draw
 from radio.spectrogram import Spectrogram

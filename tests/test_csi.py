@@ -14,7 +14,7 @@ from support import CAPTURES
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
 from data.sampling import IMAGE
 from radio import csi
-from radio.rng import Stream
+from radio.rng import CSI, Stream
 from util.errors import UserError
 
 CLASSES = ["box", "circle", "clean", "fall", "run", "walk"]
@@ -324,11 +324,11 @@ def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     assert image.shape == (3, 32, 48)
     assert image.dtype == np.float32
     assert np.array_equal(image, source.load(4, np.random.default_rng(0), epoch=7)[1])
-    values = np.stack([csi.render(csi.draw(CLASSES[index % 6], Stream(3, 1, index))).numpy() for index in range(13)])
+    values = np.stack([csi.render(csi.draw(CLASSES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)])
     settings = source.normalization()
     assert settings["mean"][0][0][0] == pytest.approx(values.mean(), rel=1e-5)
     assert settings["std"][0][0][0] == pytest.approx(values.std(), rel=1e-4)
-    assert source.describe(4, None)["center_freq_hz"] == csi.draw("run", Stream(3, 1, 4)).carrier_hz
+    assert source.describe(4, None)["center_freq_hz"] == csi.draw("run", Stream(3, CSI + 1, 4)).carrier_hz
     other = SyntheticCsi(13, seed=3, kind=1, image_size=(32, 48))
     other.set_normalization(settings)
     assert np.array_equal(other.load(4, None)[1], image)

@@ -19,7 +19,20 @@ from data.images import ImageFiles
 from data.labelled import LabelledSamples, Part
 from data.recordings import RecordingWindows
 from data.ring import Ring
-from data.sampling import DECIBELS, IMAGE, IQ, Concatenated, EpochBatches, MaskedSamples, Source, Subset, generator, signed
+from data.sampling import (
+    DECIBELS,
+    HELD_OUT_SAMPLE,
+    IMAGE,
+    IQ,
+    SAMPLE,
+    Concatenated,
+    EpochBatches,
+    MaskedSamples,
+    Source,
+    Subset,
+    signed,
+    stream,
+)
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from radio.recordings import find_recordings, open_recording
@@ -81,7 +94,7 @@ def of_all_kinds(folder):
 
 def sample_alone(source, epoch, index, training, made):
     """(noise, image) as one sample at a time is loaded and transformed."""
-    rng = generator(3, 0, epoch, index) if training else generator(3, 1, 1, index)
+    rng = stream(3, SAMPLE if training else HELD_OUT_SAMPLE, epoch if training else 0, index).generator()
     noise = rng.random(PATCHES, dtype=np.float32)
     kind, values = source.load(index, rng if training else None, epoch)
     values = torch.from_numpy(values)[None]
@@ -507,7 +520,8 @@ def test_a_gpu_waits_for_its_images_and_keeps_them_while_they_are_used(making, t
         del images, noise
     assert numbers == [index for keys in batches for _, index in keys]
     assert torch.equal(torch.cat(sums).cpu(), 65536 * torch.tensor(numbers, dtype=torch.float64))
-    alone = torch.stack([torch.from_numpy(generator(0, 0, 0, index).random(PATCHES, dtype=np.float32)) for index in numbers])
+    draws = [stream(0, SAMPLE, index=index).generator().random(PATCHES, dtype=np.float32) for index in numbers]
+    alone = torch.from_numpy(np.stack(draws))
     torch.testing.assert_close(torch.cat(noises).cpu(), alone.double().sum(dim=1))
     waited_s = feed.waited_s()
     assert waited_s > 0.05 if making > training else waited_s >= 0

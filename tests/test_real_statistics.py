@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from radio.recordings import open_recording
-from radio.rng import Stream
-from radio.scene import TEST, render
+from radio.rng import TEST, Stream
+from radio.scene import render
 from radio.scene_config import WILD, with_settings
 from radio.scene_draw import draw
 from tests.support import CAPTURES, needs_captures

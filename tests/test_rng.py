@@ -2,12 +2,22 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from timm.data import Mixup
 
-from radio.rng import Stream, philox_words
+from data.csi import SyntheticCsi
+from data.labelled import mix
+from data.sampling import EpochBatches, MaskedSamples, Source, hold_out
+from data.splits import fewer_labels, make_splits
+from radio import csi
+from radio.rng import TEST, TRAINING, VALIDATION, Stream, philox_words
+from radio.scene import render
+from radio.scene_config import WILD, with_settings
+from radio.scene_draw import draw
 
 # Random123's known answer for philox4x64 with 10 rounds, counter and key zero (its file kat_vectors).
 KNOWN = (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)
 
+SEED = 2**40 + 7
 STREAMS = [Stream(0), Stream(5, 2, 7, 3), Stream(2**63 + 11, 1, 2**40, 999), Stream(1).child(2).child(3)]
 
 
@@ -38,6 +48,52 @@ def test_streams_that_differ_in_anything_share_nothing():
     streams += [stream.child(0) for stream in streams]
     words = torch.stack([stream.words(64) for stream in streams]).flatten()
     assert len(words.unique()) == len(words)
+
+
+def test_no_two_purposes_share_a_key_and_counter(monkeypatch):
+    """Everything that a seed decides in pretraining, fine-tuning, splits, scenes and CSI, each purpose by itself."""
+    config = with_settings(WILD, ["sample_rates_hz=1.92e6", "duration_ms=2"])
+    of_csi = SyntheticCsi(60, SEED, image_size=(32, 32))
+    mixup = Mixup(mixup_alpha=1.0, num_classes=2)
+    purposes = {
+        f"scenes of part {kind}": lambda kind=kind: [
+            render(draw(config, Stream(SEED, kind, index))) for index in range(8)]
+        for kind in (TRAINING, VALIDATION, TEST)
+    } | {
+        f"CSI of part {kind}": lambda kind=kind: csi.render(SyntheticCsi(3, SEED, kind).scene(2)) for kind in (1, 2)
+    } | {
+        "CSI of part 0 and its levels": lambda: of_csi.fit(np.arange(3)),
+        "samples in training": lambda: [MaskedSamples(Nameless(), 4, SEED, True).describe(1, i) for i in range(3)],
+        "held-out samples": lambda: [MaskedSamples(Nameless(), 4, SEED, False).describe(1, i) for i in range(3)],
+        "order": lambda: list(shuffled(4)),
+        "mixup": lambda: mix(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), mixup, SEED, 1, 0),
+        "held-out groups": lambda: hold_out(["a", "b", "c"], 0.5, SEED),
+        "fewer labels": lambda: fewer_labels(np.arange(8), np.arange(8) % 2, per_class=2, seed=SEED),
+        "parts of labelled data": lambda: make_splits(of_csi, SEED, 0.2, 0.2),
+    }  # fmt: skip
+    taken, philox = {}, Stream._philox
+
+    def noted(self, block=0):
+        if self.seed == SEED:  # coresets, channels and the like have seeds of their own
+            taken.setdefault((self.kind, self.purpose, self.index), set()).add(purpose)
+        return philox(self, block)
+
+    monkeypatch.setattr(Stream, "_philox", noted)
+    for purpose, draw_all in purposes.items():  # noqa: B007
+        draw_all()
+    assert set().union(*taken.values()) == purposes.keys()
+    assert not {key: by for key, by in taken.items() if len(by) > 1}
+
+
+class Nameless(Source):
+    def describe(self, index, rng, epoch=0):
+        return {}
+
+
+def shuffled(count):
+    batches = EpochBatches(count, 2, SEED, shuffle=True)
+    batches.epoch = 1
+    return batches
 
 
 def test_complex_normal_is_circular_gaussian_of_unit_power():

@@ -12,16 +12,17 @@ from data.sampling import (
     DECIBELS,
     IMAGE,
     IQ,
+    ORDER,
+    SAMPLE,
     Concatenated,
-    Draws,
     EpochBatches,
     MaskedSamples,
     Source,
     Subset,
-    generator,
     hold_out,
     split_by_group,
     stacked,
+    stream,
     to_images,
 )
 from radio.spectrogram import Spectrogram
@@ -54,24 +55,14 @@ def all_batches(dataset, batches, workers=0):
     return [(batch["index"], batch["noise"], batch["images"]) for batch in feed]
 
 
-def test_streams_are_independent_and_repeatable():
-    keys = [(0, 0), (1, 0), (0, 1), (0, 0, 1), (0, 0, 0, 1), (0, 0, 1, 1)]
-    draws = [generator(*key).random(1000) for key in keys]
-    assert all((generator(*key).random(1000) == draw).all() for key, draw in zip(keys, draws, strict=True))
+def test_streams_of_sampling_are_independent_and_repeatable():
+    keys = [(0, SAMPLE), (1, SAMPLE), (0, ORDER), (0, SAMPLE, 1), (0, SAMPLE, 0, 1), (0, SAMPLE, 1, 1)]
+    draws = [stream(*key).generator().random(1000) for key in keys]
+    assert all((stream(*key).generator().random(1000) == draw).all() for key, draw in zip(keys, draws, strict=True))
     together = np.concatenate(draws)
     assert len(np.unique(together)) == len(together)
     correlation = np.corrcoef(draws) - np.eye(len(keys))
     assert np.abs(correlation).max() < 0.15
-
-
-def test_a_moved_generator_is_the_one_that_belongs_there():
-    draws = Draws(2**40 + 7, 1)
-    for epoch, index in ((0, 0), (3, 2**33), (3, 5), (0, 0)):
-        moved, fresh = draws.at(epoch, index), generator(2**40 + 7, 1, epoch, index)
-        for one in range(7):  # an odd number of 32-bit numbers, of which half a word stays
-            assert np.array_equal(moved.random(one, dtype=np.float32), fresh.random(one, dtype=np.float32))
-        assert moved.integers(10**6) == fresh.integers(10**6)
-        assert moved.standard_normal() == fresh.standard_normal()
 
 
 def test_an_epoch_has_every_sample_once_in_an_order_of_its_own():

@@ -10,8 +10,8 @@ from radio import lte, nr, ofdm
 from radio.carriers import CLASS_NAMES, paint
 from radio.channel import Fading
 from radio.receiver import Receiver
-from radio.rng import Stream
-from radio.scene import FIRST_TRANSMISSION, TRAINING, VALIDATION, Scene, Transmission, render
+from radio.rng import TRAINING, VALIDATION, Stream
+from radio.scene import FIRST_TRANSMISSION, Scene, Transmission, render
 from radio.scene_config import CLASSIC, PRESETS, WILD, SceneConfig, with_settings
 from radio.scene_draw import draw
 from radio.spectrogram import Spectrogram

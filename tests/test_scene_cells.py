@@ -15,8 +15,8 @@ import pytest
 from radio import lte, nr, nr_ssb
 from radio.channel import MODELS, Fading
 from radio.receiver import Receiver
-from radio.rng import Stream
-from radio.scene import TEST, Scene, Transmission, render
+from radio.rng import TEST, Stream
+from radio.scene import Scene, Transmission, render
 from radio.scene_config import WILD, with_settings
 from radio.scene_draw import draw
 from radio.traffic import Traffic

@@ -33,7 +33,7 @@ from data.images import ImageFiles, load_image
 from data.labelled import LabelledSamples, Part
 from data.mathworks import MathWorksFrames
 from data.recordings import RecordingWindows
-from data.sampling import DECIBELS, IQ, EpochBatches, MaskedSamples, generator
+from data.sampling import DECIBELS, IQ, SAMPLE, EpochBatches, MaskedSamples, stream
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from radio.recordings import find_recordings
@@ -70,13 +70,14 @@ def test_windows_are_tiled_without_a_generator_and_anywhere_with_one(tmp_path):
         kind, iq = windows.load(index, None)
         assert kind == IQ
         assert np.array_equal(iq, recording.read(index * 1000, 1000))
-    starts = [windows.describe(0, generator(0, 0, 0, i))["sample_start"] for i in range(400)]
+    starts = [windows.describe(0, stream(0, SAMPLE, index=i).generator())["sample_start"] for i in range(400)]
     assert min(starts) >= 0
     assert max(starts) <= 2550
     assert min(starts) < 100
     assert max(starts) > 2450
-    start = windows.describe(1, generator(0, 0, 0, 9))
-    assert np.array_equal(windows.load(1, generator(0, 0, 0, 9))[1], recording.read(start["sample_start"], 1000))
+    ninth = stream(0, SAMPLE, index=9)
+    start = windows.describe(1, ninth.generator())
+    assert np.array_equal(windows.load(1, ninth.generator())[1], recording.read(start["sample_start"], 1000))
     assert start["start_s"] == pytest.approx(start["sample_start"] / 100e3)
     assert start["center_freq_hz"] == 2.4e9
     assert start["num_samples"] == 1000
@@ -128,7 +129,7 @@ def test_the_end_of_a_single_recording_is_held_out(tmp_path):
     windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
     training, held_out = windows.split(0.3, seed=0)
     assert (len(training), len(held_out)) == (7, 3)
-    last_trained = max(training.describe(0, generator(0, 0, 0, i))["start_s"] for i in range(200)) + 0.01
+    last_trained = max(training.describe(0, stream(0, SAMPLE, index=i).generator())["start_s"] for i in range(200)) + 0.01
     assert last_trained <= held_out.describe(0, None)["start_s"] + 1e-9
     write_ci16(tmp_path, "only", 0.015)
     with pytest.raises(UserError, match=r"--val_fraction.*15 ms in only"):

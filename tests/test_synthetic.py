@@ -15,8 +15,8 @@ from data import registry
 from data.feeding import make_loader
 from data.sampling import DECIBELS, EpochBatches, MaskedSamples, to_images
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config, scene_mask
-from radio.rng import Stream
-from radio.scene import TRAINING, VALIDATION, render
+from radio.rng import TRAINING, VALIDATION, Stream
+from radio.scene import render
 from radio.scene_config import CLASSIC, WILD, with_settings
 from radio.scene_draw import draw
 from radio.spectrogram import Spectrogram
