@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from labelling.outputs import by_stretch, tuned
+from labelling.regions import Limits
 from radio.carriers import from_annotation, paint_cells
 from radio.iq_array import recording_of
-from radio.labelled import by_stretch, tuned
 from radio.recordings import Recording, open_recording
-from radio.regions import Limits
 from util.errors import UserError, warn
 from util.plots import labelled_figure
 
@@ -43,7 +43,7 @@ class LabelledStretch:
 
     recording: its first channel. found: list of `Carrier`, times from the stretch's first sample. image: mean dB of each
     cell, float32 [rows, columns], row 0 the lowest frequency. class_map: the likeliest class of each cell, uint8 [rows,
-    columns]. Both have at most `radio.planes.PICTURE_COLUMNS` columns: of a long stretch each stands for several of the
+    columns]. Both have at most `labelling.planes.PICTURE_COLUMNS` columns: of a long stretch each stands for several of the
     model's. true: the `Carrier`s of its own annotations, or None where nobody asked.
     """
 
@@ -85,7 +85,7 @@ def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth
     Args:
         segmenter: `engine_segment.Segmenter`.
         stretches: of each, the list of the `Recording`s of its channels.
-        limits: `radio.regions.Limits`.
+        limits: `labelling.regions.Limits`.
         overlap: share of a window that the next covers too.
         truth: makes a watcher with `carriers` from (recording, finder), see `Truth`; None: the annotations are not read.
         progress: called with the number of samples that are done since the last call.
@@ -178,7 +178,7 @@ class Labeller:
         segmenter: `engine_segment.Segmenter`.
         weights: a name for them.
         overlap: share of a window that the next covers too, 0 to 0.95.
-        limits: the fields of `radio.regions.Limits`.
+        limits: the fields of `labelling.regions.Limits`.
 
     Raises:
         UserError: a value that is out of range.

@@ -11,15 +11,15 @@ from functools import partial
 import torch
 
 import models_weights
-from radio.planes import Averages, Overview, Tiling
-from radio.region_pool import SLOT_BYTES, SLOTS, RegionPool
-from radio.regions import CarrierFinder, regions_of
-from radio.spans import Channels, spans_on
+from labelling.planes import Averages, Overview, Tiling
+from labelling.region_pool import SLOT_BYTES, SLOTS, RegionPool
+from labelling.regions import CarrierFinder, regions_of
+from labelling.spans import Channels, spans_on
 from radio.spectrogram import PUBLISHED, Spectrogram
 from util.device import mixed_precision, pick_amp, usable_cores
 from util.errors import UserError, warn
+from util.pretrained import read_weights
 from util.timings import Timings
-from util.weights import read_weights
 
 # A CPU has the samples of one window at a time in its cache; an accelerator wants many windows in few launches.
 BATCH_WINDOWS_CPU, BATCH_WINDOWS_ACCELERATOR = 4, 128
@@ -83,7 +83,7 @@ class Segmenter:
         Args:
             channels: the `Recording`s of a stretch's channels, which see the same band: their probabilities are averaged.
             tiling: of `tiling`; where windows overlap, probabilities are averaged.
-            watchers: `add` of each gets every `radio.planes.Run`.
+            watchers: `add` of each gets every `labelling.planes.Run`.
             progress: called with the number of samples that are done since the last call.
         """
         waiting, done = deque(), 0
@@ -115,7 +115,7 @@ class Segmenter:
         return [regions_of(probabilities[:, :, first:end]) for first, end in run.blocks()]
 
     def runs(self, channels, tiling):
-        """`radio.planes.Run`s of a stretch on the device, from left to right, each of its columns once; see `find`."""
+        """`labelling.planes.Run`s of a stretch on the device, from left to right, each of its columns once; see `find`."""
         starts = list(tiling.first_columns)
         if self.device.type == "cpu":
             size, planes_of = BATCH_WINDOWS_CPU, self._planes_on_cpu

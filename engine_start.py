@@ -3,8 +3,7 @@
 import models_deeplab
 import models_vit
 from data import tasks
-from util import checkpoint, compiling, distributed, joining, lora, resume
-from util import weights as pretrained
+from util import checkpoint, compiling, distributed, joining, lora, pretrained, resume
 from util.errors import UserError, warn
 
 # Flags that may differ when resuming: where things are and how fast they come (the front end itself is compared). Those of

@@ -17,7 +17,7 @@ import models_mae as _models_mae
 import models_vit as _models_vit
 import models_weights as _models_weights
 from util import download as _download
-from util import weights as _weights
+from util import pretrained as _weights
 from util.errors import UserError as _UserError
 from util.errors import warn as _warn
 
@@ -31,7 +31,7 @@ _OPTIONS = """
         kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of the norms inside blocks.
 
     Returns:
-        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.weights.LoadReport`;
+        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.pretrained.LoadReport`;
         `front_end`, the `radio.spectrogram.Spectrogram` that makes its images from IQ, or None; and `class_names`, by class
         id, or [].
 

@@ -27,8 +27,7 @@ from data.spectrogram_set import is_spectrogram_set
 from data.splits import PARTS, relative_paths
 from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_components, write_features
 from radio.recordings import find_recordings
-from util import distributed
-from util import weights as pretrained
+from util import distributed, pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.errors import RunError, UserError, reported, warn
 from util.files import atomic_path, writable_folder

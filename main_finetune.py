@@ -54,8 +54,7 @@ from data.splits import fewer_labels
 from engine_evaluate import evaluate, groupings, report
 from engine_finetune import loader_of, train
 from engine_start import ADAPTER_FLAGS, MODEL_FLAGS, build_model, check_division, check_resumed, open_start, take_from
-from util import checkpoint, compiling, distributed, export, joining, parallel, recipes, resume
-from util import weights as pretrained
+from util import checkpoint, compiling, distributed, export, joining, parallel, pretrained, recipes, resume
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import UserError, reported
 from util.files import atomic_path

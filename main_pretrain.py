@@ -41,9 +41,8 @@ from data import registry
 from data.feeding import make_loader
 from data.sampling import EpochBatches, MaskedSamples, to_images
 from engine_pretrain import Progress, evaluate, reconstruct, train_one_epoch
-from util import checkpoint, compiling, cost, distributed, export, flops, joining, parallel
+from util import checkpoint, compiling, cost, distributed, export, flops, joining, parallel, pretrained
 from util import resume as resuming
-from util import weights as pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import StoppedError, UserError, reported, warn
 from util.flags import OF_MAE, Parser

@@ -38,12 +38,12 @@ from tqdm import tqdm
 from data.splits import relative_paths
 from engine_label import DEFAULT_OVERLAP, PICTURE_STRETCHES, Truth, check_ranges, label_stretches, picture
 from engine_segment import open_segmenter
-from radio import sigmf_meta
-from radio.detection import detection_figures, detection_rows
-from radio.labelled import plan, tuned
+from labelling import sigmf_output
+from labelling.detection import detection_figures, detection_rows
+from labelling.outputs import plan, tuned
+from labelling.region_pool import RegionPool
+from labelling.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
 from radio.recordings import META_SUFFIX, find_recordings
-from radio.region_pool import RegionPool
-from radio.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
 from radio.samples import IqStream, full_datatype
 from util.compiling import can_compile, working_compiler
 from util.device import AMP_CHOICES, keep_freed_memory, pick_device, usable_cores
@@ -51,7 +51,7 @@ from util.errors import UserError, reported, warn
 from util.files import atomic_path, writable_folder
 from util.flags import Parser
 from util.metrics import Confusion, aligned, table
-from util.weights import add_arguments
+from util.pretrained import add_arguments
 
 STREAM = "-"
 # With a GPU: processes that look for carriers, where the machine has cores for them.
@@ -116,7 +116,7 @@ def check_args(args):
 
 
 def open_recordings(args):
-    """What to label, as `radio.labelled.LabelledRecording`s: nothing is written yet."""
+    """What to label, as `labelling.outputs.LabelledRecording`s: nothing is written yet."""
     found = tuned(find_recordings(args.recordings, args.sample_rate, args.datatype), args.center_freq)
     return plan(found, relative_paths([one.path for one in found]), args.output, args.center_freq)
 
@@ -152,13 +152,13 @@ def label(one, segmenter, args, limits):
 
 def write(one, stretches, rows, scores, segmenter, args):
     """The three files of a recording, all or none of them, and the link to its data."""
-    metadata = sigmf_meta.annotated(one.metadata, [(each.recording, each.found) for each in stretches], args.replace)
+    metadata = sigmf_output.annotated(one.metadata, [(each.recording, each.found) for each in stretches], args.replace)
     try:
         one.output.parent.mkdir(parents=True, exist_ok=True)
         one.make_link()
     except OSError as error:
         raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
-    if wrong := sigmf_meta.problem(metadata):
+    if wrong := sigmf_output.problem(metadata):
         warn(f"{one.file(META_SUFFIX)}: no valid SigMF, for what it keeps of {one.first.path}: {wrong}")
     about = {
         "recording": one.first.path.name,
@@ -177,7 +177,7 @@ def write(one, stretches, rows, scores, segmenter, args):
                                   for suffix in (META_SUFFIX, ".json", ".png"))  # fmt: skip
             figure.savefig(drawn, format="png", dpi=100)
             plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            meta.write_text(sigmf_meta.to_text(metadata), "utf-8")
+            meta.write_text(sigmf_output.to_text(metadata), "utf-8")
     except OSError as error:
         raise UserError(f"--output {args.output}: {one.output.name} could not be written: {error.strerror}") from error
 

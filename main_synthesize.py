@@ -33,8 +33,8 @@ from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.rng import TEST, TRAINING, VALIDATION
-from radio.scene import render
-from radio.scene_config import PRESETS
+from radio.scenes.config import PRESETS
+from radio.scenes.scene import render
 from util.checkpoint import remove_torn
 from util.device import keep_freed_memory
 from util.errors import RunError, UserError, reported

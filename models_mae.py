@@ -362,7 +362,7 @@ def preset_of(weights, path):
     """The preset whose encoder a file's weights are of: by the name that they come with, else by their sizes.
 
     Args:
-        weights: `util.weights.Weights`; path: where they come from, for messages.
+        weights: `util.pretrained.Weights`; path: where they come from, for messages.
 
     Raises:
         UserError: no preset has these sizes.

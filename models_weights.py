@@ -7,7 +7,7 @@ from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.convert import PATCHES
 from util.errors import UserError
-from util.weights import grid_of, pick_norm_eps
+from util.pretrained import grid_of, pick_norm_eps
 
 # What a masked autoencoder is built with besides its sizes.
 MAE_ARGS = ("norm_pix_loss", "mask_kind")
@@ -30,7 +30,7 @@ def front_end_of(weights, path):
     """The `Spectrogram` that the weights were trained with; None where they say nothing of one.
 
     Args:
-        weights: `util.weights.Weights`; path: where they come from, for messages.
+        weights: `util.pretrained.Weights`; path: where they come from, for messages.
 
     Raises:
         UserError: they were trained on something else than spectrograms of IQ, or with values that make no front end.
@@ -61,10 +61,10 @@ def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **k
     """The model that the weights are of, not loaded yet: with a head, a masked autoencoder, or an encoder alone.
 
     Args:
-        weights: `util.weights.Weights`; path: where they come from, for messages.
+        weights: `util.pretrained.Weights`; path: where they come from, for messages.
         img_size: (rows, columns) or one number; None: as the file has it.
         in_chans: channels of the images; None: as the file has it.
-        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `util.weights.DEFAULT_NORM_EPS`.
+        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `util.pretrained.DEFAULT_NORM_EPS`.
         kwargs: more arguments of the class.
 
     Returns:
@@ -96,7 +96,7 @@ def load(model, weights, path):
     """Load a model of `create_model`, in place.
 
     Returns:
-        A `util.weights.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
+        A `util.pretrained.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
 
     Raises:
         UserError: a tensor of the model is not in the file, or is of another shape.

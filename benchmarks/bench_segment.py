@@ -31,12 +31,12 @@ import models_vit
 from data.synthetic import SceneMaker
 from radio.carriers import CLASS_NAMES
 from radio.rng import TEST
-from radio.scene import render
-from radio.scene_config import PRESETS
+from radio.scenes.config import PRESETS
+from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, reported
 from util.logger import peak_memory_bytes
-from util.weights import write_weights
+from util.pretrained import write_weights
 
 MODEL = "vit_tiny_patch16"
 SCENES = 4

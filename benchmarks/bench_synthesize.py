@@ -17,8 +17,8 @@ import torch
 
 from data.synthetic import SceneMaker
 from radio.rng import TRAINING
-from radio.scene import render
-from radio.scene_config import PRESETS, with_settings
+from radio.scenes.config import PRESETS, with_settings
+from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory
 from util.errors import reported

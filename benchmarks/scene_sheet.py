@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from data.synthetic import SceneMaker
 from radio.recordings import find_recordings
 from radio.rng import TEST
-from radio.scene import render
-from radio.scene_config import PRESETS
+from radio.scenes.config import PRESETS
+from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.errors import reported
 

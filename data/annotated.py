@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 
-from data.recordings import largest_window, read_windows
 from data.sampling import IQ, Source
 from data.splits import RECORDING, relative_paths
+from data.windows import largest_window, read_windows
 from radio.carriers import CLASS_NAMES, from_annotation, paint
 from util.errors import UserError, warn
 

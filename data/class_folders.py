@@ -33,7 +33,7 @@ class ClassFolders(Source):
 
     Args:
         front_end: of the windows; its image size is that of images too.
-        sample_rate_hz, datatype: of recordings that do not say; index: see `radio.recordings.find_recordings`.
+        sample_rate_hz, datatype: of recordings that do not say.
 
     Raises:
         UserError: there are no two classes, a class has no samples, parts differ in classes, samples differ in kind, or a
@@ -42,7 +42,7 @@ class ClassFolders(Source):
 
     task = "classification"
 
-    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None, index=None):
+    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None):
         self.path = Path(path)
         parts = _part_folders(self.path)
         others = Counter()  # suffixes of what is no sample
@@ -58,7 +58,7 @@ class ClassFolders(Source):
         kind = self._kind(files)
         self.holds_images = kind != RECORDINGS
         if kind == RECORDINGS:
-            found = {place: find_recordings(own, sample_rate_hz, datatype, index) for place, own in files.items()}
+            found = {place: find_recordings(own, sample_rate_hz, datatype) for place, own in files.items()}
             self._samples = TiledRecordings([one for own in found.values() for one in own], front_end)
             per_sample, self.groups = self._samples.number, self._samples.groups
         else:

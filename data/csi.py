@@ -1,4 +1,4 @@
-"""Channel state information (CSI) with classes: NTU-Fi HAR, `.npz` files, and scenes of the ray model in `radio/csi.py`.
+"""Wi-Fi channel state information (CSI) with classes: NTU-Fi HAR, `.npz` files, and scenes of `radio.scenes.csi_room`.
 
 An image has an antenna in each channel, subcarriers as rows, lowest first, and packets as columns.
 """
@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from data.sampling import FITTING, IMAGE, Source, stream
-from radio import csi
 from radio.rng import CSI, Stream
+from radio.scenes import csi_room
 from util.errors import UserError
 from util.files import not_read
 
@@ -127,7 +127,7 @@ class NtuFiHar(CsiSource):
     in_chans = ANTENNAS
 
     def __init__(self, folder, image_size=DEFAULT_IMAGE_SIZE):
-        super().__init__(csi.ACTIVITIES, image_size)
+        super().__init__(csi_room.ACTIVITIES, image_size)
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder}: expected a folder of NTU-Fi HAR; found none")
@@ -333,7 +333,7 @@ def _read_npz(path):
 
 
 class SyntheticCsi(CsiSource):
-    """A person who moves in a room, made by the ray model of `radio/csi.py`: another room, person and receiver each time.
+    """A moving person by the ray model of `radio.scenes.csi_room`; each sample has its own room, person and receiver.
 
     Like NTU-Fi HAR: 3 antennas, 114 subcarriers of 40 MHz, 500 packets in 5 s, the same six classes, amplitude in dB. At
     100 packets a second movement beyond 50 Hz of Doppler shift (running, at 5 GHz) is aliased, as it is there.
@@ -349,13 +349,13 @@ class SyntheticCsi(CsiSource):
     FITTED = 256  # samples that `fit` makes, of all it is given: levels differ by 2 dB, the mean of so many by 0.1 dB
 
     def __init__(self, count, seed, kind=0, image_size=DEFAULT_IMAGE_SIZE):
-        super().__init__(csi.ACTIVITIES, image_size)
+        super().__init__(csi_room.ACTIVITIES, image_size)
         self.seed, self.kind = seed, kind
         self.labels = np.arange(count) % len(self.class_names)
 
     def scene(self, index):
-        """The `radio.csi.CsiScene` of a sample."""
-        return csi.draw(self.class_names[self.target(index)], Stream(self.seed, CSI + self.kind, index))
+        """The `radio.scenes.csi_room.CsiScene` of a sample."""
+        return csi_room.draw(self.class_names[self.target(index)], Stream(self.seed, CSI + self.kind, index))
 
     def fit(self, indices):
         super().fit(stream(self.seed, FITTING).generator().permutation(indices)[: self.FITTED])
@@ -365,4 +365,4 @@ class SyntheticCsi(CsiSource):
         return {"name": f"CSI scene {index} of seed {self.seed}", "center_freq_hz": scene.carrier_hz, "snr_db": scene.snr_db}
 
     def _values(self, index):
-        return csi.render(self.scene(index)).numpy()
+        return csi_room.render(self.scene(index)).numpy()

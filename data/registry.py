@@ -1,22 +1,17 @@
 """The table of sources: what a path on the command line holds, and how it is opened."""
 
-import contextlib
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.formats import refuse_formats
 from data.images import ImageFiles, has_image_suffix
-from data.recordings import RecordingWindows
 from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
-from radio.recording_index import NAME, RecordingIndex
+from data.windows import RecordingWindows
 from radio.recordings import by_path, find_recordings, is_recording_file
 from radio.spectrogram import PUBLISHED, Spectrogram
-from util import distributed
-from util.device import usable_cores
 from util.errors import UserError, warn
 from util.files import walk
 
@@ -26,8 +21,6 @@ DEFAULT_PRESET = "wild"
 DEFAULT_IMAGE_SIZE = (224, 224)
 
 READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images (.tif, .png, .jpg, .npy)"
-
-SLOW_S = 10.0  # opening recordings for longer is said
 
 
 def add_data_arguments(parser, required=True):
@@ -51,7 +44,7 @@ def add_recording_arguments(group):
 def add_scene_arguments(group):
     """The flags that change what scenes are drawn from."""
     group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
-                       help="fields of radio/scene_config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2")
+                       help="fields of radio/scenes/config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2")
 
 
 def add_front_end_arguments(group):
@@ -215,25 +208,8 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         maker = SceneMaker(scene_config(preset, args.window_ms, args.set), seed)
         sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
-        with recording_index(args) as index:
-            recordings = find_recordings(found.recordings, args.sample_rate, args.datatype, index)
+        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
         sources.append(RecordingWindows.from_recordings(recordings, front_end))
     if found.images:
         sources.append(ImageFiles(found.images, front_end.image_size))
     return sources[0] if len(sources) == 1 else Concatenated(sources)
-
-
-@contextlib.contextmanager
-def recording_index(args):
-    """The index of recordings in a run's output folder, written there by rank 0 at the end; None without such a folder."""
-    folder, started = getattr(args, "output_dir", None), time.perf_counter()
-    index = None
-    if folder is not None:
-        processes = len(usable_cores()) // distributed.local_world_size()
-        index = RecordingIndex(Path(folder, NAME), args.sample_rate, args.datatype, processes)
-    yield index
-    if index is not None and distributed.is_main():
-        if (seconds := time.perf_counter() - started) > SLOW_S:
-            print(f"opened the recordings in {seconds:.0f} s: {index.opened} files were not in the index")
-        if os.path.isdir(folder):
-            index.save()

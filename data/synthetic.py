@@ -9,9 +9,9 @@ import torch
 from data.sampling import DECIBELS, Source
 from radio.carriers import paint
 from radio.rng import TRAINING, VALIDATION, Stream
-from radio.scene import render
-from radio.scene_config import PRESETS, SceneConfig, with_settings
-from radio.scene_draw import draw
+from radio.scenes.config import PRESETS, SceneConfig, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.scene import render
 from util.errors import UserError
 
 

@@ -147,8 +147,7 @@ def _segmentation(args, pretrained, on_device):
         return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
-        with registry.recording_index(args) as index:
-            recordings = find_recordings(found.recordings, args.sample_rate, args.datatype, index)
+        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
         return Labelled(AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings())
     return _set(found.sets[0], args.data_path[0], front_end, "masks")
 
@@ -253,8 +252,7 @@ def _classification(args, pretrained, on_device):
     refuse_formats(path, "a folder for each class, a spectrogram set or one .h5 file")
     sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
     front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained, silent=True)
-    with registry.recording_index(args) as index:
-        source = ClassFolders(path, front_end, args.sample_rate, args.datatype, index)
+    source = ClassFolders(path, front_end, args.sample_rate, args.datatype)
     if source.holds_images:
         return _images(source, "images")
     registry.compare(front_end.settings(), pretrained)

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from radio import sigmf_stretches
+from radio import sigmf_input
 from radio.samples import DATATYPES, Layout, component_of, full_datatype, not_finite
-from radio.sigmf_stretches import DATA_SUFFIX, short
+from radio.sigmf_input import DATA_SUFFIX, short
 from util.errors import UserError
 from util.files import check_size, not_read, walk
 
@@ -152,7 +152,7 @@ class Opened(NamedTuple):
 def opened(path, sample_rate_hz=None, datatype=None) -> Opened:
     """See `open_recording`."""
     name = os.fspath(path).lower()
-    rate = sample_rate_hz if sample_rate_hz is None else sigmf_stretches.checked_rate(str(path), sample_rate_hz)
+    rate = sample_rate_hz if sample_rate_hz is None else sigmf_input.checked_rate(str(path), sample_rate_hz)
     datatype = datatype if datatype is None else full_datatype(str(path), datatype)
     try:
         if name.endswith((META_SUFFIX, DATA_SUFFIX)):
@@ -166,7 +166,7 @@ def opened(path, sample_rate_hz=None, datatype=None) -> Opened:
         if name.endswith(NPY_SUFFIX):
             return Opened(_open_npy(path, size_bytes, rate))
         if path.suffix.lower() in RAW_DATATYPES:
-            metadata = sigmf_stretches.of_samples(datatype or RAW_DATATYPES[path.suffix.lower()])
+            metadata = sigmf_input.of_samples(datatype or RAW_DATATYPES[path.suffix.lower()])
             return Opened(_recordings(path, path.name, str(path), metadata, (path, 0, size_bytes), rate))
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a recording, found no such file") from error
@@ -175,15 +175,12 @@ def opened(path, sample_rate_hz=None, datatype=None) -> Opened:
     raise UserError(f"{path}: expected a recording ({' '.join(SAMPLE_SUFFIXES)}), found the suffix {path.suffix!r}")
 
 
-def find_recordings(paths, sample_rate_hz=None, datatype=None, index=None) -> list[Recording]:
+def find_recordings(paths, sample_rate_hz=None, datatype=None) -> list[Recording]:
     """All recordings of `paths`, files and folders: in the order given, a folder's files sorted by path.
 
     Folders are searched with their subfolders (not through links to folders), without hidden names and without .npy
     files that are not IQ. A file reached twice is opened once, and a data file that metadata found here name in
     `core:dataset` is not taken for a raw recording. The other arguments: see `open_recording`.
-
-    Args:
-        index: a `radio.recording_index.RecordingIndex` of the same rate and datatype, to open files by.
     """
     real = functools.cache(os.path.realpath)  # folders hold many files
 
@@ -193,8 +190,6 @@ def find_recordings(paths, sample_rate_hz=None, datatype=None, index=None) -> li
         return f"{real(folder or separator or os.curdir)}{os.sep}{name}"
 
     def recordings_at(places):
-        if index is not None:
-            return index.open_all({there: files[there] for there in places})
         return {there: open_recording(files[there], sample_rate_hz, datatype) for there in places}
 
     files = {}  # where a file (for a .sigmf-data, its metadata) really lies -> path as given
@@ -250,7 +245,7 @@ def _size_of_file(path) -> int:
 def _recordings(path: Path, name: str, owner: str, metadata: dict, place: tuple[Path, int, int], rate, member=None):
     """The stretches × channels of a data file. `owner`: how errors call the metadata; `place`: file, offset, bytes."""
     data_file, byte_offset, num_bytes = place
-    about = sigmf_stretches.describe(owner, metadata, num_bytes, rate)
+    about = sigmf_input.describe(owner, metadata, num_bytes, rate)
     component = component_of(about.datatype)
     has_annotations = path.name.lower().endswith(_SIGMF_SUFFIXES)
     found = []
@@ -299,7 +294,7 @@ def _open_npy(path: Path, size_bytes: int, rate: float | None) -> list[Recording
     num_bytes = math.prod(shape) * dtype.itemsize
     if size_bytes - byte_offset < num_bytes:
         raise UserError(f"{path}: truncated: expected {num_bytes} bytes of samples, found {size_bytes - byte_offset}")
-    metadata = sigmf_stretches.of_samples(datatype)
+    metadata = sigmf_input.of_samples(datatype)
     found = _recordings(path, path.name, str(path), metadata, (path, byte_offset, num_bytes), rate)
     if dtype.kind != "c" and (shape[0] == 2) != fortran_order:  # rows in C order or columns in Fortran order lie apart
         found = [replace(one, layout=replace(one.layout, components=1, plane_bytes=num_bytes // 2)) for one in found]
@@ -323,8 +318,8 @@ def _open_sigmf(path: str, rate: float | None) -> Opened:
         if not meta.is_file():
             raise UserError(f"{path}: expected its metadata beside it, found no {meta.name}") from None
         raise
-    metadata = sigmf_stretches.parse(owner, text)
-    names = sigmf_stretches.data_names(owner, metadata, meta.name[: -len(META_SUFFIX)])
+    metadata = sigmf_input.parse(owner, text)
+    names = sigmf_input.data_names(owner, metadata, meta.name[: -len(META_SUFFIX)])
     for name in names:
         file = os.path.join(os.path.dirname(owner), name)
         try:
@@ -334,7 +329,7 @@ def _open_sigmf(path: str, rate: float | None) -> Opened:
         if stat.S_ISREG(about.st_mode):
             found = _recordings(meta, meta.name, owner, metadata, (path_of(file), 0, about.st_size), rate)
             return Opened(found, (name, about.st_size), name == names[0])
-    raise sigmf_stretches.no_data(owner, metadata, names)
+    raise sigmf_input.no_data(owner, metadata, names)
 
 
 def _open_archive(path: Path, rate: float | None) -> list[Recording]:
@@ -351,10 +346,10 @@ def _open_archive(path: Path, rate: float | None) -> list[Recording]:
     for member_name, text in texts.items():
         owner, (folder, stem) = f"{path}: {member_name}", posixpath.split(member_name.removesuffix(META_SUFFIX))
         name = f"{path.name} [{stem}]" if len(texts) > 1 else path.name
-        metadata = sigmf_stretches.parse(owner, text)
-        names = sigmf_stretches.data_names(owner, metadata, stem)
+        metadata = sigmf_input.parse(owner, text)
+        names = sigmf_input.data_names(owner, metadata, stem)
         data = next((members[one] for one in (posixpath.join(folder, name) for name in names) if one in members), None)
         if data is None:
-            raise sigmf_stretches.no_data(owner, metadata, names)
+            raise sigmf_input.no_data(owner, metadata, names)
         found += _recordings(path, name, owner, metadata, (path, data.offset_data, data.size), rate, member_name)
     return found

@@ -8,8 +8,8 @@ import torch
 from scipy import special, stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from radio import channel
-from radio.channel import Fading, amplify, propagate, taps
+from radio.scenes import channel
+from radio.scenes.channel import Fading, amplify, propagate, taps
 
 # TR 38.901 V16.1.0 tables 7.7.2-1 to -5: (normalized delay, power in dB) of the paths that scatter. In D and E the first is
 # the Rayleigh part of the first tap, and its line of sight is in LINE_OF_SIGHT_DB.

@@ -14,7 +14,7 @@ from support import largest_file
 
 from util import checkpoint
 from util.errors import UserError
-from util.weights import read_weights
+from util.pretrained import read_weights
 
 
 def state(value=0.0, step=0):

@@ -25,7 +25,7 @@ from engine_embed import Rows, nearest_neighbours, principal_components
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
-from util.weights import read_weights, write_weights
+from util.pretrained import read_weights, write_weights
 
 FRONT_END = {"n_fft": 64, "duration_s": 0.01, "image_size": [16, 24], "normalize": "per_spectrogram"}
 WIDTH, PATCHES = NANO["embed_dim"], 24

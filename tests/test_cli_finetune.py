@@ -30,8 +30,8 @@ from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from util import checkpoint, convert
 from util.metrics import Confusion
+from util.pretrained import read_weights
 from util.saver import Saver
-from util.weights import read_weights
 
 QUICK = ("--model", "vit_nano", "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--blr", 0.1, "--num_workers", 0,
          "--device", "cpu", "--amp", "off", "--val_fraction", 0.2)  # fmt: skip

@@ -20,8 +20,8 @@ import main_pack
 import main_pretrain
 import models_mae
 from util import checkpoint, flops
+from util.pretrained import read_weights
 from util.saver import Saver
-from util.weights import read_weights
 
 # Four patches, ten windows: a step takes milliseconds. Batches of 3, two to a step: 3 + 3 and 3 + 1 samples.
 SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 3,

@@ -27,12 +27,12 @@ import models_mae
 import models_vit
 from data.annotated import AnnotatedWindows
 from data.splits import Splits
+from labelling.detection import match
 from radio.carriers import from_annotation
-from radio.detection import match
 from radio.recordings import find_recordings, open_recording
 from radio.spectrogram import Spectrogram
 from util import checkpoint
-from util.weights import write_weights
+from util.pretrained import write_weights
 
 NANO = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2,
         "decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip

@@ -17,8 +17,8 @@ import models_mae
 import models_vit
 from util import checkpoint, cost, flops
 from util.flags import OF_MAE
+from util.pretrained import load_pretrained, read_weights
 from util.recipes import RECIPES
-from util.weights import load_pretrained, read_weights
 
 WINDOWS = ("--n_fft", 64, "--window_ms", 10, "--input_size", 16)
 QUICK = ("--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--amp", "off")

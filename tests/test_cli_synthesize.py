@@ -22,9 +22,9 @@ from data.synthetic import SceneMaker, SyntheticScenes, scene_mask
 from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
 from radio.rng import TEST, TRAINING, VALIDATION, Stream
-from radio.scene import render
-from radio.scene_config import WILD, with_settings
-from radio.scene_draw import draw
+from radio.scenes.config import WILD, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than cores

@@ -13,8 +13,8 @@ from support import CAPTURES
 
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
 from data.sampling import IMAGE
-from radio import csi
 from radio.rng import CSI, Stream
+from radio.scenes import csi_room
 from util.errors import UserError
 
 CLASSES = ["box", "circle", "clean", "fall", "run", "walk"]
@@ -28,7 +28,7 @@ def scene(motion=None, **kwargs):
         "stream": Stream(1), "motion": motion, "carrier_hz": 5.31e9, "room_m": (6.0, 5.0, 3.0), "wall_gain": 0.0,
         "tx_m": (0.5, 2.5, 1.1), "rx_m": ((5.5, 2.5, 1.1), (5.5, 2.6, 1.1), (5.5, 2.7, 1.1)),
     }  # fmt: skip
-    return csi.CsiScene(**settings | kwargs)
+    return csi_room.CsiScene(**settings | kwargs)
 
 
 def echoing(motion=None, **kwargs):
@@ -44,7 +44,7 @@ def times(duration_s=5.0, rate_hz=100.0):
 
 def test_a_single_path_has_the_gain_of_free_space_and_the_phase_slope_of_its_length():
     room = scene(rx_m=((5.5, 2.5, 1.1), (1.0, 4.0, 2.0), (3.0, 0.5, 0.3)))
-    found = csi.channel(room, times(0.03)).numpy()[:, :, 0]
+    found = csi_room.channel(room, times(0.03)).numpy()[:, :, 0]
     numbers = np.array([*range(-58, -1), *range(2, 59)])
     frequencies = 5.31e9 + 312.5e3 * numbers
     for antenna, place in enumerate(room.rx_m):
@@ -54,9 +54,9 @@ def test_a_single_path_has_the_gain_of_free_space_and_the_phase_slope_of_its_len
 
 
 def test_subcarriers_and_the_ceiling_of_the_amplitude_are_those_of_ntu_fi():
-    assert len(csi.SUBCARRIERS) == 114
-    assert round(csi.MAX_DB, 1) == 57.2  # the largest value in NTU-Fi HAR
-    assert list(csi.ACTIVITIES) == CLASSES
+    assert len(csi_room.SUBCARRIERS) == 114
+    assert round(csi_room.MAX_DB, 1) == 57.2  # the largest value in NTU-Fi HAR
+    assert list(csi_room.ACTIVITIES) == CLASSES
 
 
 def test_image_sources_are_reflections_in_the_six_surfaces():
@@ -70,7 +70,7 @@ def test_image_sources_are_reflections_in_the_six_surfaces():
     surfaces = [(axis, place) for axis in range(3) for place in (0.0, room[axis])]
     once = {mirrored(source, *surface) for surface in surfaces}
     twice = {mirrored(image, *surface) for image in once for surface in surfaces} - {tuple(source)}
-    places, bounces = csi.image_sources(tuple(source), tuple(room), 2)
+    places, bounces = csi_room.image_sources(tuple(source), tuple(room), 2)
     assert tuple(places[0].tolist()) == tuple(source)
     for number, expected in ((1, once), (2, twice)):
         assert {tuple(np.round(place, 9)) for place in places[bounces == number].tolist()} == expected
@@ -81,9 +81,9 @@ def test_walls_and_furniture_add_paths_of_their_length():
     # One wall alone cannot be had; the impulse response shows where paths are: over 35.6 MHz, 8.4 m apart or more.
     room = scene(room_m=(60.0, 200.0, 200.0), tx_m=(10.0, 100.0, 100.0), rx_m=((40.0, 100.0, 100.0),), antenna_db=(0.0,),
                  furniture_m=((25.0, 150.0, 100.0, 1e4),), wall_gain=-0.5)  # fmt: skip
-    values = csi.channel(room, times(0.01)).numpy()[0, :, 0]
+    values = csi_room.channel(room, times(0.01)).numpy()[0, :, 0]
     lengths = np.arange(10, 140, 0.5)
-    frequencies = 5.31e9 + 312.5e3 * np.array(csi.SUBCARRIERS)
+    frequencies = 5.31e9 + 312.5e3 * np.array(csi_room.SUBCARRIERS)
     impulse = np.abs(np.exp(2j * np.pi * np.outer(lengths, frequencies) / LIGHT) @ values) / 114
     wavelength = LIGHT / 5.31e9
     by_thing = 2 * math.dist((10, 100), (25, 150))
@@ -96,27 +96,27 @@ def test_walls_and_furniture_add_paths_of_their_length():
 
 
 def test_an_empty_room_is_constant():
-    values = csi.render(echoing(jitter=0.7))
+    values = csi_room.render(echoing(jitter=0.7))
     assert values.shape == (3, 114, 500)
     assert torch.equal(values, values[..., :1].expand_as(values))
     assert values.std(dim=1).min() > 0.5  # though not over the subcarriers
-    moving = csi.render(echoing(csi.Motion("walk", speed_m_s=1.0, span_m=2.0)))
+    moving = csi_room.render(echoing(csi_room.Motion("walk", speed_m_s=1.0, span_m=2.0)))
     assert moving.std(dim=2).mean() > 0.5
 
 
 @pytest.mark.parametrize("carrier_hz", [2.437e9, 5.31e9])
 def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_speed_over_the_wavelength(carrier_hz):
-    motion = csi.Motion("run", center_m=(5.0, 2.5), speed_m_s=2.0, rate_hz=1.5, span_m=4.0)
+    motion = csi_room.Motion("run", center_m=(5.0, 2.5), speed_m_s=2.0, rate_hz=1.5, span_m=4.0)
     room = scene(motion, carrier_hz=carrier_hz, room_m=(9.0, 5.0, 3.0), tx_m=(0.1, 2.5, 1.1), rx_m=((0.1, 2.6, 1.1),),
                  antenna_db=(0.0,))  # fmt: skip
     moments = times(0.5, 4000)
-    power = csi.channel(room, moments).abs().square().numpy().astype(float)[0]  # (114, T)
+    power = csi_room.channel(room, moments).abs().square().numpy().astype(float)[0]  # (114, T)
     power -= power.mean(axis=1, keepdims=True)
     spectrum = (np.abs(np.fft.rfft(power * np.hanning(power.shape[1]))) ** 2).mean(0)
     shifts = np.fft.rfftfreq(len(moments), 1 / 4000)
 
     # from positions, how fast each path grows
-    places = csi.body(motion, moments).numpy()
+    places = csi_room.body(motion, moments).numpy()
     paths = sum(np.linalg.norm(places - np.array(end), axis=2) for end in (room.tx_m, room.rx_m[0]))
     rates = np.abs(np.diff(paths, axis=1)) * 4000 / (LIGHT / carrier_hz)
     assert abs(shifts[spectrum.argmax()] - 2 * 0.98 * 2.0 / (LIGHT / carrier_hz)) < 4  # 0.98: the course is rounded
@@ -126,10 +126,12 @@ def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_sp
 
 
 def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
-    motion = csi.Motion("fall", center_m=(3.0, 0.5), onset_s=60.0)  # stands, far from the line of sight
+    motion = csi_room.Motion("fall", center_m=(3.0, 0.5), onset_s=60.0)  # stands, far from the line of sight
     room = echoing(motion, carrier_hz=2.452e9, room_m=(6.0, 5.0, 3.0))
-    found = (csi.channel(room, times(0.01)) - csi.channel(replace(room, motion=None), times(0.01))).numpy()[:, :, 0]
-    frequencies = 2.452e9 + 312.5e3 * np.array(csi.SUBCARRIERS)
+    found = (csi_room.channel(room, times(0.01)) - csi_room.channel(replace(room, motion=None), times(0.01))).numpy()[
+        :, :, 0
+    ]
+    frequencies = 2.452e9 + 312.5e3 * np.array(csi_room.SUBCARRIERS)
     wavelength = LIGHT / 2.452e9
     images = []
     for axis, place in itertools.product(range(3), (0, 1)):
@@ -138,8 +140,8 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
         images.append(image)
     expected = np.zeros((3, 114), complex)
     for antenna, receiver in enumerate(room.rx_m):
-        for number, point in enumerate(csi.body(motion, times(0.01))[:, 0].tolist()):
-            area = csi._RCS_M2[number]
+        for number, point in enumerate(csi_room.body(motion, times(0.01))[:, 0].tolist()):
+            area = csi_room._RCS_M2[number]
             for source in [room.tx_m, *images] if number < 3 else [room.tx_m]:
                 out, back = math.dist(source, point), math.dist(point, receiver)
                 power = wavelength**2 * area / ((4 * math.pi) ** 3 * out**2 * back**2)
@@ -149,8 +151,10 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
 
 
 def test_a_person_on_the_line_of_sight_dims_it():
-    beside, between = (csi.channel(scene(csi.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean() for y in (0.6, 2.5))
-    empty = csi.channel(scene(), times(1.0)).abs().mean()
+    beside, between = (
+        csi_room.channel(scene(csi_room.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean() for y in (0.6, 2.5)
+    )
+    empty = csi_room.channel(scene(), times(1.0)).abs().mean()
     assert between < 0.7 * empty
     assert abs(beside / empty - 1) < 0.1
 
@@ -162,8 +166,8 @@ def test_a_person_on_the_line_of_sight_dims_it():
 def test_everybody_stays_in_the_room_and_below_the_speed(activity):
     speeds = []
     for index in range(40):
-        drawn = csi.draw(activity, Stream(2, 0, index))
-        places = csi.body(drawn.motion, times()).numpy()
+        drawn = csi_room.draw(activity, Stream(2, 0, index))
+        places = csi_room.body(drawn.motion, times()).numpy()
         assert places.shape == (11, 500, 3)
         assert places[:2].min() > 0
         assert (places[:2] < drawn.room_m).all()
@@ -178,19 +182,19 @@ def test_everybody_stays_in_the_room_and_below_the_speed(activity):
 
 
 def test_people_in_one_room():
-    room = csi.draw("walk", Stream(2, 0, 0))
-    drawn = [csi.draw("walk", Stream(2, 1, index), room) for index in range(20)]
+    room = csi_room.draw("walk", Stream(2, 0, 0))
+    drawn = [csi_room.draw("walk", Stream(2, 1, index), room) for index in range(20)]
     assert len({scene.motion for scene in drawn}) == 20
     assert all(replace(scene, stream=room.stream, motion=room.motion) == room for scene in drawn)
     for scene in drawn:
-        places = csi.body(scene.motion, scene.packet_times_s())[:3, :, :2]
+        places = csi_room.body(scene.motion, scene.packet_times_s())[:3, :, :2]
         assert (places > 0).all()
         assert (places < torch.tensor(room.room_m[:2])).all()
 
 
 def test_a_fall_ends_on_the_floor_and_stays_there():
-    motion = csi.Motion("fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0))
-    head = csi.body(motion, times()).numpy()[2]
+    motion = csi_room.Motion("fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0))
+    head = csi_room.body(motion, times()).numpy()[2]
     assert head[:200, 2] == pytest.approx(0.93 * 1.8)
     assert head[300:, 2].max() < 0.2
     assert head[300:, :2] == pytest.approx(np.broadcast_to([3.0, 2.0 + 0.93 * 1.8], (200, 2)), abs=0.05)
@@ -198,8 +202,8 @@ def test_a_fall_ends_on_the_floor_and_stays_there():
 
 
 def test_a_circle_is_one_and_a_stride_has_its_rate():
-    motion = csi.Motion("circle", speed_m_s=1.0, rate_hz=0.8, span_m=1.6, reach_m=0.1)
-    places = csi.body(motion, times()).numpy()
+    motion = csi_room.Motion("circle", speed_m_s=1.0, rate_hz=0.8, span_m=1.6, reach_m=0.1)
+    places = csi_room.body(motion, times()).numpy()
     assert np.linalg.norm(places[0, :, :2] - (3.0, 3.0), axis=1) == pytest.approx(0.8)
     apart = np.linalg.norm(places[9] - places[10], axis=1)  # feet: widest twice a stride
     spectrum = np.abs(np.fft.rfft(apart - apart.mean(), 4000))
@@ -207,8 +211,8 @@ def test_a_circle_is_one_and_a_stride_has_its_rate():
 
 
 def test_punches_alternate_and_reach_as_far_as_they_should():
-    motion = csi.Motion("box", rate_hz=1.0, reach_m=0.4, heading_rad=0.0)
-    left, right = csi.body(motion, times()).numpy()[5:7, :, 0]
+    motion = csi_room.Motion("box", rate_hz=1.0, reach_m=0.4, heading_rad=0.0)
+    left, right = csi_room.body(motion, times()).numpy()[5:7, :, 0]
     assert left.max() - left.min() == pytest.approx(0.4, abs=0.01)
     assert np.corrcoef(left, right)[0, 1] < -0.2
     assert np.corrcoef(left[:450], right[50:])[0, 1] > 0.99  # half a second later
@@ -219,14 +223,16 @@ def test_punches_alternate_and_reach_as_far_as_they_should():
 
 def test_noise_has_the_power_that_the_snr_says():
     room = echoing(snr_db=0.0, level_db=30.0, num_packets=300)
-    linear = 10 ** (csi.render(room).double() / 10)
+    linear = 10 ** (csi_room.render(room).double() / 10)
     assert float(linear.mean()) == pytest.approx(2 * 10**3, rel=0.02)
-    assert float((10 ** (csi.render(replace(room, snr_db=math.inf)).double() / 10)).mean()) == pytest.approx(10**3, rel=1e-3)
+    assert float((10 ** (csi_room.render(replace(room, snr_db=math.inf)).double() / 10)).mean()) == pytest.approx(
+        10**3, rel=1e-3
+    )
 
 
 def test_gain_control_holds_each_packets_level_within_half_a_step_and_moves_in_steps():
-    room = scene(csi.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0)  # without echoes, so without deep fades
-    stepped, fixed = csi.render(replace(room, agc_step_db=0.5)).double(), csi.render(room).double()
+    room = scene(csi_room.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0)  # without echoes, so without deep fades
+    stepped, fixed = csi_room.render(replace(room, agc_step_db=0.5)).double(), csi_room.render(room).double()
     gains = stepped - fixed
     assert gains.std(dim=(0, 1)).max() < 1e-4  # of a packet as a whole
     gains = gains.mean(dim=(0, 1)) - gains.mean(dim=(0, 1))[0]
@@ -238,10 +244,10 @@ def test_gain_control_holds_each_packets_level_within_half_a_step_and_moves_in_s
 
 def test_antennas_have_gains_and_nothing_leaves_the_scale():
     room = echoing()
-    difference = csi.render(replace(room, antenna_db=(1.0, -2.0, 0.0))) - csi.render(room)
+    difference = csi_room.render(replace(room, antenna_db=(1.0, -2.0, 0.0))) - csi_room.render(room)
     torch.testing.assert_close(difference[..., 0].mean(1), torch.tensor([1.0, -2.0, 0.0]), atol=1e-4, rtol=0)
-    assert csi.render(replace(room, level_db=100.0)).max() == pytest.approx(csi.MAX_DB)
-    assert csi.render(replace(room, level_db=-100.0)).max() == 0
+    assert csi_room.render(replace(room, level_db=100.0)).max() == pytest.approx(csi_room.MAX_DB)
+    assert csi_room.render(replace(room, level_db=-100.0)).max() == 0
 
 
 def test_packets_wait_but_never_overtake():
@@ -259,10 +265,10 @@ def test_packets_wait_but_never_overtake():
 def test_a_scene_depends_on_seed_kind_and_index_alone():
     keys = list(itertools.product((0, 1), repeat=3))
     torch.manual_seed(0)
-    first = [csi.render(csi.draw("walk", Stream(*key))) for key in keys]
+    first = [csi_room.render(csi_room.draw("walk", Stream(*key))) for key in keys]
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    again = [csi.render(csi.draw("walk", Stream(*key))) for key in reversed(keys)][::-1]
+    again = [csi_room.render(csi_room.draw("walk", Stream(*key))) for key in reversed(keys)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(first, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -280,7 +286,7 @@ def test_wrong_scenes_are_refused_with_their_value(change):
 @pytest.mark.parametrize("change", [{"activity": "swim"}, {"height_m": 0.0}, {"rate_hz": 0.0}, {"activity": "run"}])
 def test_wrong_motions_are_refused(change):
     with pytest.raises(ValueError, match="expected"):
-        csi.Motion(**{"activity": "box"} | change)
+        csi_room.Motion(**{"activity": "box"} | change)
 
 
 def doppler_statistics(decibels):
@@ -324,11 +330,13 @@ def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     assert image.shape == (3, 32, 48)
     assert image.dtype == np.float32
     assert np.array_equal(image, source.load(4, np.random.default_rng(0), epoch=7)[1])
-    values = np.stack([csi.render(csi.draw(CLASSES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)])
+    values = np.stack(
+        [csi_room.render(csi_room.draw(CLASSES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)]
+    )
     settings = source.normalization()
     assert settings["mean"][0][0][0] == pytest.approx(values.mean(), rel=1e-5)
     assert settings["std"][0][0][0] == pytest.approx(values.std(), rel=1e-4)
-    assert source.describe(4, None)["center_freq_hz"] == csi.draw("run", Stream(3, CSI + 1, 4)).carrier_hz
+    assert source.describe(4, None)["center_freq_hz"] == csi_room.draw("run", Stream(3, CSI + 1, 4)).carrier_hz
     other = SyntheticCsi(13, seed=3, kind=1, image_size=(32, 48))
     other.set_normalization(settings)
     assert np.array_equal(other.load(4, None)[1], image)

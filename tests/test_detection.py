@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from labelling.detection import detection_figures, detection_rows, intersection_over_union, match
 from radio.carriers import Carrier
-from radio.detection import detection_figures, detection_rows, intersection_over_union, match
 
 A = Carrier("LTE", 0.0, 1.0, 0.0, 10e6)
 

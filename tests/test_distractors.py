@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from radio import baseband
-from radio.distractors import KINDS, Distractor, add, draw
 from radio.rng import Stream
+from radio.scenes import baseband
+from radio.scenes.distractors import KINDS, Distractor, add, draw
 
 # (sample rate, duration, seed)
 CASES = [(1.92e6, 40e-3, 0), (7.68e6, 80e-3, 1), (20e6, 1e-3, 2), (30.72e6, 10e-3, 3), (61.44e6, 16e-3, 4),

@@ -19,11 +19,11 @@ from torch import nn
 
 import engine_segment
 from engine_segment import Segmenter
-from radio import spans
-from radio.planes import PICTURE_COLUMNS, Overview, Run, Tiling
+from labelling import spans
+from labelling.planes import PICTURE_COLUMNS, Overview, Run, Tiling
+from labelling.region_pool import RegionPool
+from labelling.regions import Limits
 from radio.recordings import open_recording
-from radio.region_pool import RegionPool
-from radio.regions import Limits
 from radio.samples import component_of
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
@@ -167,7 +167,7 @@ def test_a_stretch_is_given_to_its_finder_block_by_block(tmp_path, pooled):
 
 def test_processes_end_with_the_one_that_they_look_for(tmp_path):
     """By SIGKILL too."""
-    code = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom radio.region_pool import RegionPool\n" \
+    code = f"import sys, time; sys.path[:0] = [{str(ROOT)!r}]\nfrom labelling.region_pool import RegionPool\n" \
            "pool = RegionPool(2); print(*pool._pool._processes, flush=True); time.sleep(60)"  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         children = process.stdout.readline().split()

@@ -17,7 +17,6 @@ from data.annotated import AnnotatedWindows
 from data.feeding import make_loader
 from data.images import ImageFiles
 from data.labelled import LabelledSamples, Part
-from data.recordings import RecordingWindows
 from data.ring import Ring
 from data.sampling import (
     DECIBELS,
@@ -35,6 +34,7 @@ from data.sampling import (
 )
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
+from data.windows import RecordingWindows
 from radio.recordings import find_recordings, open_recording
 from radio.samples import DATATYPES, full_datatype
 from radio.spectrogram import Spectrogram

@@ -20,7 +20,7 @@ from radio.recordings import open_recording
 from radio.spectrogram import Spectrogram
 from util.download import WEIGHTS, entries
 from util.errors import UserError
-from util.weights import read_weights
+from util.pretrained import read_weights
 
 RELEASED = ["radio_mae_vit_tiny", "radio_seg_vit_tiny"]
 RATE = 15.36e6

@@ -9,11 +9,11 @@ import torch
 from scipy.signal import fftconvolve
 from support import CAPTURES, needs_captures
 
-from radio import lte
-from radio.lte import LteCell, resource_grid
 from radio.recordings import open_recording
 from radio.rng import Stream
-from radio.sequences import gold
+from radio.scenes import lte
+from radio.scenes.lte import LteCell, resource_grid
+from radio.scenes.sequences import gold
 
 CELLS = [
     LteCell(6, 1, control_symbols=2),

@@ -16,9 +16,9 @@ import main_synthesize
 import models_mae
 import models_vit
 from data.spectrogram_set import SpectrogramSet
-from radio.scene_config import PRESETS, with_settings
+from radio.scenes.config import PRESETS, with_settings
 from util.errors import RunError, UserError
-from util.weights import read_weights
+from util.pretrained import read_weights
 from weights import make
 
 TINY = ("--size", "nano", "--scenes", 6, "--shard", 4, "--held_out", 2, "--n_fft", 128, "--window_ms", 3, "--input_size", 16,

@@ -10,7 +10,7 @@ import models_mae
 import models_vit
 from models_vit import ClassificationViT, SegmentationViT
 from util.errors import UserError
-from util.weights import Weights
+from util.pretrained import Weights
 
 SIZES = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from radio.nr import RESOURCE_BLOCKS, Coreset, CsiRs, NrCarrier, dmrs_symbols, resource_grids, used_band_hz
-from radio.nr_ssb import downlink_beams
 from radio.rng import Stream
+from radio.scenes.nr import RESOURCE_BLOCKS, Coreset, CsiRs, NrCarrier, dmrs_symbols, resource_grids, used_band_hz
+from radio.scenes.nr_ssb import downlink_beams
 
 STREAM = Stream(seed=11)
 CASE_KHZ = {"A": 15, "B": 30, "C": 30}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from radio import ofdm
-from radio.ofdm import TC_PER_S, Grid, modulate, phasor, random_symbols, symbol_times
 from radio.rng import Stream
+from radio.scenes import ofdm
+from radio.scenes.ofdm import TC_PER_S, Grid, modulate, phasor, random_symbols, symbol_times
 
 SPACINGS = (15e3, 30e3, 60e3)
 

@@ -12,7 +12,7 @@ import models_mae
 import models_vit
 from radio.carriers import CLASS_NAMES
 from radio.spectrogram import Spectrogram
-from util.weights import write_weights
+from util.pretrained import write_weights
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
 

@@ -11,9 +11,9 @@ import pytest
 
 from radio.recordings import open_recording
 from radio.rng import TEST, Stream
-from radio.scene import render
-from radio.scene_config import WILD, with_settings
-from radio.scene_draw import draw
+from radio.scenes.config import WILD, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.scene import render
 from tests.support import CAPTURES, needs_captures
 
 SCENES = 200

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import signal, special
 
-from radio import receiver
-from radio.receiver import Receiver, receive
 from radio.rng import Stream
+from radio.scenes import receiver
+from radio.scenes.receiver import Receiver, receive
 
 STREAM = Stream(seed=11, index=5)
 RATE_HZ = 1e6

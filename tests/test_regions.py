@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
+from labelling.detection import match
+from labelling.regions import CarrierFinder, Limits, regions_of
 from radio.carriers import Carrier, paint_cells
-from radio.detection import match
-from radio.regions import CarrierFinder, Limits, regions_of
 
 CLASSES = ["Noise", "NR", "LTE"]
 ROWS, COLUMNS = 64, 200

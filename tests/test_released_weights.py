@@ -17,7 +17,7 @@ import models_mae
 from data.spectrogram_set import SpectrogramSet
 from radio.carriers import CLASS_NAMES
 from radio.spectrogram import Spectrogram
-from util.weights import read_weights
+from util.pretrained import read_weights
 from weights import make
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
@@ -46,7 +46,7 @@ def test_they_are_read_without_unpickling_and_without_a_network():
     program = f"""
 import pickle, socket
 def refuse(*_, **__): raise RuntimeError("not here")
-from util.weights import read_weights
+from util.pretrained import read_weights
 pickle.Unpickler = pickle.load = pickle.loads = socket.socket.connect = refuse
 for path in {[str(MAE), str(SEG)]}:
     print(len(read_weights(path).state_dict))

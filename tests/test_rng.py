@@ -8,11 +8,11 @@ from data.csi import SyntheticCsi
 from data.labelled import mix
 from data.sampling import EpochBatches, MaskedSamples, Source, hold_out
 from data.splits import fewer_labels, make_splits
-from radio import csi
 from radio.rng import TEST, TRAINING, VALIDATION, Stream, philox_words
-from radio.scene import render
-from radio.scene_config import WILD, with_settings
-from radio.scene_draw import draw
+from radio.scenes import csi_room
+from radio.scenes.config import WILD, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.scene import render
 
 # Random123's known answer for philox4x64 with 10 rounds, counter and key zero (its file kat_vectors).
 KNOWN = (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)
@@ -60,7 +60,7 @@ def test_no_two_purposes_share_a_key_and_counter(monkeypatch):
             render(draw(config, Stream(SEED, kind, index))) for index in range(8)]
         for kind in (TRAINING, VALIDATION, TEST)
     } | {
-        f"CSI of part {kind}": lambda kind=kind: csi.render(SyntheticCsi(3, SEED, kind).scene(2)) for kind in (1, 2)
+        f"CSI of part {kind}": lambda kind=kind: csi_room.render(SyntheticCsi(3, SEED, kind).scene(2)) for kind in (1, 2)
     } | {
         "CSI of part 0 and its levels": lambda: of_csi.fit(np.arange(3)),
         "samples in training": lambda: [MaskedSamples(Nameless(), 4, SEED, True).describe(1, i) for i in range(3)],

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from radio import lte, nr, ofdm
 from radio.carriers import CLASS_NAMES, paint
-from radio.channel import Fading
-from radio.receiver import Receiver
 from radio.rng import TRAINING, VALIDATION, Stream
-from radio.scene import FIRST_TRANSMISSION, Scene, Transmission, render
-from radio.scene_config import CLASSIC, PRESETS, WILD, SceneConfig, with_settings
-from radio.scene_draw import draw
+from radio.scenes import lte, nr, ofdm
+from radio.scenes.channel import Fading
+from radio.scenes.config import CLASSIC, PRESETS, WILD, SceneConfig, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.receiver import Receiver
+from radio.scenes.scene import FIRST_TRANSMISSION, Scene, Transmission, render
+from radio.scenes.traffic import Traffic
 from radio.spectrogram import Spectrogram
-from radio.traffic import Traffic
 from util.errors import UserError
 
 FULL = Traffic(users=1, busy=1.0, filled=1.0, dwell_slots=50.0)

@@ -12,14 +12,14 @@ import math
 import numpy as np
 import pytest
 
-from radio import lte, nr, nr_ssb
-from radio.channel import MODELS, Fading
-from radio.receiver import Receiver
 from radio.rng import TEST, Stream
-from radio.scene import Scene, Transmission, render
-from radio.scene_config import WILD, with_settings
-from radio.scene_draw import draw
-from radio.traffic import Traffic
+from radio.scenes import lte, nr, nr_ssb
+from radio.scenes.channel import MODELS, Fading
+from radio.scenes.config import WILD, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.receiver import Receiver
+from radio.scenes.scene import Scene, Transmission, render
+from radio.scenes.traffic import Traffic
 from tests.cell_search import find_lte, find_nr
 
 TDL = [model for model in MODELS if model.startswith("TDL")]

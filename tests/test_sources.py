@@ -32,10 +32,10 @@ from data.feeding import make_loader
 from data.images import ImageFiles, load_image
 from data.labelled import LabelledSamples, Part
 from data.mathworks import MathWorksFrames
-from data.recordings import RecordingWindows
 from data.sampling import DECIBELS, IQ, SAMPLE, EpochBatches, MaskedSamples, stream
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
+from data.windows import RecordingWindows
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, one_line

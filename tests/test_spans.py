@@ -12,10 +12,10 @@ import pytest
 import torch
 from support import write_sigmf
 
-from radio import spans
+from labelling import spans
+from labelling.spans import Channels, spans_on
 from radio.recordings import open_recording
 from radio.samples import component_of
-from radio.spans import Channels, spans_on
 from util.errors import UserError
 
 

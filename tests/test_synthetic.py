@@ -16,9 +16,9 @@ from data.feeding import make_loader
 from data.sampling import DECIBELS, EpochBatches, MaskedSamples, to_images
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config, scene_mask
 from radio.rng import TRAINING, VALIDATION, Stream
-from radio.scene import render
-from radio.scene_config import CLASSIC, WILD, with_settings
-from radio.scene_draw import draw
+from radio.scenes.config import CLASSIC, WILD, with_settings
+from radio.scenes.draw import draw
+from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.errors import UserError

@@ -14,7 +14,7 @@ from torch import nn
 import main_segment
 from util import checkpoint, unpickle
 from util.errors import UserError
-from util.weights import read_weights
+from util.pretrained import read_weights
 
 STATE = {"norm.weight": torch.ones(3)}
 SCALAR = np.float64(0).__reduce__()[0]

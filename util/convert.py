@@ -1,7 +1,7 @@
 """Key names of other projects' Vision Transformers and ours, which are MAE's: from theirs to ours and back, exactly.
 
 timm has MAE's names for a plain Vision Transformer. Hugging Face's transformers has others for ViTMAE, and keeps query, key
-and value apart. No state dict says the epsilon of its norms: see `util.weights.Weights.norm_eps`.
+and value apart. No state dict says the epsilon of its norms: see `util.pretrained.Weights.norm_eps`.
 """
 
 import math
@@ -201,7 +201,7 @@ def from_wavesfm(state_dict):
     A 1 x 1 `channel_adapter` becomes part of the patch embedding. Scale and shift of all tokens (`mod_ln_scale.vision`,
     `mod_ln_bias.vision`) become part of patch embedding, class token and positions. The positions are fixed; a file that
     lacks them (`vis_pos_embed`) gets those of 224 x 224. Of several patch embeddings, those after the first keep their
-    number of channels in their names, for `util.weights.load_pretrained` to choose from.
+    number of channels in their names, for `util.pretrained.load_pretrained` to choose from.
 
     Raises:
         ValueError: a patch embedding or the class token is missing, or there are layers that ours has not.

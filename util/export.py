@@ -15,7 +15,7 @@ import torch
 from util import convert, lora
 from util.errors import UserError
 from util.files import atomic_path, writable_folder
-from util.weights import NOT_STATED, header, write_weights
+from util.pretrained import NOT_STATED, header, write_weights
 
 OPSET = 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -119,7 +119,7 @@ def last_part(value):
 
 
 def about(script, parser, flags, licence, **known):
-    """What the header says (see `util.weights.header`) of weights that a command trained with these flags.
+    """What the header says (see `util.pretrained.header`) of weights that a command trained with these flags.
 
     Args:
         flags: a dict, as "args" of a checkpoint.

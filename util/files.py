@@ -3,7 +3,6 @@ before hours of work end in them."""
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 from util.errors import UserError
@@ -93,18 +92,6 @@ def walk(folder, refuse):
         folders.append(parent)
         files += [os.path.join(parent, name) for name in sorted(file_names) if not name.startswith(".")]
     return folders, files
-
-
-def file_state(path):
-    """What changes when a file does: [bytes, times of the last change of its contents and of the rest in ns, its number].
-
-    Empty where there is no file.
-    """
-    try:
-        about = os.stat(path)
-    except (OSError, ValueError):  # ValueError: no name of a file
-        return []
-    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino] if stat.S_ISREG(about.st_mode) else []
 
 
 def read_pieces(file, pieces, rows):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from radio import ofdm
-from radio.sequences import gold, qpsk
+from radio.scenes import ofdm
+from radio.scenes.sequences import gold, qpsk
 
 SPACING_HZ = 15e3
 RESOURCE_BLOCKS = {1.4: 6, 3: 15, 5: 25, 10: 50, 15: 75, 20: 100}  # channel bandwidth in MHz; TS 36.101 table 5.6-1

@@ -1,6 +1,6 @@
 """Waveforms of OFDM systems other than NR and LTE: Wi-Fi, DVB-T, DAB and NB-IoT.
 
-Each is a function as those of `radio.waveforms` are.
+Each is a function as those of `radio.scenes.waveforms` are.
 """
 
 import math
@@ -8,8 +8,8 @@ import math
 import numpy as np
 import torch
 
-from radio.baseband import Baseband, bursts, flat_response, oscillate
-from radio.ofdm import phasor, random_symbols
+from radio.scenes.baseband import Baseband, bursts, flat_response, oscillate
+from radio.scenes.ofdm import phasor, random_symbols
 
 # IEEE 802.11-2020 17.3.3: the long training symbol on subcarriers -26 to 26; the short one's signs on -24, -20, ... 24.
 _LONG = "++--++-+-++++++--++-+-++++0+--++-+-+-----++--+-+-++++"

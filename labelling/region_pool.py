@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from radio.regions import regions_of
+from labelling.regions import regions_of
 
 # Runs that are on their way at a time: one is copied while one is looked at and one waits to be joined.
 SLOTS = 3
@@ -42,7 +42,7 @@ class RegionPool:
         self._pool.submit(int).result()
 
     def submit(self, run):
-        """A `radio.planes.Run` on any device; waits while `SLOTS` others are on their way.
+        """A `labelling.planes.Run` on any device; waits while `SLOTS` others are on their way.
 
         Returns:
             A future of a list for each block, of what `regions_of` finds in it.

@@ -4,7 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field, fields, replace
 
-from radio import channel, distractors, lte, nr
+from radio.scenes import channel, distractors, lte, nr
 from util.errors import UserError
 
 

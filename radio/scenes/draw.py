@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
-from radio import channel, distractors, lte, nr, nr_ssb, receiver, traffic
-from radio.scene import PARAMETERS, Scene, Transmission
+from radio.scenes import channel, distractors, lte, nr, nr_ssb, receiver, traffic
+from radio.scenes.scene import PARAMETERS, Scene, Transmission
 
 # System frame numbers start again after so long, TS 36.331, TS 38.331.
 _FRAMES_S = 10.24

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from radio import channel, distractors, lte, nr, ofdm, receiver, traffic
 from radio.carriers import LTE, NR, Carrier
 from radio.rng import Stream
+from radio.scenes import channel, distractors, lte, nr, ofdm, receiver, traffic
 
 # Purposes of a scene's streams; those of transmissions and distractors are numbered on from these.
 PARAMETERS, RECEIVER, FIRST_TRANSMISSION, FIRST_DISTRACTOR = 0, 1, 100, 500
@@ -90,7 +90,7 @@ class Scene:
         return drawn
 
     def schedule(self, number):
-        """(bits, power_db) of a transmission; see `radio.traffic.schedule`."""
+        """(bits, power_db) of a transmission; see `radio.scenes.traffic.schedule`."""
         transmission = self.transmissions[number]
         rng = self.stream.child(FIRST_TRANSMISSION + number).child(0).generator()
         return traffic.schedule(transmission.traffic, transmission.first_slot, transmission.num_slots,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from radio.ofdm import TC_PER_S, Grid, random_symbols, symbol_times
-from radio.sequences import gold, qpsk
+from radio.scenes.ofdm import TC_PER_S, Grid, random_symbols, symbol_times
+from radio.scenes.sequences import gold, qpsk
 
 # TS 38.213 4.1: {case: (spacing in kHz, first symbols, symbols until they come again)}.
 SSB_CASES = {"A": (15, (2, 8), 14), "B": (30, (4, 8, 16, 20), 28), "C": (30, (2, 8), 14)}

@@ -1,7 +1,7 @@
 """Waveforms of systems other than NR and LTE: tones, FM, FSK, single carriers, chirps, GSM, noise and pulses.
 
 Each is a function (stretch, numpy generator, stream of bulk numbers, settings) -> `Baseband`; those of OFDM systems are in
-`radio.multicarrier`. Clauses and tables are named where a figure comes from one; payloads are random.
+`radio.scenes.multicarrier`. Clauses and tables are named where a figure comes from one; payloads are random.
 """
 
 import math
@@ -9,8 +9,17 @@ import math
 import numpy as np
 import torch
 
-from radio.baseband import MARGIN, Baseband, bursts, flat_response, gaussian_fsk, oscillate, random_bits, root_raised_cosine
-from radio.ofdm import phasor, random_symbols
+from radio.scenes.baseband import (
+    MARGIN,
+    Baseband,
+    bursts,
+    flat_response,
+    gaussian_fsk,
+    oscillate,
+    random_bits,
+    root_raised_cosine,
+)
+from radio.scenes.ofdm import phasor, random_symbols
 
 
 def tone(stretch, rng, stream, *, num_tones, spacing_hz, drift_hz, drift_period_s, burst_s, gap_s):

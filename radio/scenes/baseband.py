@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from radio.ofdm import phasor
+from radio.scenes.ofdm import phasor
 
 # Samples of the low rate beyond both ends of the stretch, and what a block of `place` computes beyond its own on each side:
 # what the responses below take to fade by 40 dB.

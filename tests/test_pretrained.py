@@ -18,7 +18,7 @@ import models_mae
 from models_vit import ClassificationViT, SegmentationViT
 from util import checkpoint, download
 from util.errors import UserError
-from util.weights import Weights, load_pretrained, read_weights, resample_positions, write_weights
+from util.pretrained import Weights, load_pretrained, read_weights, resample_positions, write_weights
 
 SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
@@ -365,7 +365,7 @@ def test_the_same_weights_are_the_same_bytes_in_any_process(tmp_path):
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from util.weights import write_weights
+from util.pretrained import write_weights
 write_weights("a.safetensors", torch.load("state.pth"), **{ABOUT!r})
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120, cwd=tmp_path)

@@ -1,7 +1,7 @@
 """Signals that are neither NR nor LTE: what a scene sets beside carriers, or instead of them, and labels Noise.
 
-A `Distractor` is drawn with the parameters of real systems and added to IQ; `radio.waveforms` and `radio.multicarrier` make
-the signals.
+A `Distractor` is drawn with the parameters of real systems and added to IQ. `waveforms` and `multicarrier` beside this file
+make the signals.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from radio import baseband, multicarrier, waveforms
+from radio.scenes import baseband, multicarrier, waveforms
 
 SEEDS = 2**31
 
@@ -26,8 +26,8 @@ class Distractor:
         snr_db: mean power while it sends (`baseband.mean_power`) over that of noise in `bandwidth_hz`, where noise has
             unit power per complex sample over the sample rate.
         seed: what is random in it, 0 to 2^31 - 1.
-        settings: parameters of its kind, plain values: the keyword arguments of its function in `radio.waveforms` or
-            `radio.multicarrier`.
+        settings: parameters of its kind, plain values: the keyword arguments of its function in `radio.scenes.waveforms` or
+            `radio.scenes.multicarrier`.
         delay_spread_s: rms delay of the echoes it arrives with, 0 to 100 ns; 0: none. They do not move. Their frequency
             response has unit mean power in `bandwidth_hz`.
     """

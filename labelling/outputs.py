@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from radio import sigmf_meta
+from labelling import sigmf_output
 from radio.recordings import META_SUFFIX
 from util.errors import UserError
 
@@ -34,7 +34,7 @@ class LabelledRecording:
     @property
     def link(self):
         """Where the data file has to appear beside the new metadata, or None where these stand alone."""
-        name = sigmf_meta.dataset_name(self.metadata, self.output.name)
+        name = sigmf_output.dataset_name(self.metadata, self.output.name)
         return name and self.output.with_name(name)
 
     def make_link(self):
@@ -95,8 +95,8 @@ def _labelled(found, name, output, several_members, center_freq_hz):
     stem = name.name.removesuffix(META_SUFFIX) if first.annotations is not None and first.member is None else name.stem
     if several_members:
         stem += f"-{Path(first.member).name.removesuffix(META_SUFFIX)}"
-    metadata = sigmf_meta.read_metadata(first) or sigmf_meta.new_metadata(found)
-    metadata = sigmf_meta.completed(metadata, first.sample_rate_hz, center_freq_hz)
+    metadata = sigmf_output.read_metadata(first) or sigmf_output.new_metadata(found)
+    metadata = sigmf_output.completed(metadata, first.sample_rate_hz, center_freq_hz)
     if first.member is not None:
-        metadata = sigmf_meta.without_data(metadata)
+        metadata = sigmf_output.without_data(metadata)
     return LabelledRecording(by_stretch(found), metadata, output / name.parent / stem)

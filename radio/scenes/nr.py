@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from radio.nr_ssb import SSB_CASES, SSB_PERIODS_MS, SsbRows, downlink_beams, ssb_band_edges_hz, ssb_grid, ssb_rows
-from radio.ofdm import Grid, random_symbols, symbol_times
 from radio.rng import Stream
-from radio.sequences import gold, qpsk
+from radio.scenes.nr_ssb import SSB_CASES, SSB_PERIODS_MS, SsbRows, downlink_beams, ssb_band_edges_hz, ssb_grid, ssb_rows
+from radio.scenes.ofdm import Grid, random_symbols, symbol_times
+from radio.scenes.sequences import gold, qpsk
 
 # Resource blocks of the channel bandwidths: {subcarrier spacing in kHz: {MHz: blocks}}, TS 38.101-1 table 5.3.2-1.
 RESOURCE_BLOCKS = {
