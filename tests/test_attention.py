@@ -11,7 +11,7 @@ from support import ROOT
 from timm.models.vision_transformer import Block
 from torch._dynamo.testing import CompileCounter
 
-from util import attention, attention_cpu
+from util import attention
 
 SCRIPT = """
 import torch
@@ -68,7 +68,7 @@ def test_blocks_of_one_shape_are_compiled_once():
                          [(5, 50, 2, 32, 2 * 2 * 50**2 * 2), (2, 197, 4, 16, 1), (3, 33, 1, 64, 2**20)])  # fmt: skip
 def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, chunk):
     """As near to those in double precision as bf16 lets them be, scores far from 0 included; chunks with a remainder."""
-    monkeypatch.setattr(attention_cpu, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", chunk)
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, heads, width)
     qkv[:, :, 1] += 3  # what all keys have in common changes no weight
@@ -77,7 +77,7 @@ def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, ch
     exact = qkv.detach().double().requires_grad_()
     expected = attention.usual_attention(exact)
     expected.backward(grad.double())
-    out = attention_cpu.CpuAttention.apply(qkv)
+    out = attention.CpuAttention.apply(qkv)
     torch.testing.assert_close(out, attention.usual_attention(qkv), rtol=0, atol=0)
     out.backward(grad)
     for found, right in zip(qkv.grad.double().unbind(2), exact.grad.unbind(2), strict=True):
@@ -86,7 +86,7 @@ def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, ch
 
 def test_a_model_takes_it_in_bf16_alone(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention_cpu.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0])
+    monkeypatch.setattr(attention.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0])
     block = Block(32, 2)
     attention.use([block])
     block(torch.zeros(1, 3, 32))
