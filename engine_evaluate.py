@@ -61,8 +61,8 @@ def evaluate(model, front_end, loader, device, autocast, class_names, stop, grou
             scores[index] = (foreground_iou(pred, target, len(class_names)) if masks else (pred == target).double()).cpu()
         if name := stop.answer():
             raise StoppedError(f"{name} while evaluating")
-    [loss_sum] = distributed.total([float(loss_sum)])
-    distributed.add_up(scores)
+    [loss_sum] = distributed.all_reduce_sum([float(loss_sum)])
+    distributed.all_reduce_sum_(scores)
     return {"results": confusion.results(), "groups": {name: matrices.results() for name, matrices in grouped.items()},
             "loss": loss_sum / max(1, len(scores)), "seconds": round(time.perf_counter() - started, 2),
             "scores": scores}  # fmt: skip

@@ -124,9 +124,9 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
     Returns:
         dict of "best_epoch", "step" and "seconds_training".
     """
-    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1 and args.train == "full")
-    parallel.rehearse(trained, lambda: trained(torch.zeros(2, data.source.in_chans, *data.front_end.image_size,
-                                                           device=device)).sum())  # fmt: skip
+    trained = parallel.wrap(model, device, args.shard, same_graph=args.accum_iter == 1 and args.train == "full")
+    parallel.dry_run(trained, lambda: trained(torch.zeros(2, data.source.in_chans, *data.front_end.image_size,
+                                                          device=device)).sum())  # fmt: skip
     optimizer, rate, criterion, mixup = optimization(args, model, data, device)
     drops = len(model.drop_paths) if isinstance(model, ViTEncoder) else 0
     way = way if isinstance(model, ViTEncoder) else "off"
@@ -148,7 +148,7 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
             raise UserError(f"{path}: expected a run on {len(loader.dataset)} training samples; found one on "
                             f"{saved['num_samples']}")  # fmt: skip
         first_epoch = resume.first_epoch(saved, batch)
-        best_state = distributed.from_main(lambda: best_so_far(path, saved))
+        best_state = distributed.broadcast(lambda: best_so_far(path, saved))
         parallel.load_optimizer(optimizer, saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
         checkpoint.set_random_state(saved["rng"])
@@ -223,8 +223,8 @@ def train(args, flags, data, model, path, saved, folder, device, autocast, scale
             record.save(epoch, completed=True, as_best=best_epoch == epoch, **scored())
         record.finish()
     kept = folder / checkpoint.BEST
-    best_state = distributed.from_main(lambda: checkpoint.load(kept))
-    checkpoint.load_model(model, parallel.divided(model, best_state["model"]), kept)
+    best_state = distributed.broadcast(lambda: checkpoint.load(kept))
+    checkpoint.load_model(model, parallel.shard_state(model, best_state["model"]), kept)
     return {"best_epoch": best_state["best_epoch"], "step": progress.step, "seconds_training": round(seconds, 1)}
 
 
@@ -235,7 +235,7 @@ def train_one_epoch(
     """Train an epoch, or the rest of one. Accumulation and the last, smaller group are as in pretraining.
 
     Args:
-        model: as `util.parallel.spread` returned it of `whole`.
+        model: as `util.parallel.wrap` returned it of `whole`.
         criterion: a `Loss`.
         mixup: timm's Mixup for classification, or None.
         rate: called with the position in epochs, gives the learning rate.
@@ -281,7 +281,7 @@ def train_one_epoch(
         real = batches.real(number)
 
         # forward and backward; torch takes the mean over the processes
-        with parallel.exchange(model, ends_group):
+        with parallel.grad_sync(model, ends_group):
             with autocast():
                 logits = model(images, *drops)
             loss, weight = criterion(logits.float()[:real], target[:real])
@@ -295,10 +295,10 @@ def train_one_epoch(
         # step
         scaler.unscale_(optimizer)
         if isinstance(weight, torch.Tensor):  # the mean is over the weights of all that the step has seen
-            factor = group_samples * cells / distributed.add_up(group_weight.clone())
+            factor = group_samples * cells / distributed.all_reduce_sum_(group_weight.clone())
             for parameter in parameters:
                 parameter.grad.mul_(factor)
-        grad_norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad or math.inf))
+        grad_norm = parallel.full_tensors(torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad or math.inf))
         scaler.step(optimizer)
         scaler.update()
         reporter.trace.add(progress.step, epoch, batch["index"], loss.detach(), weight, lr, grad_norm)

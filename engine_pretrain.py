@@ -78,7 +78,7 @@ class LossTrace:
             for *_, loss, weight, _, norm in self.entries
         ])  # fmt: skip
         own = table[:, 0].tolist()
-        sums = distributed.total(table[:, :2].flatten().tolist())
+        sums = distributed.all_reduce_sum(table[:, :2].flatten().tolist())
         steps = []
         for place, (entry, norm) in enumerate(zip(self.entries, table[:, 2].tolist(), strict=True)):
             number, epoch, index, _, _, lr, has_norm = entry
@@ -86,7 +86,7 @@ class LossTrace:
             if not (math.isfinite(loss) and (math.isfinite(norm) or self.norms_may_overflow)):
                 what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
                 mine = self._named(epoch, index) if math.isfinite(loss) or not math.isfinite(own[place]) else []
-                named = [name for names in distributed.gathered(mine) for name in names]
+                named = [name for names in distributed.all_gather(mine) for name in names]
                 more = f" and {len(named) - 8} more" if len(named) > 8 else ""
                 raise RunError(f"{what} at step {number} of epoch {epoch}, expected a finite number; samples "
                                f"{', '.join(named[:8])}{more}")  # fmt: skip
@@ -170,8 +170,8 @@ class Reporter:
         waited_s = self._feed.waited_s()
         self._waited += waited_s
         seconds, images_per_s = self._lap.read()
-        images_per_s, data_wait = distributed.total([images_per_s, waited_s / seconds / distributed.world_size()])
-        memory = distributed.greatest(peak_memory_bytes(self.device))
+        images_per_s, data_wait = distributed.all_reduce_sum([images_per_s, waited_s / seconds / distributed.world_size()])
+        memory = distributed.all_reduce_max(peak_memory_bytes(self.device))
         left = (self.epochs - epoch) * self.steps_per_epoch - step
         eta_s = left * self._whole.read()[0] / (step - self._first_step)
         where = f"epoch {epoch}/{self.epochs} step {step}/{self.steps_per_epoch}"
@@ -184,14 +184,14 @@ class Reporter:
 
     def epoch_stats(self, lr):
         seconds = self._whole.read()[0]
-        images, waited = distributed.total([self.images, self._waited / distributed.world_size()])
+        images, waited = distributed.all_reduce_sum([self.images, self._waited / distributed.world_size()])
         return {
             "train_loss": self.progress.loss_sum / self.progress.weight,
             "lr": lr,
             "images_per_s": round(images / seconds, 2),
             **({"mfu": round(self._mfu(images / seconds), 4)} if self.utilization else {}),
             "data_wait": round(waited / seconds, 4),
-            "memory_bytes": distributed.greatest(peak_memory_bytes(self.device)),
+            "memory_bytes": distributed.all_reduce_max(peak_memory_bytes(self.device)),
             "seconds": round(seconds, 2),
         }
 
@@ -205,7 +205,7 @@ def train_one_epoch(
     a group weighs the same, so that the step is the one that a single batch of the group's size would give.
 
     Args:
-        model: as `util.parallel.spread` returned it.
+        model: as `util.parallel.wrap` returned it.
         loader: of `data.feeding.make_loader`; its batch sampler says where in the epoch to start.
         progress: a `Progress`, counted on.
         autocast: makes the context of mixed precision.
@@ -241,7 +241,7 @@ def train_one_epoch(
         real = batches.real(number)
 
         # forward and backward; torch takes the mean over the processes
-        with parallel.exchange(model, ends_group):
+        with parallel.grad_sync(model, ends_group):
             with autocast():
                 loss, _, _ = model(batch["images"], args.mask_ratio, batch["noise"])
             scaler.scale(loss * (real * processes / group_samples)).backward()
@@ -252,7 +252,7 @@ def train_one_epoch(
 
         # step
         scaler.unscale_(optimizer)
-        grad_norm = parallel.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad or math.inf))
+        grad_norm = parallel.full_tensors(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad or math.inf))
         scaler.step(optimizer)
         scaler.update()
         reporter.trace.add(progress.step, epoch, batch["index"], loss.detach() * real, real, lr, grad_norm)
@@ -290,7 +290,7 @@ def evaluate(model, front_end, loader, device, mask_ratio, autocast, stop):
         samples += real
         if name := stop.answer():
             raise StoppedError(f"{name} while evaluating")
-    loss, mean_loss, samples = distributed.total([*sums.tolist(), samples])
+    loss, mean_loss, samples = distributed.all_reduce_sum([*sums.tolist(), samples])
     return {
         "val_loss": loss / samples,
         "val_mean_loss": mean_loss / samples,

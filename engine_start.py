@@ -97,7 +97,7 @@ def check_division(args, path, saved, data):
     Raises:
         UserError: they are not, and the run is to go on.
     """
-    ours = distributed.from_main(lambda: data.fingerprint) if saved.get("split") else None
+    ours = distributed.broadcast(lambda: data.fingerprint) if saved.get("split") else None
     if ours in (None, saved["split"]):
         return
     data_path = ", ".join(map(str, args.data_path))

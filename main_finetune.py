@@ -275,7 +275,7 @@ def run(args, folder, device, stop):
         })  # fmt: skip
         print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
     if args.export:
-        model = parallel.undivided(model, lambda: build_model(args, data, None))
+        model = parallel.unsharded(model, lambda: build_model(args, data, None))
         if distributed.is_main():
             tested = saved if args.eval else checkpoint.load(folder / checkpoint.BEST)
             export_model(args, model, tested, data.source.in_chans)

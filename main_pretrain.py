@@ -258,8 +258,8 @@ def train(args, device, stop):
     elif init:
         print(init.load_into(model, args.init).summary())
     shape = (1, source.in_chans, *front_end.image_size)
-    trained = parallel.spread(model, device, args.shard, same_graph=args.accum_iter == 1)
-    parallel.rehearse(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])
+    trained = parallel.wrap(model, device, args.shard, same_graph=args.accum_iter == 1)
+    parallel.dry_run(trained, lambda: trained(torch.zeros(shape, device=device), args.mask_ratio)[0])
     compiling.compile_model(model, way, args.batch_size, args.amp, model.num_visible(args.mask_ratio))
     groups = param_groups_weight_decay(model, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
@@ -344,7 +344,7 @@ def train(args, device, stop):
                      "mask_kind": args.mask_kind, "mask_ratio": args.mask_ratio, "norm_eps": args.norm_eps}  # fmt: skip
             about = export.about("main_pretrain.py", get_args_parser(), flags, args.licence, holds="mae",
                                  front_end=settings, args=built)  # fmt: skip
-            model = parallel.undivided(model, create)
+            model = parallel.unsharded(model, create)
             if distributed.is_main():
                 export.export(args.export, model, about, args.export_dtype)
 

@@ -5,7 +5,7 @@
     python benchmarks/bench_distributed.py --scaling    # only those tables, from the step times known so far
     python benchmarks/bench_distributed.py --scaling --step_ms S=20 L=95    # from others
 
-- DDP: the step of `bench_pretrain.py` with the model as it is and wrapped as `util.parallel.spread` wraps it, in a process
+- DDP: the step of `bench_pretrain.py` with the model as it is and wrapped as `util.parallel.wrap` wraps it, in a process
   group of one process. Both begin with the same weights and take turns, which of them first alternates. Beside seconds of
   the clock stand those that the process computed, which others on the same cores change less.
 - Bytes: two processes over gloo on the CPU take a step, and what is handed to collectives is counted, as torch dispatches
@@ -108,7 +108,7 @@ def ddp_overhead(preset, batch_size, amp, device, args):
     bare = our_model(preset).to(device)
     images, noise = random_batch(bare, batch_size, device)
     with group_of_one(device) as backend:
-        wrapped = parallel.copied(copy.deepcopy(bare), device, same_graph=True)
+        wrapped = parallel.wrap_ddp(copy.deepcopy(bare), device, same_graph=True)
         trainers = {"without": Trainer(bare, our_loss, amp, device), "DDP": Trainer(wrapped, our_loss, amp, device)}
         for _ in range(max(WARM_UP_STEPS, args.steps)):
             losses = [trainer.step(images, noise).item() for trainer in trainers.values()]
@@ -161,13 +161,13 @@ def backward_passes(preset, shard, accumulated):
     """Counts of each of `accumulated` forward and backward passes that make a step, once torch has ordered its buckets."""
     torch.manual_seed(SEED)
     model = models_mae.create_model(preset, img_size=IMAGE_SIZE)
-    trained = parallel.spread(model, CPU, shard, same_graph=accumulated == 1)
+    trained = parallel.wrap(model, CPU, shard, same_graph=accumulated == 1)
     images, noise = random_batch(model, 1, CPU)
     for _ in range(WARM_UP_STEPS):
         model.zero_grad(set_to_none=True)
         counts = []
         for number in range(accumulated):
-            with CountedBytes() as counted, parallel.exchange(trained, number + 1 == accumulated):
+            with CountedBytes() as counted, parallel.grad_sync(trained, number + 1 == accumulated):
                 our_loss(trained, images, noise).backward()
             counts.append(counted)
     return counts

@@ -45,14 +45,14 @@ def exchange(args, device):
     number = distributed.rank()
     warn("said once")
     state = {"a": [torch.arange(3), 2.5], "b": torch.zeros(2, 2, dtype=torch.bfloat16), "c": ()}
-    tensors = distributed.from_main(lambda: state)
+    tensors = distributed.broadcast(lambda: state)
     found = {
-        "world_size": distributed.world_size(), "device": str(device), "total": distributed.total([1.0, number]),
-        "greatest": distributed.greatest(number), "gathered": distributed.gathered(f"rank {number}"),
-        "added": distributed.add_up(torch.tensor([number, 1])).tolist(),
+        "world_size": distributed.world_size(), "device": str(device), "sum": distributed.all_reduce_sum([1.0, number]),
+        "max": distributed.all_reduce_max(number), "gather": distributed.all_gather(f"rank {number}"),
+        "added": distributed.all_reduce_sum_(torch.tensor([number, 1])).tolist(),
         "main": [tensors["a"][0].tolist(), tensors["a"][1], list(tensors["b"].shape), str(tensors["b"].dtype), tensors["c"]],
     }
-    seen = distributed.gathered(found)
+    seen = distributed.all_gather(found)
     print(json.dumps(seen))
 
 
@@ -107,7 +107,7 @@ def main_fails_while_others_load(args, device):
     def load():
         raise UserError("checkpoint-last.pth: expected a whole checkpoint; found 3 bytes of 9")
 
-    distributed.from_main(load)
+    distributed.broadcast(load)
 
 
 def signalled(args, device):
@@ -120,7 +120,7 @@ def signalled(args, device):
             name = stop.answer()
             if name:
                 break
-        print(json.dumps(distributed.gathered([step, name])))
+        print(json.dumps(distributed.all_gather([step, name])))
 
 
 def signalled_early(args, device):

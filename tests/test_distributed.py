@@ -19,7 +19,7 @@ def test_processes_exchange_small_things_and_one_of_them_speaks(tmp_path):
     assert main.err == "warning: said once\n"
     for found in json.loads(main.out):
         assert found == {
-            "world_size": 3, "device": "cpu", "total": [3, 3], "greatest": 2, "gathered": ["rank 0", "rank 1", "rank 2"],
+            "world_size": 3, "device": "cpu", "sum": [3, 3], "max": 2, "gather": ["rank 0", "rank 1", "rank 2"],
             "added": [3, 3], "main": [[0, 1, 2], 2.5, [2, 2], "torch.bfloat16", []],
         }  # fmt: skip
 
@@ -27,7 +27,7 @@ def test_processes_exchange_small_things_and_one_of_them_speaks(tmp_path):
 def test_a_single_process_exchanges_with_itself(tmp_path):
     [one] = finish(tmp_path, 1, "at_work", "exchange")
     [found] = json.loads(one.out)
-    assert (found["world_size"], found["total"], found["greatest"], found["gathered"]) == (1, [1, 0], 0, ["rank 0"])
+    assert (found["world_size"], found["sum"], found["max"], found["gather"]) == (1, [1, 0], 0, ["rank 0"])
 
 
 @pytest.mark.parametrize(("work", "status", "message"), [

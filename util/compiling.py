@@ -83,7 +83,7 @@ def compile_model(model, way, batch_size, amp, visible):
     for blocks, patches in ((model.blocks, visible), (getattr(model, "decoder_blocks", ()), model.num_patches)):
         if blocks and blocks[0].attn.qkv.weight.is_cuda:
             given = blocks[0].attn, batch_size, 1 + patches, DTYPES[amp]
-            if distributed.from_main(lambda given=given: attention.is_faster(*given)):
+            if distributed.broadcast(lambda given=given: attention.is_faster(*given)):
                 attention.use(blocks, short=True)
     if way == "graphs":
         model.forward = AtOneBatchSize(model.forward, batch_size, mode="reduce-overhead")

@@ -17,8 +17,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _control = None  # gloo between all processes, whatever the backend: small numbers, for which no device has to wait
 
 
-def exchange_over(group):
-    """Have all that follows exchanged over this gloo group of all processes; None is for a run of one."""
+def set_group(group):
+    """Use this gloo group of all processes for the exchanges below; None is for a run of one."""
     global _control
     _control = group
 
@@ -102,8 +102,8 @@ class StopSignal:
 # Small exchanges, on the CPU
 
 
-def total(values):
-    """Sums over all processes of a list of numbers; float64."""
+def all_reduce_sum(values):
+    """Sum a list of numbers over all processes, in float64."""
     if _control is None:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
@@ -111,15 +111,15 @@ def total(values):
     return sums.tolist()
 
 
-def add_up(tensor):
+def all_reduce_sum_(tensor):
     """Sum a tensor over all processes, in place and on its device."""
     if _control is not None:
         dist.all_reduce(tensor, group=_control if tensor.device.type == "cpu" else None)
     return tensor
 
 
-def greatest(value):
-    """The largest of a number that each process has."""
+def all_reduce_max(value):
+    """The largest of the numbers that the processes have."""
     if _control is None:
         return value
     found = torch.tensor(value, dtype=torch.float64)
@@ -127,8 +127,8 @@ def greatest(value):
     return type(value)(found)
 
 
-def gathered(value):
-    """What each process has, by rank."""
+def all_gather(value):
+    """The values of all processes, by rank."""
     if _control is None:
         return [value]
     found = [None] * world_size()
@@ -136,8 +136,8 @@ def gathered(value):
     return found
 
 
-def from_main(function):
-    """What `function` returns on rank 0, which alone calls it: a nested state of tensors on the CPU and plain values."""
+def broadcast(function):
+    """Call `function` on rank 0 alone; all processes get what it returns: nested tensors on the CPU and plain values."""
     if _control is None:
         return function()
     tensors = []

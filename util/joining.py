@@ -81,7 +81,7 @@ def joined(args):
                 quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
                 quiet.enter_context(silent_warnings())
             device, everyone = _connect(args, store)
-            distributed.exchange_over(everyone)
+            distributed.set_group(everyone)
             yield device
             dist.barrier(group=everyone)
         failed = False
@@ -172,7 +172,7 @@ def _connect(args, store):
 
 
 def _leave(failed):
-    distributed.exchange_over(None)
+    distributed.set_group(None)
     # After a failure the others may not answer any more; the end of the process is the end of the group.
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()

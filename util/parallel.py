@@ -1,4 +1,4 @@
-"""A model on several processes: copied to each, with its gradients exchanged, or divided among them."""
+"""A model on several processes: DDP copies it to each and exchanges gradients; FSDP2 shards it."""
 
 import contextlib
 import warnings
@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from util.distributed import map_tensors, world_size
 
 
-def spread(model, device, shard=False, same_graph=False):
-    """The model as it is trained: gradients are exchanged, or with `shard` everything is divided among the processes.
+def wrap(model, device, shard=False, same_graph=False):
+    """Wrap a model for training: in DDP, or with `shard` in FSDP2; a single process needs neither.
 
     Args:
         model: on the CPU or the device, the same on all processes.
-        same_graph: every step uses the same parameters, once each, and exchanges them: lets torch order the exchange.
+        same_graph: every step uses the same parameters, once each, and exchanges them; see DDP's `static_graph`.
 
     Returns:
         What to call in training; `model`, on the device, is what to evaluate and save.
@@ -34,25 +34,25 @@ def spread(model, device, shard=False, same_graph=False):
         return model
     if device.type == "cuda" and any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return copied(model, device, same_graph)
+    return wrap_ddp(model, device, same_graph)
 
 
-def copied(model, device, same_graph=False):
-    """What `spread` makes of a model, on the device, that each of several processes has."""
+def wrap_ddp(model, device, same_graph=False):
+    """Wrap a model, which is on the device, in DDP."""
     return DistributedDataParallel(
         model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
         static_graph=same_graph,
     )  # fmt: skip
 
 
-def rehearse(model, loss_of):
-    """Let torch see one step of a copied model before the first, so that each step after it adds in the same order.
+def dry_run(model, loss_of):
+    """Run one backward pass through DDP before the first step, so that a resumed run adds gradients in the same order.
 
-    It groups gradients for the exchange by the order in which the first step makes them; a run that resumes would otherwise
-    have its first step, and from three processes on the last bits of it, otherwise.
+    DDP groups gradients by the order of its first backward pass. Without a dry run the first step after resuming groups
+    them differently, which changes the last bits of their sums with three or more processes.
 
     Args:
-        model: as `spread` returned it; loss_of: called without arguments, gives the loss of some input.
+        model: as `wrap` returned it; loss_of: called without arguments, gives the loss of some input.
     """
     if isinstance(model, DistributedDataParallel):
         model.eval()  # no running mean moves
@@ -61,30 +61,30 @@ def rehearse(model, loss_of):
 
 
 @contextlib.contextmanager
-def exchange(model, now):
-    """A backward pass that exchanges gradients, or, not `now`, lets them add up on each process."""
+def grad_sync(model, now):
+    """A backward pass that exchanges gradients if `now`; else each process accumulates its own."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     with contextlib.nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync():
         yield
 
 
-def whole(value):
-    """A nested state with all its divided tensors put together; all processes have to ask."""
+def full_tensors(value):
+    """A nested state with each sharded tensor gathered to a full one; all processes have to call this."""
     return map_tensors(value, lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
 def load_optimizer(optimizer, state):
-    """`load_state_dict` of whole tensors, divided as the parameters are."""
+    """`load_state_dict` of full tensors, sharded as the parameters are."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def divided(number, value):
+    def sharded(number, value):
         parameter = parameters[number]
         if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
             return value
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
-    own = {number: {name: divided(number, value) for name, value in entry.items()}
+    own = {number: {name: sharded(number, value) for name, value in entry.items()}
            for number, entry in state["state"].items()}  # fmt: skip
     optimizer.load_state_dict(state | {"state": own})
 
@@ -93,17 +93,17 @@ def size_bytes(model):
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def divided(model, state):
-    """A state dict of whole tensors, divided as those of the model are."""
+def shard_state(model, state):
+    """Shard a state dict of full tensors as the model is sharded."""
     own = model.state_dict()
     return {name: distribute_tensor(value.to(own[name].device), own[name].device_mesh, own[name].placements)
             if isinstance(own.get(name), DTensor) else value for name, value in state.items()}  # fmt: skip
 
 
-def undivided(model, create):
-    """The model whole: itself, or what `create` makes, with its weights, where they are divided."""
+def unsharded(model, create):
+    """The model itself or, if it is sharded, a new one of `create` with its full weights."""
     if not isinstance(model, FSDPModule):
         return model
     new = create()
-    new.load_state_dict(whole(model.state_dict()))
+    new.load_state_dict(full_tensors(model.state_dict()))
     return new

@@ -38,7 +38,7 @@ class Record(contextlib.ExitStack):
             numbered: as `checkpoint-<epoch>.pth` too; as_best: as `checkpoint-best.pth` too.
             more: what the checkpoint holds besides.
         """
-        whole = parallel.whole({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        whole = parallel.full_tensors({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         self.log.flush()
         if self._saver is not None:
             self._saver.save({
@@ -51,7 +51,7 @@ class Record(contextlib.ExitStack):
         """Save the epoch that a `StoppedError` has cut short, and raise that, once it is written, on all processes."""
         self.save(epoch, **more)
         self.finish()
-        distributed.greatest(0)  # all wait until it is written: where one process ends, the others have seconds
+        distributed.all_reduce_max(0)  # all wait until it is written: where one process ends, the others have seconds
         raise StoppedError(f"{reason}; saved in {self.folder}, the same command goes on from there") from None
 
     def finish(self):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from util import checkpoint, device
-from util.distributed import from_main, world_size
+from util.distributed import broadcast, world_size
 from util.errors import UserError
 
 # Compared as their product with the number of processes, which is what a step sees.
@@ -27,7 +27,7 @@ def find(resume, output_dir):
         path = checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
         return (None, None) if path is None else (str(path), checkpoint.load(path))
 
-    path, state = from_main(read)
+    path, state = broadcast(read)
     return path and Path(path), state
 
 
@@ -71,7 +71,7 @@ def pick_amp(name, state, on, width):
     theirs = state and state["args"].get("amp")
     if name == "auto" and theirs in ("bf16", "off") and on.type == "cpu":
         return theirs
-    return from_main(lambda: device.pick_amp(name, on, width))
+    return broadcast(lambda: device.pick_amp(name, on, width))
 
 
 def effective_batch(args):
