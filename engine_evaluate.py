@@ -1,77 +1,20 @@
-"""What a labelled task comes to: confusion matrices in which every sample counts once, and the pictures of them."""
+"""Results of a test part: groups of its samples, tables and pictures."""
 
 import math
-import re
-import time
+import statistics
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from data.sampling import to_images
 from data.splits import has_masks
-from util import distributed
-from util.errors import StoppedError
-from util.metrics import Confusion, GroupedConfusion, foreground_iou, overall, table, table_by_group
+from util import distributed, parallel
+from util.metrics import means, overall, table, table_by_group
 from util.plots import confusion_figure, prediction_sheet
 
 SHEET_SAMPLES = 9  # best, median and worst
 SNR_STEP_DB = 5
 MOST_SNRS = 32  # that are groups of their own; a data set with more has ranges
-
-
-@torch.no_grad()
-def evaluate(model, front_end, loader, device, autocast, class_names, stop, groupings=None):
-    """Run over all samples of a part, each process over its own.
-
-    Args:
-        groupings: dict of a grouping's name to a list of each sample's group, by number: figures are given for each too.
-
-    Returns:
-        dict: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the same}}), `loss`, `seconds`, `scores`:
-        float64 [N], of masks each sample's `util.metrics.foreground_iou`, otherwise 1 where the class is right and 0 where
-        it is not. Of all processes.
-
-    Raises:
-        StoppedError: a signal asked for it.
-    """
-    model.eval()
-    started = time.perf_counter()
-    masks = has_masks(loader.dataset.part.source)
-    unit = "pixel" if masks else "sample"
-    confusion = Confusion(class_names, device, unit)
-    groupings = groupings or {}
-    grouped = {name: GroupedConfusion(class_names, sorted(set(of), key=natural), device, unit)
-               for name, of in groupings.items()}  # fmt: skip
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    scores = torch.zeros(len(loader.dataset), dtype=torch.float64)
-    for place, batch in enumerate(loader.batches(front_end, device)):
-        stop.ask()
-        with autocast():
-            logits = model(batch["images"])
-        real = loader.batch_sampler.real(place)
-        if real:  # else it is a sample of another process, to have as many forward passes as that
-            logits, index = logits[:real], batch["index"][:real]
-            target = batch["target"][:real].long()
-            loss_sum += F.cross_entropy(logits.float(), target).double() * real
-            pred = logits.argmax(dim=1)
-            confusion.update(pred, target)
-            for name, matrices in grouped.items():
-                matrices.update(pred, target, [groupings[name][int(number)] for number in index])
-            scores[index] = (foreground_iou(pred, target, len(class_names)) if masks else (pred == target).double()).cpu()
-        if name := stop.answer():
-            raise StoppedError(f"{name} while evaluating")
-    [loss_sum] = distributed.all_reduce_sum([float(loss_sum)])
-    distributed.all_reduce_sum_(scores)
-    return {"results": confusion.results(), "groups": {name: matrices.results() for name, matrices in grouped.items()},
-            "loss": loss_sum / max(1, len(scores)), "seconds": round(time.perf_counter() - started, 2),
-            "scores": scores}  # fmt: skip
-
-
-def natural(name):
-    """Sort key under which "-5 dB" comes before "10 dB"."""
-    number = re.match(r"-?\d+(\.\d+)?", name)
-    return (0, float(number[0]), name) if number else (1, 0.0, name)
 
 
 def groupings(part):
@@ -89,7 +32,9 @@ def groupings(part):
             return {}
         carriers = scene["transmissions"]
         snr.append(_snr_range(min(carrier["snr_db"] for carrier in carriers)) if carriers else "no carrier")
-        technology.append(" and ".join(sorted({carrier["technology"] for carrier in carriers})) or "no carrier")
+        technology.append(
+            " and ".join(sorted({carrier["technology"] for carrier in carriers})) or "no carrier"
+        )
     return {"SNR of the weakest carrier": snr, "technology": technology}
 
 
@@ -104,21 +49,21 @@ def _snr_names(snr_db):
     return [name_of(value) if math.isfinite(value) else "unknown" for value in snr_db.tolist()]
 
 
-def report(measured, model, front_end, dataset, device, autocast, class_names, log, step, title):
-    """The tables on the console, the confusion matrix and, of masks, the sheet of best, median and worst samples.
+def report(measured, model, batches, run, class_names, step):
+    """Print the tables, and draw the confusion matrix and, of masks, the best, median and worst samples.
 
-    All processes call it: a model that is divided among them computes with all. Rank 0 prints and draws.
+    Every process calls it, since a sharded model computes with all of them; rank 0 prints and draws.
 
     Args:
-        measured: what `evaluate` gave for the `LabelledSamples` `dataset`.
-        log: a `RunLog`, which gets the pictures.
+        measured: what `engine_finetune.evaluate` gave for `batches`.
 
     Returns:
         The names of the pictures.
     """
     results = measured["results"]
+    dataset, front_end, title = batches.dataset, batches.front_end, run.args.model
     masks = has_masks(dataset.part.source)
-    rows = predictions(model, front_end, dataset, measured["scores"], device, autocast) if masks else []
+    rows = predictions(model, batches, run, measured["scores"]) if masks else []
     if not distributed.is_main():
         return []
     print(table(results))
@@ -126,7 +71,7 @@ def report(measured, model, front_end, dataset, device, autocast, class_names, l
         print(f"\nby {name}\n{table_by_group(groups)}")
     share = overall(results)
     caption = f"{title}\ntest part, {len(dataset)} samples, {share.replace('_', ' ')} {results[share]:.1%}"
-    log.figure(step, confusion_figure(results["confusion"], class_names, caption), "confusion")
+    run.record.figure(step, confusion_figure(results["confusion"], class_names, caption), "confusion")
     if not masks:
         return ["confusion.png"]
     for row in rows:
@@ -136,7 +81,7 @@ def report(measured, model, front_end, dataset, device, autocast, class_names, l
         empty = math.isnan(row["score"])
         row["title"] = f"{about['name']}: " + (f"all {class_names[0]}" if empty else f"{row['score']:.1%}")
     caption = f"{title}: best, median and worst test samples by mean IoU of the classes but {class_names[0]}"
-    log.figure(step, prediction_sheet(rows, class_names, caption), "predictions")
+    run.record.figure(step, prediction_sheet(rows, class_names, caption), "predictions")
     return ["confusion.png", "predictions.png"]
 
 
@@ -150,15 +95,34 @@ def shown(scores):
 
 
 @torch.no_grad()
-def predictions(model, front_end, dataset, scores, device, autocast):
+def predictions(model, batches, run, scores):
     """What the sheet shows of the best, median and worst samples: dicts of number, image [F, T], target, prediction."""
-    model.eval()
+    model = parallel.unwrap(model).eval()
     rows = []
     for number in shown(scores):
-        batch = dataset.batch([(0, number)])
-        images = to_images(batch["parts"], front_end, device)
-        with autocast():
+        batch = batches.dataset.batch([(0, number)])
+        images = to_images(batch["parts"], batches.front_end, run.device)
+        with run.autocast():
             pred = model(images).argmax(dim=1)[0]
-        rows.append({"number": number, "score": float(scores[number]), "image": images[0, 0].cpu().numpy(),
-                     "target": batch["target"][0], "prediction": pred.cpu().numpy()})  # fmt: skip
+        rows.append(
+            {
+                "number": number,
+                "score": float(scores[number]),
+                "image": images[0, 0].cpu().numpy(),
+                "target": batch["target"][0],
+                "prediction": pred.cpu().numpy(),
+            }
+        )
     return rows
+
+
+def summary(every):
+    """Mean, minimum and maximum of the figures of several seeds."""
+    found = {}
+    for key in means(every[0]):
+        values = [results[key] for results in every if results[key] is not None]
+        if values:
+            low, mean, high = min(values), statistics.mean(values), max(values)
+            found[key] = {"mean": mean, "least": low, "greatest": high, "seeds": values}
+            print(f"{key.replace('_', ' ')}: {mean:.2%} ({low:.2%} .. {high:.2%}), {len(values)} seeds")
+    return found

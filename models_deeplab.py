@@ -25,6 +25,11 @@ RECIPE = {
 }
 
 
+def schedule(epoch, lr, args):
+    """Learning rate at a position in epochs: it drops by a factor every few epochs."""
+    return lr * RECIPE["lr_drop_factor"] ** (int(epoch) // RECIPE["lr_drop_epochs"])
+
+
 class DeepLabV3(nn.Module):
     """Backbone, atrous pyramid and bilinear upsampling; state-dict keys as in torchvision, without its auxiliary head.
 

@@ -41,7 +41,7 @@ import models_mae
 from util import checkpoint, parallel
 from util.device import AMP_CHOICES, keep_freed_memory, pick_amp, pick_device
 from util.errors import UserError, reported
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 from util.saver import Saver
 
 SEED = 0

@@ -31,7 +31,7 @@ from radio.spectrogram import Spectrogram
 from util.compiling import compile_model, pick_compile
 from util.device import keep_freed_memory, pick_amp, pick_device
 from util.errors import reported
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 
 WINDOW_S = 0.016
 WINDOWS_A_RECORDING = 64

@@ -20,7 +20,7 @@ import models_mae
 from util.device import AMP_CHOICES, keep_freed_memory, pick_amp, pick_device
 from util.errors import UserError, reported
 from util.flops import pretraining_flops
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 
 IMAGE_SIZES = ((224, 224), (448, 448), (224, 1024))
 MASK_RATIOS = (0.5, 0.75, 0.9)

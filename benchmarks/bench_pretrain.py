@@ -30,7 +30,7 @@ from util.compiling import compile_model
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.errors import UserError, reported
 from util.flops import Utilization, peak_flops_per_s, pretraining_flops
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 
 IMAGE_SIZE = 224
 MASK_RATIO = 0.75

@@ -35,8 +35,8 @@ from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, reported
-from util.logger import peak_memory_bytes
 from util.pretrained import write_weights
+from util.progress import peak_memory_bytes
 
 MODEL = "vit_tiny_patch16"
 SCENES = 4

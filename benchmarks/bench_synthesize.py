@@ -22,7 +22,7 @@ from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory
 from util.errors import reported
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 
 CPU = torch.device("cpu")
 PARTS = ("parameters", "IQ", "spectrogram")

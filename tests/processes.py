@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from support import NANO, ROOT
 
 import engine_evaluate
-import main_pretrain
+import engine_reconstruct
 import models_mae
 import models_vit
 from util import flops
@@ -47,8 +47,8 @@ def _begin(module, flags, environment, output):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = SHALLOW
     flops.SIDE = {"cpu": 16, "cuda": 16}
-    main_pretrain.reconstruction_figure = lambda *_: Figure(figsize=(1, 1))
-    engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = main_pretrain.reconstruction_figure
+    engine_reconstruct.reconstruction_figure = lambda *_: Figure(figsize=(1, 1))
+    engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = engine_reconstruct.reconstruction_figure
     module = importlib.import_module(module)
     with reported():
         module.main(module.get_args_parser().parse_args(flags))

@@ -22,6 +22,7 @@ from test_tasks import CLASSES, FRONT_END
 
 import engine_evaluate
 import engine_finetune
+import engine_reconstruct
 import main_finetune
 import main_pretrain
 import models_mae
@@ -87,7 +88,7 @@ def pretrained(tmp_path_factory):
         write_ci16(folder / "air", f"r{number}", 0.054, seed=number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
-        patch.setattr(main_pretrain, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
+        patch.setattr(engine_reconstruct, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
         flags = ("--model", "mae_vit_nano", *WINDOWS, *QUICK[2:10], "--device", "cpu", "--val_fraction", 0)
         assert call(main_pretrain, "--data_path", folder / "air", "--output_dir", folder / "out", *flags) == 0
     return folder / "out" / checkpoint.LAST
@@ -144,13 +145,13 @@ def assert_same(first, second, keys=("model", "optimizer", "scaler", "rng", "ste
 def before(monkeypatch):
     """The model's tensors before the first step, once there was one."""
     found = {}
-    real = engine_finetune.optimization
+    real = engine_finetune.make_optimizer
 
-    def spied(args, model, *rest):
+    def spied(model, *rest):
         found.update({name: value.clone() for name, value in model.state_dict().items()})
-        return real(args, model, *rest)
+        return real(model, *rest)
 
-    monkeypatch.setattr(engine_finetune, "optimization", spied)
+    monkeypatch.setattr(engine_finetune, "make_optimizer", spied)
     return found
 
 
@@ -267,16 +268,15 @@ def test_the_test_part_is_looked_at_once_with_the_model_that_validation_chose(sc
     seen, real = [], engine_finetune.evaluate
     worth = iter((0.5, 0.9, 0.7, 0.2))  # of four epochs
 
-    def spied(model, front_end, loader, *rest):
-        measured = real(model, front_end, loader, *rest)
-        names = [loader.dataset.describe(0, number)["name"] for number in range(len(loader.dataset))]
+    def spied(model, batches, *rest):
+        measured = real(model, batches, *rest)
+        names = [batches.dataset.describe(0, number)["name"] for number in range(len(batches.dataset))]
         seen.append((names, {key: value.clone() for key, value in model.state_dict().items()}))
         if len(seen) < 5:
             measured["results"]["mean_iou"] = next(worth)
         return measured
 
     monkeypatch.setattr(engine_finetune, "evaluate", spied)
-    monkeypatch.setattr(main_finetune, "evaluate", spied)
     assert finetune(scenes, tmp_path / "out", "--epochs", 4) == 0
 
     split = parts(tmp_path / "out")
@@ -437,7 +437,7 @@ def run(scenes, tmp_path_factory):
 
 def test_an_evaluation_gives_the_figures_of_the_run_and_does_nothing_else(scenes, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(engine_finetune, "train_one_epoch", pytest.fail)
-    monkeypatch.setattr(main_finetune, "train", pytest.fail)
+    monkeypatch.setattr(engine_finetune, "train", pytest.fail)
     folder = shutil.copytree(run, tmp_path / "same")
     for output in (tmp_path / "other", folder):
         assert finetune(scenes, output, "--eval", "--resume", run / checkpoint.BEST) == 0

@@ -16,6 +16,7 @@ from PIL import Image
 from support import CAPTURES, ROOT, call, command, needs_captures, write_ci16, write_sigmf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import engine_reconstruct
 import main_pack
 import main_pretrain
 import models_mae
@@ -40,7 +41,7 @@ def quick(monkeypatch, request):
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_tiny_patch16", TINY | small)
     monkeypatch.setitem(flops.SIDE, "cpu", 64)
     if request.function not in (test_a_run_leaves_checkpoints_a_log_and_pictures, test_variants_train):
-        monkeypatch.setattr(main_pretrain, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(engine_reconstruct, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture
@@ -525,7 +526,7 @@ sys.argv = ["main_pretrain.py"] + {[str(flag) for flag in flags]!r}
 sys.path.insert(0, {str(ROOT)!r})
 import main_pretrain
 main_pretrain.main(main_pretrain.get_args_parser().parse_args())
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 print("peak", max(peak_memory_bytes(torch.device("cpu")), workers))
 """

@@ -460,7 +460,7 @@ COMMAND = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 import main_segment, models_mae, models_vit
-from util.logger import peak_memory_bytes
+from util.progress import peak_memory_bytes
 models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = {NANO}
 with main_segment.reported():
     main_segment.main(main_segment.get_args_parser().parse_args(sys.argv[1:]))

@@ -11,11 +11,12 @@ from support import NANO, call, write_ci16
 from test_cli_finetune import BAND, results, write_npz, write_scenes
 
 import engine_evaluate
+import engine_reconstruct
 import main_finetune
 import main_pretrain
 import models_mae
 import models_vit
-from util import checkpoint, cost, flops
+from util import checkpoint, cost, flops, progress
 from util.flags import OF_MAE
 from util.pretrained import load_pretrained, read_weights
 from util.recipes import RECIPES
@@ -32,7 +33,7 @@ def quick(monkeypatch):
         monkeypatch.setitem(presets, f"{prefix}vit_nano", NANO)
         monkeypatch.setitem(presets, f"{prefix}vit_small_patch16", NANO | {"embed_dim": 32})
     monkeypatch.setitem(flops.SIDE, "cpu", 64)
-    monkeypatch.setattr(main_pretrain, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(engine_reconstruct, "reconstruction_figure", lambda *_: Figure(figsize=(1, 1)))
     for name in ("confusion_figure", "prediction_sheet"):
         monkeypatch.setattr(engine_evaluate, name, lambda *_: Figure(figsize=(1, 1)))
 
@@ -414,8 +415,8 @@ def test_the_time_to_the_end_is_said_after_a_few_steps(air, weights, tmp_path, c
     assert pretrain(*flags, "--output_dir", tmp_path / "out") == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "to the end" in line]
     assert "25 steps of" in line  # 15 windows an epoch, of which 5 are done
-    assert cost.time_line(2.5, 7200) == "about 5.0 hours of training to the end: 7,200 steps of 2.5 s"
-    assert cost.time_line(0.5, 1000) == "about 8 minutes of training to the end: 1,000 steps of 0.5 s"
+    assert progress.time_line(2.5, 7200) == "about 5.0 hours of training to the end: 7,200 steps of 2.5 s"
+    assert progress.time_line(0.5, 1000) == "about 8 minutes of training to the end: 1,000 steps of 0.5 s"
 
 
 def test_the_report_and_the_header_carry_the_epsilon(scenes, weights, tmp_path, capsys):

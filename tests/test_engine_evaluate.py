@@ -1,5 +1,6 @@
 """engine_evaluate: what is counted of which task, the samples that the sheet shows, groups by SNR."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -9,12 +10,13 @@ import torch
 from test_tasks import CLASSES, FRONT_END, write_set
 
 import engine_evaluate
-from data.feeding import make_loader
+from data.batches import Batches
 from data.labelled import LabelledSamples, Part
-from data.sampling import EpochBatches
 from data.spectrogram_set import SpectrogramSet
-from engine_evaluate import evaluate, groupings, report, shown
-from util.device import mixed_precision
+from engine_evaluate import groupings, report, shown
+from engine_finetune import evaluate
+from util import distributed
+from util.metrics import natural
 
 CPU = torch.device("cpu")
 STOP = SimpleNamespace(ask=lambda: None, answer=lambda: None)
@@ -33,10 +35,17 @@ class Always(torch.nn.Module):
         return logits
 
 
-def measured(source, cells, part=0, parts=1):
+def run_with(figure=None):
+    """What `evaluate` and `report` need of a `util.run.Run`."""
+    args, record = SimpleNamespace(model="model"), SimpleNamespace(figure=figure)
+    return SimpleNamespace(args=args, device=CPU, autocast=contextlib.nullcontext, stop=STOP, record=record)
+
+
+def measured(source, cells):
     dataset = LabelledSamples(Part(source, np.arange(len(source))), 0)
-    loader = make_loader(dataset, EpochBatches(len(dataset), 5, 0, False, part=part, parts=parts), 0, False)
-    return dataset, evaluate(Always(cells), FRONT_END, loader, CPU, mixed_precision("off", CPU)[0], CLASSES, STOP)
+    flags = SimpleNamespace(batch_size=5, seed=0, num_workers=0, pin_mem=False)
+    batches = Batches(dataset, FRONT_END, CPU, flags)
+    return batches, evaluate(Always(cells), batches, run_with(), CLASSES)
 
 
 def open_set(path, masks):
@@ -65,10 +74,14 @@ def test_samples_are_counted_by_sample_and_right_or_wrong(tmp_path):
     assert found["scores"].tolist() == [1.0, 0.0, 0.0] * 4
 
 
-def test_scores_of_several_processes_add_up_to_those_of_one(tmp_path):
+def test_scores_of_several_processes_add_up_to_those_of_one(tmp_path, monkeypatch):
     """Each process scores its own samples, and has 0 for the others: the sum is exact, and NaN stays NaN."""
-    source = open_set(tmp_path / "set", True)
-    together = sum(measured(source, True, part, 3)[1]["scores"] for part in range(3))
+    source, together = open_set(tmp_path / "set", True), 0
+    for rank in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            patch.setattr(distributed, "world_size", lambda: 3)
+            together = together + measured(source, True)[1]["scores"]
     torch.testing.assert_close(together, measured(source, True)[1]["scores"], rtol=0, atol=0, equal_nan=True)
 
 
@@ -90,10 +103,10 @@ def test_pictures_and_console_say_what_their_numbers_are(tmp_path, monkeypatch, 
     monkeypatch.setattr(engine_evaluate, "confusion_figure", lambda counts, names, caption: caption)
     monkeypatch.setattr(engine_evaluate, "prediction_sheet",
                         lambda rows, names, caption: ([row["title"] for row in rows], caption))  # fmt: skip
-    log = SimpleNamespace(figure=lambda step, figure, name: drawn.update({name: figure}))
-    dataset, found = measured(open_set(tmp_path / "set", masks), masks)
+    run = run_with(lambda step, figure, name: drawn.update({name: figure}))
+    batches, found = measured(open_set(tmp_path / "set", masks), masks)
 
-    names = report(found, Always(masks), FRONT_END, dataset, CPU, mixed_precision("off", CPU)[0], CLASSES, log, 0, "model")
+    names = report(found, Always(masks), batches, run, CLASSES, 0)
 
     printed = capsys.readouterr().out
     if masks:
@@ -118,6 +131,6 @@ def test_a_column_of_snrs_groups_the_samples():
     assert names([-20, -18, 30, -20], [0, 2, 3]) == {"SNR": ["-20 dB", "30 dB", "-20 dB"]}
     found = names([*np.arange(40) + 0.25, np.nan])["SNR"]
     assert (found[0], found[7], found[-1]) == ("0 to 5 dB", "5 to 10 dB", "unknown")
-    assert sorted(set(names([10, -5, 5])["SNR"]), key=engine_evaluate.natural) == ["-5 dB", "5 dB", "10 dB"]
+    assert sorted(set(names([10, -5, 5])["SNR"]), key=natural) == ["-5 dB", "5 dB", "10 dB"]
 
 

@@ -65,11 +65,12 @@ def free_bytes(device):
         return free
 
 
-def memory_line(model, device, batch_size, args, visible=None):
+def memory_line(model, device, batch_size, args, amp, visible=None):
     """A line about the parameters and the memory of a process.
 
     Args:
-        batch_size: samples at a time; args: flags with `amp`, `grad_ckpt` and `shard`; visible: see `training_bytes`.
+        batch_size: samples at a time; args: flags with `grad_ckpt` and `shard`; amp: the precision.
+        visible: see `training_bytes`.
 
     Raises:
         UserError: it cannot fit.
@@ -77,7 +78,7 @@ def memory_line(model, device, batch_size, args, visible=None):
     there = free_bytes(device)
     shards = distributed.world_size() if args.shard else 1
     kept = 1.0 if device.type == "cpu" else GPU_SHARE
-    needed = training_bytes(model, batch_size, args.amp, args.grad_ckpt, visible, shards, kept)
+    needed = training_bytes(model, batch_size, amp, args.grad_ckpt, visible, shards, kept)
     if device.type == "cpu":
         needed = (needed + PROGRAM_BYTES) * distributed.local_world_size()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -88,11 +89,3 @@ def memory_line(model, device, batch_size, args, visible=None):
         raise UserError(f"--batch_size {batch_size}: expected a run within the {there / GIB:.1f} GiB of free memory; found "
                         f"{line}: a smaller --model, a smaller --batch_size with --accum_iter, or --grad_ckpt needs less")
     return f"{line}, {there / GIB:.1f} GiB free"
-
-
-def time_line(seconds_per_step, steps_left):
-    """A line about the time to the end of training."""
-    seconds = seconds_per_step * steps_left
-    shown = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes" if seconds >= 90 else (
-        f"{seconds:.0f} seconds")  # fmt: skip
-    return f"about {shown} of training to the end: {steps_left:,} steps of {seconds_per_step:.3g} s"

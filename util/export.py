@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from util import convert, lora
+from util import convert, distributed, lora
 from util.errors import UserError
 from util.files import atomic_path, writable_folder
-from util.pretrained import NOT_STATED, header, write_weights
+from util.pretrained import header, write_weights
 
 OPSET = 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -28,12 +28,6 @@ UNRECORDED = {
     "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "eval", "seeds", "keep", "save_every_epochs",
     "save_every_steps", "export", "export_dtype", "licence",
 }  # fmt: skip
-
-
-def add_arguments(group, what):
-    group.add_argument("--export", metavar="FILE", help=f"write the trained weights: {what}")
-    group.add_argument("--export_dtype", choices=DTYPES, default="float32", help="of .safetensors; float16: half the size")
-    group.add_argument("--licence", default=NOT_STATED, metavar="NAME", help="of the exported weights, for their header")
 
 
 def check_args(args, onnx):
@@ -131,7 +125,7 @@ def about(script, parser, flags, licence, **known):
 
 
 def export(path, model, about, dtype="float32"):
-    """Write `model` to `path`, whole or not at all: what it is, its suffix and name say.
+    """Write `model` to `path`, whole or not at all, on rank 0. The suffix and the name say what is written.
 
     Adapters are merged into the weights.
 
@@ -140,6 +134,8 @@ def export(path, model, about, dtype="float32"):
         about: see `about`; its "args" have "in_chans", its "front_end" "image_size".
         dtype: one of `DTYPES`, of `.safetensors`.
     """
+    if not distributed.is_main():
+        return
     if Path(path).suffix == ".onnx":
         what = "ONNX model"
         write_onnx(path, model, about)

@@ -2,6 +2,7 @@
 before hours of work end in them."""
 
 import contextlib
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def atomic_path(path):
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content, indent=1):
+    """A JSON file that is whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def _sync_folder(folder):

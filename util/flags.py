@@ -5,6 +5,8 @@ import difflib
 import re
 import sys
 
+from util.errors import UserError
+
 # Flags of MAE, and of timm's scripts, that these commands do not have, and what does their work.
 OF_MAE = {
     **dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url"),
@@ -23,10 +25,50 @@ OF_MAE = {
 }  # fmt: skip
 
 
+# The least value of a flag, for every command that has it.
+LEAST = {
+    **dict.fromkeys(
+        (
+            "batch_size",
+            "epochs",
+            "accum_iter",
+            "save_every_epochs",
+            "val_every",
+            "scenes",
+            "seeds",
+            "head_depth",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        ("weight_decay", "blr", "lr", "min_lr", "warmup_epochs", "start_epoch", "seed", "save_every_steps"), 0
+    ),
+    **dict.fromkeys(("keep", "num_workers", "mixup", "cutmix", "smoothing"), 0),
+}
+
+
 class Flags(argparse.Namespace):
-    """Values by name, of which `given` are the names of those on the command line. `vars` has the values alone."""
+    """Values by name; `given` holds the names of those on the command line. `vars` has the values alone."""
 
     __slots__ = ("given",)
+
+    def replaced(self, **values):
+        """A copy with other values."""
+        flags = Flags(**vars(self) | values)
+        flags.given = self.given
+        return flags
+
+    def with_defaults(self, values):
+        """A copy in which each flag of `values` that is None has the value there."""
+        missing = {name: value for name, value in values.items() if getattr(self, name, 0) is None}
+        return self.replaced(**missing)
+
+    def check_least(self):
+        """Refuse values below `LEAST`."""
+        for name, least in LEAST.items():
+            value = getattr(self, name, None)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name}: expected at least {least}; found {value}")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -51,7 +93,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """(`Flags`, list of what is not known)."""
-        defaults = {action.dest: action.default for action in self._actions if action.default is not argparse.SUPPRESS}
+        defaults = {
+            action.dest: action.default for action in self._actions if action.default is not argparse.SUPPRESS
+        }
         unset = object()  # argparse leaves alone what a namespace has already
         found, unknown = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, unset)))
         given = {name: value for name, value in vars(found).items() if value is not unset}

@@ -1,7 +1,6 @@
 """What a training step computes, by formula, and the share that this is of what the device could."""
 
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -11,17 +10,6 @@ from util.errors import UserError
 # Sides of the matrices whose product is timed. On a CPU one of 8192 would take as long as a short run.
 SIDE = {"cuda": 8192, "cpu": 1024}
 WARM_UP, TIMED = 1, 4
-
-
-@dataclass(frozen=True)
-class Utilization:
-    """Model FLOPs utilization (MFU, arXiv 2204.02311): FLOPs of the model over those that the device could do meanwhile."""
-
-    flops_per_image: float
-    peak_flops_per_s: float  # of a device
-
-    def of(self, images_per_s, devices=1):
-        return images_per_s * self.flops_per_image / (devices * self.peak_flops_per_s)
 
 
 def pretraining_flops(model, mask_ratio):

@@ -1,5 +1,7 @@
 """Confusion matrices that sum over ranks, and what is read off them."""
 
+import re
+
 import torch
 from torchmetrics import Metric
 
@@ -214,3 +216,9 @@ def aligned(rows):
                   for column, (cell, width) in enumerate(zip(row, widths, strict=False))).rstrip()
         for row in rows
     )  # fmt: skip
+
+
+def natural(name):
+    """Sort key under which "-5 dB" comes before "10 dB"."""
+    number = re.match(r"-?\d+(\.\d+)?", name)
+    return (0, float(number[0]), name) if number else (1, 0.0, name)

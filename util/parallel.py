@@ -37,6 +37,11 @@ def wrap(model, device, shard=False, same_graph=False):
     return wrap_ddp(model, device, same_graph)
 
 
+def unwrap(model):
+    """The model inside what `wrap` returned."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def wrap_ddp(model, device, same_graph=False):
     """Wrap a model, which is on the device, in DDP."""
     return DistributedDataParallel(

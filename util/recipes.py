@@ -32,44 +32,38 @@ FEW_STEPS = 500
 LARS_TRUST = 1e-3  # a step of LARS moves a weight by the rate times this share of its norm
 
 
-def fill_in(args, own=()):
-    """Give each flag that was not given the value of `--recipe`; what depends on the size of the data stays None.
+def fill_in(args, own):
+    """The flags, those that are None with the value of `--recipe`; what depends on the size of the data stays None.
 
     Args:
-        args: `util.flags.Flags`, changed in place.
         own: dict of what the model's own recipe has otherwise (DeepLabV3's).
     """
     if args.recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}; found {args.recipe!r}")
-    for name, value in (RECIPES[args.recipe] | dict(own)).items():
-        if hasattr(args, name) and getattr(args, name) is None:
-            setattr(args, name, value)
+    return args.with_defaults(RECIPES[args.recipe] | own)
 
 
-def fill_in_length(args, num_samples, effective_batch):
-    """Epochs, warm-up and validations of a recipe whose length is in steps, for so many training samples."""
-    recipe = RECIPES[args.recipe]
-    if "steps" in recipe and args.epochs is None:
-        args.epochs = max(1, round(recipe["steps"] / steps_per_epoch(num_samples, effective_batch)))
-    if args.warmup_epochs is None:
-        args.warmup_epochs = math.ceil(WARMUP * args.epochs) if args.epochs > 1 else 0
-    if args.val_every is None:
-        args.val_every = max(1, args.epochs // VALIDATIONS)
+def with_length(args, num_samples, effective_batch):
+    """The flags with epochs, warm-up and validations of a recipe whose length is in steps, for so many training samples."""
+    steps_per_epoch = -(-num_samples // effective_batch)
+    args = args.with_defaults({"epochs": max(1, round(RECIPES[args.recipe].get("steps", 0) / steps_per_epoch))})
+    warmup_epochs = math.ceil(WARMUP * args.epochs) if args.epochs > 1 else 0
+    return args.with_defaults({"warmup_epochs": warmup_epochs, "val_every": max(1, args.epochs // VALIDATIONS)})
 
 
-def steps_per_epoch(num_samples, effective_batch):
-    return -(-num_samples // effective_batch)
+def warn_of_few_steps(run, steps):
+    """Warn where a recipe is followed in so few steps that it cannot move the weights; names the recipe for few steps.
 
-
-def warn_of_few_steps(args, num_samples, effective_batch):
-    """Name the recipe for few steps where another is followed in so few that it cannot move the weights."""
-    steps = args.epochs * steps_per_epoch(num_samples, effective_batch)
+    Args:
+        run: a `util.run.Run`; steps: of the whole run.
+    """
+    args, lr = run.args, run.lr
     as_it_is = not args.given & {"lr", "blr"}
     if args.recipe == "published" and as_it_is and args.opt == "adamw" and steps < FEW_STEPS:
-        warn(f"--recipe published: {steps} steps at a rate of {args.lr:.2g} hardly move the weights; --recipe few is made "
+        warn(f"--recipe published: {steps} steps at a rate of {lr:.2g} hardly move the weights; --recipe few is made "
              "for so few")  # fmt: skip
-    moved = steps * args.lr * LARS_TRUST / 2  # the mean of a cosine
+    moved = steps * lr * LARS_TRUST / 2  # the mean of a cosine
     if args.opt == "lars" and moved < 1:
-        warn(f"--opt lars: {steps} steps at a rate of {args.lr:.2g} move the linear layer by {moved:.1%} of its norm; a "
+        warn(f"--opt lars: {steps} steps at a rate of {lr:.2g} move the linear layer by {moved:.1%} of its norm; a "
              "larger --blr or more --epochs is needed, or --recipe few --train probe"
              f"{' --head linear' * (args.task == 'segmentation')}")  # fmt: skip

@@ -1,61 +1,158 @@
-"""What a run leaves in its folder while it trains: its log and its checkpoints, written by rank 0."""
+"""What a run leaves in its folder: checkpoints, log.txt, TensorBoard events and pictures."""
 
 import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from util import checkpoint, distributed, parallel
-from util.errors import StoppedError
-from util.logger import NoLog, RunLog
+from util.errors import StoppedError, warn
+from util.files import atomic_path
 from util.saver import Saver
 
+FIGURE_DPI = 110
 
-class Record(contextlib.ExitStack):
-    """The `log` of a run and its checkpoints. All processes have one and call its methods; one of them writes.
+
+class Record:
+    """The log and the checkpoints of a run. Every process calls its methods; rank 0 writes.
+
+    A log that cannot be written warns on every attempt; training goes on. Used as a context, it ends with `finish`.
 
     Args:
-        folder: of the run, which is there; log_dir: of TensorBoard's events.
-        model, optimizer, scaler, progress: what a checkpoint holds the state of.
-        about: what it holds besides: "num_samples", "effective_batch", "args", "front_end", "classes".
-        first_epoch: with `progress.step`, where this process takes over.
+        folder: of the run; log_dir: of TensorBoard's events, `folder` where None.
+        about: what checkpoints hold besides states: "num_samples", "effective_batch", "args", "front_end", "classes".
         keep, background: see `util.saver.Saver`.
     """
 
-    def __init__(self, folder, log_dir, model, optimizer, scaler, progress, about, first_epoch, keep=0, background=True):
-        super().__init__()
-        self.folder, self.about = folder, about
-        self.model, self.optimizer, self.scaler, self.progress = model, optimizer, scaler, progress
-        self.log, self._saver = NoLog(), None
-        if distributed.is_main():
-            self._saver = self.enter_context(Saver(folder, keep, background))
-            on_gpu = next(model.parameters()).is_cuda
-            self._saver.reserve(3 * parallel.size_bytes(model), pinned=on_gpu)  # weights and two moments
-            self.log = RunLog(folder, log_dir, first_epoch, progress.step)
+    def __init__(self, folder, log_dir=None, about=None, keep=0, background=True):
+        self.folder, self.log_dir, self.about = Path(folder), log_dir or folder, about or {}
+        self._saver = Saver(folder, keep, background) if distributed.is_main() else None
+        self._events = None  # TensorBoard's writer
+        self._purge_step = None
 
-    def save(self, epoch, completed=False, numbered=False, as_best=False, **more):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.finish()
+        elif self._saver is not None:
+            self._saver.__exit__(kind, error, trace)
+
+    def take_over(self, epoch, step, model):
+        """Drop what an interrupted process logged from this epoch and step on; reserve memory for copies of the state."""
+        if self._saver is None:
+            return
+        self._purge_step = step + 1
+        with self._tried("log.txt"):
+            lines = self._text.read_text().splitlines(keepends=True) if self._text.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+            if kept != lines:
+                with atomic_path(self._text) as temporary:
+                    temporary.write_text("".join(kept))
+        self._saver.reserve(3 * parallel.size_bytes(model), pinned=next(model.parameters()).is_cuda)
+
+    def scalars(self, step, values):
+        """Write numbers to TensorBoard."""
+        if self._saver is not None:
+            with self._tried("TensorBoard's events"):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+
+    def steps(self, steps):
+        """Write each `util.progress.Step` to TensorBoard."""
+        for step in steps:
+            self.scalars(
+                step.number, {"train/loss": step.loss, "train/lr": step.lr, "train/grad_norm": step.grad_norm}
+            )
+
+    def figure(self, step, figure, name="reconstruction"):
+        """Write a figure to `<name>.png` and to TensorBoard."""
+        if self._saver is None:
+            return
+        figure.set_dpi(FIGURE_DPI)
+        canvas = FigureCanvasAgg(figure)  # drawn once for both: it takes a second
+        canvas.draw()
+        picture = np.asarray(canvas.buffer_rgba())[..., :3]
+        with self._tried(f"{name}.png"):
+            with atomic_path(self.folder / f"{name}.png") as temporary:
+                Image.fromarray(picture).save(temporary, format="png")
+            self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def epoch(self, values):
+        """Append the line of an epoch to log.txt."""
+        if self._saver is not None:
+            with self._tried("log.txt"), open(self._text, "a") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def save(self, model, optimizer, scaler, progress, epoch, completed=False, numbered=False, best=False):
         """Write a checkpoint.
 
         Args:
-            epoch: the current one; completed: whether it is over, its evaluation included.
-            numbered: as `checkpoint-<epoch>.pth` too; as_best: as `checkpoint-best.pth` too.
-            more: what the checkpoint holds besides.
+            epoch: the current one; completed: whether it is over, with its evaluation.
+            numbered: write `checkpoint-<epoch>.pth` too; best: `checkpoint-best.pth` too.
         """
-        whole = parallel.full_tensors({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
-        self.log.flush()
-        if self._saver is not None:
-            self._saver.save({
-                "format": checkpoint.FORMAT, **whole, "scaler": self.scaler.state_dict(),
-                "epoch": epoch if completed else epoch - 1, "step": self.progress.step,
-                "progress": vars(self.progress).copy(), "rng": checkpoint.random_state(), **self.about, **more,
-            }, epoch if numbered else None, as_best)  # fmt: skip
+        model = parallel.unwrap(model)
+        states = parallel.full_tensors({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+        if self._saver is None:
+            return
+        with self._tried("TensorBoard's events"):  # a checkpoint must not be ahead of the log
+            if self._events is not None:
+                self._events.flush()
+        state = {
+            "format": checkpoint.FORMAT,
+            **states,
+            "scaler": scaler.state_dict(),
+            "epoch": epoch if completed else epoch - 1,
+            "step": progress.step,
+            "progress": progress.state(),
+            "rng": checkpoint.random_state(),
+            **self.about,
+            **progress.score,
+        }
+        self._saver.save(state, epoch if numbered else None, best)
 
-    def stop(self, reason, epoch, **more):
-        """Save the epoch that a `StoppedError` has cut short, and raise that, once it is written, on all processes."""
-        self.save(epoch, **more)
+    def stop(self, reason, *state):
+        """Save the unfinished epoch of a `StoppedError`; raise that on all processes when the checkpoint is on disk.
+
+        Args:
+            state: model, optimizer, scaler, progress, epoch, as `save` takes them.
+        """
+        self.save(*state)
         self.finish()
-        distributed.all_reduce_max(0)  # all wait until it is written: where one process ends, the others have seconds
+        distributed.all_reduce_max(0)  # where one process ends, the others have seconds
         raise StoppedError(f"{reason}; saved in {self.folder}, the same command goes on from there") from None
 
     def finish(self):
-        """End the log, and wait for the last checkpoint; see `Saver.close` for what it raises."""
-        self.log.close()
-        if self._saver is not None:
-            self._saver.close()
+        """Close the log and wait for the last checkpoint; raises what `util.saver.Saver.close` raises."""
+        if self._saver is None:
+            return
+        with self._tried("TensorBoard's events"):
+            if self._events is not None:
+                self._events.close()
+            self._events = self._purge_step = None
+        self._saver.close()
+
+    @property
+    def _text(self):
+        return self.folder / "log.txt"
+
+    @property
+    def _writer(self):
+        if self._events is None:
+            # Its import takes longer than many commands take to fail.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(self.log_dir, purge_step=self._purge_step)
+        return self._events
+
+    @contextlib.contextmanager
+    def _tried(self, what):
+        try:
+            yield
+        except OSError as error:
+            warn(f"{self.folder}: {what} could not be written: {error.strerror or error}")
+            self._events = None

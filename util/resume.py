@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from util import checkpoint, device
+from util import checkpoint, device, parallel
 from util.distributed import broadcast, world_size
-from util.errors import UserError
+from util.errors import UserError, warn
+from util.progress import Progress
 
 # Compared as their product with the number of processes, which is what a step sees.
 BATCH_FLAGS = ("batch_size", "accum_iter")
@@ -23,8 +24,12 @@ def find(resume, output_dir):
 
     def read():
         if resume in ("", "none") and any(Path(output_dir).glob("checkpoint-*.pth")):
-            raise UserError(f"--resume none: expected an --output_dir without checkpoints; found some in {output_dir}")
-        path = checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
+            raise UserError(
+                f"--resume none: expected an --output_dir without checkpoints; found some in {output_dir}"
+            )
+        path = (
+            checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
+        )
         return (None, None) if path is None else (str(path), checkpoint.load(path))
 
     path, state = broadcast(read)
@@ -36,23 +41,18 @@ def is_named(resume):
     return resume not in ("auto", "none", "")
 
 
-def take_flags(args, state, free):
-    """Give each flag that was not given the value that it has in a checkpoint's run: all if the checkpoint was named.
+def with_flags_of(args, state, free):
+    """A copy of the flags in which those that were not given have the values of a checkpoint's run.
 
-    Of a checkpoint that was found, the command's own flags count, but for `model`, which weights may have decided.
+    For a checkpoint that `--resume` names these are all flags. For one that was found, only those are that weights decided.
 
     Args:
-        args: `util.flags.Flags`, changed in place; free: names of those that are no matter of the run.
+        args: `util.flags.Flags`; free: names of flags that do not belong to the run.
     """
     theirs = state["args"]
     names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
-    take(args, state, *(name for name in names if hasattr(args, name)))
-
-
-def take(args, state, *names):
-    """Give these flags, where they were not given, the values that they have in a checkpoint's run."""
-    for name in state["args"].keys() & set(names) - args.given:
-        setattr(args, name, state["args"][name])
+    names = {name for name in names & theirs.keys() - args.given if hasattr(args, name)}
+    return args.replaced(**{name: theirs[name] for name in names})
 
 
 def require(args, *names):
@@ -75,36 +75,72 @@ def pick_amp(name, state, on, width):
 
 
 def effective_batch(args):
-    """Samples that an optimizer step sees, over all processes and accumulated batches."""
+    """Samples per step of these flags, over all processes."""
     return args.batch_size * args.accum_iter * world_size()
 
 
-def keep_effective_batch(args, state):
-    """With another number of processes than a checkpoint's run had, accumulate so that a step sees as many samples.
+def accumulation(args, state):
+    """Batches per step. With another number of processes than the checkpoint's run had, a step keeps its samples.
 
-    Changes `args.accum_iter` where only the number of processes is another and divides the step's samples.
+    Args:
+        state: of the checkpoint, or None.
     """
-    theirs = state["args"]
-    same = all(theirs.get(name) == getattr(args, name) for name in BATCH_FLAGS)
+    theirs = state["args"] if state else {}
     together = args.batch_size * world_size()
-    wanted = state.get("effective_batch", 0)
-    if same and wanted and effective_batch(args) != wanted and wanted % together == 0:
-        args.accum_iter = wanted // together
-        print(f"{world_size()} processes: --accum_iter {args.accum_iter} keeps the {wanted} samples of a step")
+    wanted = state["effective_batch"] if state else 0
+    same = all(theirs.get(name) == getattr(args, name) for name in BATCH_FLAGS)
+    if not same or not wanted or wanted % together or wanted == together * args.accum_iter:
+        return args.accum_iter
+    print(f"{world_size()} processes: --accum_iter {wanted // together} keeps the {wanted} samples of a step")
+    return wanted // together
 
 
 def differences(state, flags, free, batch):
-    """What the run of a checkpoint has otherwise, as "--flag value there, value here".
+    """Flags that the run of a checkpoint has otherwise, as "--flag value there, value here".
 
     Args:
-        flags: this run's, by name; free: names of those that may differ; batch: this run's `effective_batch`.
+        flags: this run's, by name; free: names of those that may differ; batch: this run's samples per step.
     """
     theirs = state["args"]
-    changed = [f"--{name} {theirs.get(name)} there, {value} here" for name, value in flags.items()
-               if name not in free and name not in BATCH_FLAGS and theirs.get(name, value) != value]  # fmt: skip
+    changed = [
+        f"--{name} {theirs.get(name)} there, {value} here"
+        for name, value in flags.items()
+        if name not in free and name not in BATCH_FLAGS and theirs.get(name, value) != value
+    ]
     if state["effective_batch"] != batch:
-        changed.append(f"--batch_size x --accum_iter x processes {state['effective_batch']} there, {batch} here")
+        changed.append(
+            f"--batch_size x --accum_iter x processes {state['effective_batch']} there, {batch} here"
+        )
     return changed
+
+
+def check_flags(path, state, run, flags, free):
+    """Compare the flags of a checkpoint's run; warn of others where `--resume` names the checkpoint.
+
+    Args:
+        run: a `util.run.Run`; flags: its flags to compare; free: names of flags that may differ.
+
+    Raises:
+        UserError: others in a checkpoint that was found.
+    """
+    changed = differences(state, flags, free, run.effective_batch)
+    if changed and run.args.resume == "auto":
+        raise UserError(
+            f"{path}: expected the flags of the run to resume; found {'; '.join(changed)} (give --resume {path} to "
+            "continue with the new ones, or another --output_dir)"
+        )
+    if changed:
+        warn(f"resuming {path} with other flags: {'; '.join(sorted(changed))}")
+
+
+def check_data(path, state, run):
+    """See that a checkpoint's run had this front end and as many samples."""
+    about = run.record.about
+    if state["front_end"] != about["front_end"]:
+        raise UserError(f"{path}: expected the front end {about['front_end']}; found {state['front_end']}")
+    if state["num_samples"] != about["num_samples"]:
+        here, there = about["num_samples"], state["num_samples"]
+        raise UserError(f"{path}: expected a run on {here} training samples; found one on {there}")
 
 
 def first_epoch(state, batch):
@@ -119,6 +155,16 @@ def first_epoch(state, batch):
     return state["epoch"] + 1
 
 
-def batch_description(args):
-    """ "batch 16 x 1", and of several processes how many."""
-    return f"batch {args.batch_size} x {args.accum_iter}" + (f" x {world_size()} processes" if world_size() > 1 else "")
+def restore(path, state, optimizer, run):
+    """Bring back optimizer, scaler, random state and position of a checkpoint's run.
+
+    Returns:
+        (`Progress`, the epoch to continue in).
+    """
+    epoch = first_epoch(state, run.effective_batch)
+    parallel.load_optimizer(optimizer, state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    checkpoint.set_random_state(state["rng"])
+    progress = Progress(**state["progress"])
+    print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
+    return progress, epoch
