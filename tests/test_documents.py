@@ -137,6 +137,12 @@ def test_commands_in_their_order(user, capsys, document):
 
 def prepare(user, module, flags):
     """What a user has by then: an output folder of this run, and what other commands of the document made."""
+    if "output_finetune/checkpoint-best.pth" in flags:
+        shutil.rmtree(user / "output_finetune", ignore_errors=True)
+        trainer = importlib.import_module("main_finetune")
+        made = ["--task", "segmentation", "--data_path", "recordings", "--classes", "noise,wifi"]
+        assert call(trainer, *made, *short(trainer, made), "--n_fft", 64, "--window_ms", 5) == 0
+        return
     output = {"main_pretrain": "output_dir", "main_finetune": "output_finetune"}.get(module.__name__)
     if output and (user / output).exists():
         shutil.rmtree(user / f"{output}-before", ignore_errors=True)
@@ -148,11 +154,6 @@ def prepare(user, module, flags):
             (user / data).parent.mkdir(exist_ok=True)
             made = ["--output", data, *SHORT["main_synthesize"].split(), "--set", "duration_ms=2", "sample_rates_hz=1.92e6"]
             assert call(importlib.import_module("main_synthesize"), *made) == 0
-    if module.__name__ == "main_segment" and "output_finetune/checkpoint-best.pth" in flags:
-        shutil.rmtree(user / "output_finetune", ignore_errors=True)
-        trainer = importlib.import_module("main_finetune")
-        made = ["--task", "segmentation", "--data_path", "recordings", "--classes", "noise,wifi"]
-        assert call(trainer, *made, *short(trainer, made), "--n_fft", 64, "--window_ms", 5) == 0
 
 
 def test_python(user):
