@@ -2,11 +2,11 @@
 
     python benchmarks/bench.py                          # all that the machine can; a GPU is measured where there is one
     python benchmarks/bench.py --only bench_pretrain bench_segment
-    python benchmarks/bench.py --tables                 # measure nothing, put the results so far into README.md
+    python benchmarks/bench.py --tables                 # measure nothing, put the results so far into the documents
 
 Each benchmark runs in a process of its own, so that none finds threads, memory or compiled code of another, and can be run
-alone in the same way. What they find goes to `benchmarks/results/<device>.json`, a record for each; the tables of README.md
-between the marks are made of these files.
+alone in the same way. What they find goes to `benchmarks/results/<device>.json`, a record for each; the tables of the
+documents between the marks are made of these files.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def get_args_parser():
         allow_abbrev=False,
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(BENCHMARKS), help="of these alone")
-    parser.add_argument("--tables", action="store_true", help="only put the results so far into README.md")
+    parser.add_argument("--tables", action="store_true", help="only put the results so far into the documents")
     parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the results are")
     return parser
 
@@ -75,7 +75,7 @@ def main(args):
         if done.returncode:
             failed.append(name)
     print()
-    print(tables.text("PRETRAIN.md", common.read_results(args.output)))
+    print(tables.text("docs/SPEED.md", common.read_results(args.output)))
     if Path(args.output).resolve() == (Path(__file__).parent / "results").resolve():
         tables.update(args.output)
     if failed:

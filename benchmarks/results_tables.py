@@ -164,7 +164,7 @@ def commands(records):
     return table(("command", "minutes", "on", "date", "commit"), rows) if rows else ""
 
 
-# What RESULTS.md has of each size of model, after the real captures; README.md has the first.
+# What RESULTS.md has of each size of model, after the real captures; README.md has those of few labels.
 SECTIONS = {
     "Segmentation": (segmentation, published), "By SNR": (by_snr,), "How it is masked": (masks,), "Few labels": (labels,),
     "Epochs to what scratch reaches": (epochs,), "Sensing": (sensing,), "Captures to pretrain on": (recordings,),
@@ -175,7 +175,7 @@ SECTIONS = {
 def text(document, by_size):
     """The tables of a document. `by_size`: {size of the model: its records}."""
     if document == "README.md":
-        return "\n\n".join(filter(None, (segmentation(records) for records in by_size.values())))
+        return "\n\n".join(filter(None, (labels(records) for records in by_size.values())))
     parts = ["## Real captures", found] if (found := captures()) else []
     for size, records in by_size.items():
         for title, makers in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""The tables of speed in README.md and PRETRAIN.md, made of the records in `benchmarks/results`."""
+"""The tables of speed in README.md and docs/SPEED.md, made of the records in `benchmarks/results`."""
 
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def growth(records, spread):
 
 
 # What stands in which document, and whether with the spread.
-DOCUMENTS = {"README.md": ((data, steps, fed, rest), False), "PRETRAIN.md": ((data, steps, fed, rest, growth), True)}
+DOCUMENTS = {"README.md": ((steps,), False), "docs/SPEED.md": ((data, steps, fed, rest, growth), True)}
 
 
 def text(document, records):

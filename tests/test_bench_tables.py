@@ -16,7 +16,7 @@ def tables(monkeypatch):
     return tables
 
 
-@pytest.mark.parametrize("document", ["README.md", "PRETRAIN.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/SPEED.md"])
 def test_the_documents_hold_what_was_measured(tables, document):
     import common
 
@@ -55,7 +55,7 @@ def test_what_benchmarks_record_makes_rows(tables, tmp_path):
         assert run.returncode == 0, run.stderr
     [file] = tmp_path.glob("*.json")
     assert set(json.loads(file.read_text())) == set(least)
-    found = tables.text("PRETRAIN.md", common.read_results(tmp_path))
+    found = tables.text("docs/SPEED.md", common.read_results(tmp_path))
     assert "`mae_vit_tiny_patch16`, 2, spectrogram set |" in found
     assert "`mae_vit_tiny_patch16`, 1: image 448 x 448 |" in found
     assert str(tmp_path) not in file.read_text()

@@ -304,7 +304,7 @@ def test_a_local_job_is_cancelled_with_kill_and_saves(slurm, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
 def test_the_sbatch_file_of_the_manual(slurm, number):
     """Requeued after a signal, which torchrun gets as SIGTERM, and not after a failure."""
-    (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", (ROOT / "PRETRAIN.md").read_text(), re.DOTALL)
+    (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", (ROOT / "docs" / "CLUSTER.md").read_text(), re.DOTALL)
     (slurm / "submitted.sh").write_text(script)
     if number is None:
         (slurm / "fails").touch()

@@ -31,20 +31,11 @@ ABOUT = {
     "licence": "CC0-1.0",
 }  # fmt: skip
 
-# In the README, word for word.
-TIMM = """\
-import timm, torch
-from safetensors.torch import load_file
-encoder = timm.create_model("vit_tiny_patch16_224", in_chans=1, num_classes=0, global_pool="").eval()
-encoder.load_state_dict(load_file("encoder.safetensors"))
-tokens = encoder(torch.randn(8, 1, 224, 224))  # normalized spectrograms -> [8, 1 + 196, 192], class token first
-"""
-
 
 def snippet():
-    """The README's lines with timm, or where it has none, those that are meant for it."""
-    blocks = re.findall(r"```(?:python)?\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return next((block for block in blocks if "timm.create_model" in block), TIMM)
+    """The lines of FINETUNE.md with timm."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "FINETUNE.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if "timm.create_model" in block)
 
 
 def drawn(model):
@@ -68,7 +59,7 @@ MODELS = {
 # timm
 
 
-def test_the_readmes_lines_give_the_encoders_features_in_timm(tmp_path, monkeypatch, capsys):
+def test_the_manuals_lines_give_the_encoders_features_in_timm(tmp_path, monkeypatch, capsys):
     model = models_mae.create_model("mae_vit_tiny_patch16").eval()
     export.export(tmp_path / "encoder.safetensors", model, ABOUT | {"holds": "mae"})
     assert "wrote" in capsys.readouterr().out

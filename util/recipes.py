@@ -11,7 +11,7 @@ RECIPES = {
         "blr": 1e-3, "min_lr": 1e-6, "layer_decay": 0.75, "weight_decay": 0.05, "drop_path": 0.1,
         "class_weights": "none", "smoothing": 0.1, "val_every": 1,
     },
-    # Few labels, or few steps on a small machine: chosen on three sets of scenes, see FINETUNE.md. Its length is in steps.
+    # Few labels, or few steps on a small machine: chosen on three sets of scenes, see RESULTS.md. Its length is in steps.
     "few": {
         "opt": "adamw", "train": "full", "head": "decoder", "batch_size": 16, "steps": 400, "blr": 1.6e-2,
         "min_lr": 1e-6, "layer_decay": 0.9, "weight_decay": 0.05, "drop_path": 0.1,
@@ -27,7 +27,7 @@ RECIPES = {
 OPTIMIZERS = ("adamw", "lars", "sgd")
 # What a run of so many steps may have: a share of warm-up, and about so many validations.
 WARMUP, VALIDATIONS = 0.1, 20
-# Below so many steps the published rate hardly moves the weights: see FINETUNE.md.
+# Below so many steps the published rate hardly moves the weights: see RESULTS.md.
 FEW_STEPS = 500
 LARS_TRUST = 1e-3  # a step of LARS moves a weight by the rate times this share of its norm
 
