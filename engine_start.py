@@ -56,7 +56,7 @@ def open_start(args, folder):
     `--eval --resume` takes a file of weights too, which no run of ours left.
     """
     named = resume.is_named(args.resume)
-    is_weights = args.eval and named and not checkpoint.trailer(args.resume)
+    is_weights = args.eval and named and not checkpoint.read_comment(args.resume)
     name = str(args.resume if is_weights else args.finetune)
     path, saved = None, None
     if not is_weights and not (args.eval and not named):  # --eval --finetune: released weights

@@ -87,7 +87,7 @@ def assert_same_losses(first, second, count, rel=1e-5):
 
 def step_of(path):
     """The step of a checkpoint, 0 where there is none."""
-    found = checkpoint.trailer(path)
+    found = checkpoint.read_comment(path)
     return found.step if found else 0
 
 

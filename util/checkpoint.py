@@ -1,14 +1,15 @@
 """Checkpoints that are whole or passed over, hold tensors and plain values only, and bring a run back exactly.
 
-A file is what torch.save writes, a zip archive, and ends with a line that says so as the archive's comment: which save of
-its folder it is, the step, the archive's length and a checksum. Any reader of such archives opens it; only with that line,
-and all of it right, is it a checkpoint.
+A checkpoint is the zip archive that torch.save writes, so any reader of such archives opens it. The archive's checksums (CRC)
+find damage; its comment says which save of its folder it is, and the step.
 """
 
 import contextlib
 import os
 import pickle
 import re
+import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -19,47 +20,44 @@ from util import unpickle
 from util.errors import UserError, warn
 from util.files import atomic_path, writable_folder
 
-FORMAT = 2  # 1 had no trailer
+FORMAT = 2  # 1 had no comment
 LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"
 BEST = "checkpoint-best.pth"
 KEYS = (
-    "model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress",
+    *("model", "optimizer", "scaler", "epoch", "step", "rng", "args", "front_end", "classes", "format", "progress"),
     "num_samples",
-)  # fmt: skip
+)
 
-SAYS = b"radio-mae checkpoint save=%08d step=%012d length=%016d crc32="
-TRAILER = re.compile(rb"(radio-mae checkpoint save=(\d{8}) step=(\d{12}) length=(\d{16}) crc32=)([0-9a-f]{8})")
-TRAILER_BYTES = len(SAYS % (0, 0, 0)) + 8
-COMMENT_LENGTH = TRAILER_BYTES.to_bytes(2, "little")  # the last field of a zip archive before its comment; torch's is zero
-NO_TRAILER = "no trailer: damaged, or of a version before there were any"
-CHUNK_BYTES = 1 << 20
+# The comment of the archive. The checksum is of the words before it; versions up to 0.16 also named length and checksum of
+# the file, "length=%016d crc32=%08x", which cover what the archive's own checksums cover.
+COMMENT = re.compile(
+    rb"(radio-mae checkpoint save=(\d{8}) step=(\d{12}) )(?:length=\d{16} crc32=[0-9a-f]{8}|check=([0-9a-f]{8}))"
+)
+# What zipfile raises of an archive that is damaged.
+DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
+NO_COMMENT = "no comment that says which save it is: damaged, or of another program"
 
 
-class Trailer(NamedTuple):
+class Save(NamedTuple):
     """What a checkpoint says of itself."""
 
     number: int  # of the save in its folder: a run that goes back to an earlier checkpoint has steps twice, saves never
     step: int
-    length: int  # bytes before the trailer
-    crc32: int  # of them, the comment's length taken as zero, and of the trailer up to here
-    says: bytes  # the trailer up to here
 
 
-class _Summed:
-    """A file for torch.save that sums what goes by; an error is kept, as torch's writer would make another of it."""
+class _Kept:
+    """A file for torch.save that keeps an error of the system: torch's writer would raise another."""
 
     def __init__(self, file):
-        self.file, self.crc32, self.length, self.error = file, 0, 0, None
+        self.file, self.error = file, None
 
     def write(self, data):
-        if self.error is None:
-            try:
+        try:
+            if self.error is None:
                 self.file.write(data)
-            except OSError as error:
-                self.error = error
-        self.crc32 = zlib.crc32(data, self.crc32)
-        self.length += len(data)
+        except OSError as error:
+            self.error = error
         return len(data)
 
     def flush(self):
@@ -71,20 +69,21 @@ def write(state, path, number):
 
     Args:
         state: a dict with the keys of `KEYS` and more, tensors and plain values throughout.
-        number: see `Trailer`.
+        number: see `Save`.
 
     Raises:
         OSError, or RuntimeError of torch's: it could not be written, or reads back as another.
     """
     Path(path).unlink(missing_ok=True)  # what a killed process left may be another name of a checkpoint that counts
+    words = b"radio-mae checkpoint save=%08d step=%012d " % (number, state["step"])
+    comment = words + b"check=%08x" % zlib.crc32(words)
     with open(path, "wb") as file:
-        summed = _Summed(file)
-        torch.save(state, summed)
-        if summed.error:
-            raise summed.error
-        says = SAYS % (number, state["step"], summed.length)
-        file.seek(summed.length - len(COMMENT_LENGTH))
-        file.write(COMMENT_LENGTH + says + b"%08x" % zlib.crc32(says, summed.crc32))
+        kept = _Kept(file)
+        torch.save(state, kept)
+        if kept.error:
+            raise kept.error
+        file.seek(-2, os.SEEK_END)  # the length of the comment is the last field of an archive
+        file.write(len(comment).to_bytes(2, "little") + comment)
         file.flush()
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # forget it, to be read back from the disk and not from memory
@@ -94,8 +93,8 @@ def write(state, path, number):
 
 
 def next_number(folder):
-    """Number of the next save into a folder, see `Trailer`."""
-    return 1 + max((found.number for found in map(trailer, checkpoints(folder)) if found), default=0)
+    """Number of the next save into a folder, see `Save`."""
+    return 1 + max((found.number for found in map(read_comment, checkpoints(folder)) if found), default=0)
 
 
 def save(state, folder, name=LAST):
@@ -117,40 +116,40 @@ def reason(error):
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
-def trailer(path):
-    """What a file says of itself, a `Trailer`, or None; the rest of it is not looked at."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return _read_trailer(file)
-    return None
-
-
-def _read_trailer(file):
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - TRAILER_BYTES))
-    match = TRAILER.fullmatch(file.read(TRAILER_BYTES))
-    return match and Trailer(int(match[2]), int(match[3]), int(match[4]), int(match[5], 16), match[1])
+def read_comment(path):
+    """What a file says of itself, a `Save`, or None; the rest of the file is not looked at."""
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            match = COMMENT.fullmatch(archive.comment)
+            file.seek(-len(archive.comment), os.SEEK_END)
+            at_end = file.read() == archive.comment
+    except (OSError, *DAMAGED):
+        return None
+    if not match or not at_end or (match[4] and int(match[4], 16) != zlib.crc32(match[1])):
+        return None
+    return Save(int(match[2]), int(match[3]))
 
 
 def examine(path):
-    """Read all of a file: (its `Trailer` or None, what is wrong with it, "" of a whole checkpoint)."""
+    """Read all of a file: (its `Save` or None, what is wrong with it, "" of a whole checkpoint)."""
+    found = None
     try:
-        with open(path, "rb") as file:
-            found = _read_trailer(file)
-            if found is None:
-                return None, NO_TRAILER
-            size = file.seek(0, os.SEEK_END)
-            if size != found.length + TRAILER_BYTES:
-                return found, f"{size} bytes of {found.length + TRAILER_BYTES}"
-            file.seek(0)
-            crc32, left = 0, found.length - len(COMMENT_LENGTH)
-            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
-                crc32, left = zlib.crc32(chunk, crc32), left - len(chunk)
-            crc32 = zlib.crc32(bytes(len(COMMENT_LENGTH)) + found.says, crc32)
-            if file.read(len(COMMENT_LENGTH)) != COMMENT_LENGTH or crc32 != found.crc32:
-                return found, "a checksum that differs"
-            return found, ""
+        if not zipfile.is_zipfile(path):
+            return None, "no archive" if os.path.getsize(path) else "no bytes"
+        found = read_comment(path)
+        if found is None:
+            return None, NO_COMMENT
+        with zipfile.ZipFile(path) as archive:
+            if min(entry.header_offset for entry in archive.infolist()):
+                return found, "bytes before the archive"
+            if damaged := archive.testzip():
+                return found, f"a checksum that differs, of {damaged}"
+        unpickle.load(path, mmap=True)  # torch's own reader refuses some damage to the directory
     except OSError as error:
         return None, reason(error)
+    except Exception as error:  # zipfile and torch raise whatever a damaged file leads to
+        return found, f"a damaged archive ({reason(error)})"
+    return found, ""
 
 
 def whole_step(path):
@@ -197,7 +196,7 @@ def search(folder):
         its path and its step, or None and None; {path: what is wrong} of the damaged ones that are newer, or may be.
     """
     found = checkpoints(folder)
-    said = {path: trailer(path) for path in found}
+    said = {path: read_comment(path) for path in found}
     damaged, chosen, step = {}, None, None
     for path in sorted(filter(said.get, found), key=lambda path: -said[path].number):
         whole, wrong = examine(path)

@@ -191,7 +191,7 @@ class Saver:
     def _epochs(self, names):
         """Checkpoints of epochs that a save under `names` leaves alone, and which of them are more than `keep` with it."""
         found = [path for path in checkpoint.epoch_checkpoints(self.folder) if path.name not in names]
-        said = {path: checkpoint.trailer(path) for path in found}
+        said = {path: checkpoint.read_comment(path) for path in found}
         found.sort(key=lambda path: said[path].number if said[path] else -1)
         surplus = len(found) + len(set(names) - {BEST}) - self.keep
         return found, found[: max(0, surplus)] if self.keep else []
@@ -210,7 +210,7 @@ def link_or_copy(whole, path):
 
 def same(whole, other):
     """Whether a checkpoint is one with a whole one, or its whole copy."""
-    if checkpoint.trailer(whole) != checkpoint.trailer(other):
+    if checkpoint.read_comment(whole) != checkpoint.read_comment(other):
         return False
     return os.path.samefile(whole, other) or not checkpoint.examine(other)[1]
 

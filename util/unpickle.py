@@ -49,10 +49,10 @@ _NUMBERS = [(_NumpyType, "numpy.dtype"),
 ALLOWED = [argparse.Namespace, *_PATHS, *_NUMBERS]
 
 
-def load(path):
+def load(path, mmap=False):
     """What is in a file of torch.save, on the CPU; no object is built but tensors, plain values and those of `ALLOWED`.
 
-    NumPy's numbers become Python's.
+    NumPy's numbers become Python's. mmap: map the tensors instead of reading them.
 
     Raises:
         pickle.UnpicklingError: it holds other objects, or is damaged; what else torch.load raises.
@@ -60,7 +60,7 @@ def load(path):
     with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
         # What torch says of a foreign pickle, our error says.
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def plain(value):
