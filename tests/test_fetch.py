@@ -1,0 +1,712 @@
+"""Names of weights and data sets: fetched from servers that behave badly, checked, unpacked, and found again."""
+
+import bz2
+import hashlib
+import io
+import json
+import lzma
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+import requests
+from safetensors import safe_open
+from support import ROOT, largest_file
+from web import Web, files, register, row, serving, site
+
+import models_mae
+from util import fetch as module
+from util.errors import UserError
+from util.fetch import Entry, entries, entry_of, fetch, hub_address, resolve
+
+DATA = random.Random(0).randbytes(10**6)  # the same in all workers: names of tests hold its checksums
+MD5, SHA256 = hashlib.md5(DATA).hexdigest(), hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def web(monkeypatch, tmp_path):
+    with site(monkeypatch, tmp_path) as web:
+        web.files["/tiny.pth"] = DATA
+        register(tmp_path, row(url=web.url("/tiny.pth")))
+        yield web
+
+
+@pytest.fixture
+def part(web, tmp_path):
+    """A part of 600,000 bytes, as an earlier process left it."""
+    part = tmp_path / "home" / "weights" / "tiny.pth.part"
+    with largest_file(600_000), pytest.raises(UserError, match="folder that can be written.*File too large"):
+        resolve("tiny")
+    assert part.stat().st_size == 600_000
+    web.requests.clear()
+    web.sent = 0
+    return part
+
+
+def kept(tmp_path):
+    return files(tmp_path / "home")
+
+
+def failed(reason, name="tiny"):
+    with pytest.raises(UserError, match=reason) as error:
+        resolve(name)
+    return str(error.value)
+
+
+# The registry
+
+
+def test_the_registry():
+    rows = json.loads(module.REGISTRY.read_text())
+    known = entries()
+    assert len(known) == len(rows)
+    for name, entry in known.items():
+        assert name == name.lower()
+        assert name.isidentifier()
+        assert name not in ("list", "random")
+        assert all(isinstance(text, str) and text for text in entry[:7])
+        assert (entry.kind == module.WEIGHTS) == (entry.preset is not None)
+        assert entry.checksum is None or entry.checksum.partition(":")[0] in ("md5", "sha256")
+        assert ("PATH" in entry.use) == (entry.kind == module.DATASET)
+        assert entry.url.startswith(("https://", "hf://")) or entry.place.is_file()
+    assert {"mae_vit_base", "radio_vit_small_75", "mathworks_spectrum_sensing", "ntu_fi_har"} <= set(known)
+    assert all(known[name].preset in models_mae.PRESETS for name in ("mae_vit_base", "wavesfm"))
+
+
+def test_this_repositorys_own_weights_are_as_their_files_say():
+    paths = sorted((ROOT / "weights").glob("*.safetensors"))
+    for path in paths:
+        entry = entries()[path.stem]
+        with safe_open(path, "numpy") as file:
+            about = file.metadata()
+        assert resolve(path.stem, offline=True) == entry.place == path
+        assert (entry.size, entry.preset, entry.licence) == (path.stat().st_size, about["preset"], about["licence"])
+        assert entry.holds == f"this project's own: {about['holds']}, trained on {about['data']}"
+    assert len(paths) == sum("://" not in entry.url for entry in entries().values())
+
+
+def test_the_entry_of_a_name():
+    wavesfm = entries()["wavesfm"]
+    for name in ("wavesfm", wavesfm.url, "ahmedaboulfo/wavesfm", "hf://ahmedaboulfo/wavesfm"):
+        assert entry_of(name) == wavesfm
+    for name in ("ahmedaboulfo/wave", "wavesfm.pth", Path("a/b.pth"), "hf://ahmedaboulfo"):
+        assert entry_of(name) is None
+    assert hub_address("facebook/vit-mae-base") == "hf://facebook/vit-mae-base"
+
+
+# Names
+
+
+def test_a_name_is_fetched_once(web, tmp_path, capsys):
+    path = resolve("tiny")
+    assert path == tmp_path / "home" / "weights" / "tiny.pth"
+    assert path.read_bytes() == DATA
+    assert resolve("tiny", offline=True) == path
+    assert len(web.requests) == 1
+    assert kept(tmp_path) == ["weights/tiny.pth"]
+    captured = capsys.readouterr()
+    assert captured.out.count("tiny: licence MIT") == 2
+    assert f"tiny: checksum not published: sha256 {SHA256} recorded" in captured.out
+    assert "tiny: 100%" in captured.err
+
+
+@pytest.mark.parametrize("checksum", [f"md5:{MD5}", f"md5:{MD5[:6].upper()}", f"sha256:{SHA256}"])
+def test_checksums(web, tmp_path, checksum, capsys):
+    url = web.url("/tiny.pth")
+    wrong = checksum[:-1] + ("0" if checksum[-1] != "0" else "1")
+    register(
+        tmp_path,
+        row(url=url, checksum=checksum, size=len(DATA), licence="CC-BY-NC-4.0"),
+        row("other", url=url, checksum=wrong),
+    )
+    assert resolve("tiny").read_bytes() == DATA
+    assert "warning: tiny: licence CC-BY-NC-4.0: NOT FOR COMMERCIAL USE\n" in capsys.readouterr().err
+    failed(f"{url}: expected {wrong.replace(':', ' ').lower()}; found ({MD5}|{SHA256})$", "other")
+    assert kept(tmp_path) == ["weights/tiny.pth"]
+
+
+def test_files_and_mistakes(web, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    register(tmp_path, row(), row("tiniest"), row("other"), row("data", "dataset"))
+    (tmp_path / "own").write_bytes(b"x")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "saved").mkdir()
+    for name in ("pytorch_model.bin", "model.safetensors"):  # as transformers saves a model
+        (tmp_path / "saved" / name).touch()
+        assert resolve("saved") == Path("saved") / name
+    assert resolve("own") == Path("own")
+    for name in ("none.pth", "none.onnx", "a/b.pth", "a/b/c", tmp_path / "none"):
+        failed(f"^{name}: expected a file of weights; found no such file$", name)
+    failed("^a/b: expected a file of weights; found a folder without model.safetensors or", "a/b")
+    failed(r"Tinny: .*; found neither; the nearest names: tiny, tiniest$", "Tinny")
+    failed("zzzz: .*; names: tiny, tiniest, other$", "zzzz")
+    failed("data: expected weights; found the name of a data set", "data")
+    assert web.requests == []
+
+
+def test_offline(web, monkeypatch):
+    for value in ("1", "true", "YES", "On"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        failed("tiny: expected it in the cache, being offline; found no .*tiny.pth")
+    with pytest.raises(UserError, match="being offline"):
+        resolve("tiny", offline=True)
+    assert web.requests == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    resolve("tiny")
+
+
+def test_a_file_that_changed_in_the_cache(web):
+    path = resolve("tiny")
+    os.utime(path, (1, 1))  # as a copy of the cache has it
+    assert resolve("tiny", offline=True) == path
+    path.write_bytes(DATA[::-1])
+    failed(f"expected sha256 {SHA256}, as when it was fetched; found .*; remove the file")
+    path.unlink()
+    assert resolve("tiny").read_bytes() == DATA
+
+
+def test_a_file_that_changed_at_its_address(web, capsys):
+    resolve("tiny").unlink()
+    web.files["/tiny.pth"] = DATA[::-1]
+    resolve("tiny")
+    assert f"has changed: sha256 {SHA256} at the first fetch, now " in capsys.readouterr().err
+
+
+def test_a_file_that_somebody_put_there_is_checked(web, tmp_path):
+    register(tmp_path, row(checksum=f"md5:{MD5}"))
+    place = tmp_path / "home" / "weights" / "tiny.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(DATA)
+    assert resolve("tiny", offline=True) == place
+    os.truncate(place, 5)
+    failed("tiny.pth: expected md5")
+
+
+def test_where_the_cache_is(web, monkeypatch, tmp_path):
+    for variable, value, home in (
+        ("RADIO_MAE_HOME", "~/own", "own"),
+        ("XDG_CACHE_HOME", str(tmp_path / "xdg"), "xdg/radio-mae"),
+        ("HOME", str(tmp_path), ".cache/radio-mae"),
+    ):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv(variable, value)
+        assert module.home() == tmp_path / home
+        monkeypatch.delenv(variable)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "file"))
+    failed("tiny: .*file .RADIO_MAE_HOME.: expected a folder that can be written")
+
+
+# Servers
+
+
+@pytest.mark.parametrize("way", ["drop", "hang", "busy"])
+def test_tries_go_on_where_the_last_one_ended(web, way, capsys):
+    web.behaviours = [way] * 3
+    assert resolve("tiny").read_bytes() == DATA
+    starts = [int(asked[6:-1]) for _, asked in web.requests if asked]
+    assert starts == ([] if way == "busy" else [500_000, 750_000, 875_000])
+    assert web.sent <= len(DATA) + 3 * 4
+    assert len(re.findall(r"warning: tiny: .*, at byte \d+; trying again", capsys.readouterr().err)) == 3
+
+
+def test_giving_up(web, tmp_path):
+    web.always = "busy"
+    message = failed("/tiny.pth: expected a file; found HTTP status 503")
+    assert "goes on" not in message
+    web.behaviours = ["drop"]
+    failed("found HTTP status 503 .*; the same command goes on from byte 500000$")
+    web.always, web.sent = "", 0
+    assert resolve("tiny").read_bytes() == DATA
+    assert web.sent == 500_000
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("http://127.0.0.1:{port}/a", "Connection refused"), ("http://127.0.0.1:{web}/a", "timed out")]
+)
+def test_a_server_that_does_not_answer_is_asked_once(web, tmp_path, url, reason, monkeypatch):
+    monkeypatch.setattr(module.time, "sleep", None)
+    web.always = "silent"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        register(tmp_path, row(url=url.format(port=closed.getsockname()[1], web=web.port)))
+        failed(f"expected a file; found .*{reason}")
+
+
+def test_a_slow_server_is_given_up(web, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_S", 0.1)
+    web.always = "drip"
+    failed("expected a file; found fewer than 10000 bytes/s; the same command goes on from byte")
+    assert len(web.requests) == module.TRIES
+    web.always = ""
+    assert resolve("tiny").read_bytes() == DATA
+
+
+def test_a_part_goes_on(web, part):
+    assert resolve("tiny").read_bytes() == DATA
+    assert (web.requests, web.sent) == ([("/tiny.pth", "bytes=600000-")], 400_000)
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [({"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, 400_000), ({"ETag": 'W/"1"'}, 10**6), ({}, 10**6)],
+)
+def test_a_part_goes_on_only_where_the_server_names_its_version(web, tmp_path, headers, sent):
+    web.headers = headers
+    with largest_file(600_000), pytest.raises(UserError):
+        resolve("tiny")
+    web.sent = 0
+    assert resolve("tiny").read_bytes() == DATA
+    assert web.sent == sent
+
+
+@pytest.mark.parametrize("change", ["etag", "any version", "no range", "url", "damaged record", "no record", "shorter"])
+def test_a_part_of_something_else_is_thrown_away(web, part, tmp_path, change):
+    web.files["/tiny.pth"] = expected = DATA[::-1][: 5000 if change == "shorter" else None]
+    record = part.with_name(f"{part.name}.json")
+    if change in ("etag", "any version", "no range"):
+        web.headers, web.always = {"ETag": '"2"'}, change
+    elif change == "url":
+        web.files["/b.pth"] = expected
+        register(tmp_path, row(url=web.url("/b.pth")))
+    elif change != "shorter":
+        record.write_text("{") if change == "damaged record" else record.unlink()
+    assert resolve("tiny").read_bytes() == expected
+
+
+@pytest.mark.parametrize("way", ["", "chunked", "short"])
+def test_sizes(web, tmp_path, monkeypatch, way):
+    web.always = way
+    found = {"": "1000000", "chunked": "more", "short": "999000"}[way]
+    register(tmp_path, row(url=web.url("/tiny.pth"), size=5))
+    failed(f"expected 5 bytes; found {found}")
+    monkeypatch.setitem(module.LARGEST, "weights", 5 * 10**5)
+    register(tmp_path, row(url=web.url("/tiny.pth")))
+    web.sent = 0
+    failed(f"expected at most 500000 bytes; found {found}")
+    assert kept(tmp_path) == []
+
+
+def test_a_body_without_a_length(web, tmp_path):
+    web.always = "chunked"
+    assert resolve("tiny").read_bytes() == DATA
+    register(tmp_path, row("longer", url=web.url("/tiny.pth"), size=len(DATA) + 1))
+    failed("expected 1000001 bytes; found 1000000", "longer")
+    assert kept(tmp_path) == ["weights/tiny.pth"]
+
+
+def test_compressed_web_page_and_not_found(web, tmp_path):
+    web.files["/page"] = b"\n<!DOCTYPE html><title>Log in</title>"
+    register(tmp_path, row(url=web.url("/tiny.pth")), row("page", url=web.url("/page")), row("none", url=web.url("/none")))
+    failed("page: expected what page holds; found a web page", "page")
+    failed(r"none: expected a file; found HTTP status 404 \(Not Found\)", "none")
+    web.behaviours = ["gzip"]
+    failed("tiny.pth: expected a file; found HTTP status 200 .*gzip")
+    assert kept(tmp_path) == []
+
+
+def test_redirections(web, tmp_path, monkeypatch):
+    web.redirects = {"/here": "/there", "/there": web.url("/tiny.pth"), "/round": "/round"}
+    register(tmp_path, row(url=web.url("/here")), row("round", url=web.url("/round")), row("safe", url="https://a.invalid/"))
+    assert resolve("tiny").read_bytes() == DATA
+    failed("Exceeded 30 redirects", "round")
+    real = requests.get
+    monkeypatch.setattr(requests, "get", lambda url, **kwargs: real(web.url("/tiny.pth"), **kwargs))
+    failed("expected https throughout; found a redirection to http:", "safe")
+
+
+def test_a_proxy_of_the_environment(web, tmp_path, monkeypatch):
+    register(tmp_path, row(url="http://weights.invalid/tiny.pth"))
+    monkeypatch.setenv("http_proxy", web.url(""))
+    assert resolve("tiny").read_bytes() == DATA
+
+
+# Processes
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from util import fetch
+fetch.REGISTRY = Path({registry!r})
+print(fetch.resolve("tiny"))
+"""
+
+
+def process(tmp_path):
+    program = PROGRAM.format(root=str(ROOT), registry=str(tmp_path / "downloads.json"))
+    return subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_killed_in_the_middle_it_goes_on(web, tmp_path):
+    web.slow_s = 0.1
+    part = tmp_path / "home" / "weights" / "tiny.pth.part"
+    killed = process(tmp_path)
+    wait_for(lambda: part.exists() and part.stat().st_size > 300_000)
+    killed.kill()
+    killed.communicate()
+    web.slow_s, size = 0, part.stat().st_size
+    assert not part.with_suffix("").exists()
+    last = process(tmp_path)
+    out, err = last.communicate(timeout=60)
+    assert last.returncode == 0, err
+    assert Path(out.splitlines()[-1]).read_bytes() == DATA
+    assert web.requests[1:] == [("/tiny.pth", f"bytes={size}-")]
+    assert kept(tmp_path) == ["weights/tiny.pth"]
+
+
+def test_two_at_once_fetch_once(web, tmp_path):
+    web.slow_s = 0.2
+    first = process(tmp_path)
+    wait_for(lambda: web.requests)
+    second = process(tmp_path)
+    results = [one.communicate(timeout=60) for one in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], results
+    assert len({out.splitlines()[-1] for out, _ in results}) == 1
+    assert web.sent == len(DATA)
+    assert "tiny: another process is fetching it; waiting" in results[1][1]
+
+
+def test_importing_brings_nothing_along():
+    packages = {"requests", "huggingface_hub", "filelock", "tqdm", "torch"}
+    program = f"import sys, util.fetch; print({packages} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# Data sets
+
+
+def member(name, data=b"", kind=tarfile.REGTYPE, **fields):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, data
+
+
+def tar(path, *members, mode="w:gz"):
+    with tarfile.open(path, mode) as file:
+        for info, data in members:
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def zip_(path, *members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, data in members:
+            file.writestr(zipfile.ZipInfo(name), data, compression)
+    return path
+
+
+@pytest.fixture
+def dataset(web, tmp_path):
+    archive = tar(tmp_path / "set.tar.gz", member("NTU/train/1.mat", b"1"), member("NTU/test/2.mat", b"2", mode=0o6777))
+    web.files["/set"] = archive.read_bytes()
+    hand = row("hand", "dataset", how="ask nicely")
+    register(tmp_path, row("set", "dataset", url=web.url("/set"), largest_unpacked=10**6), hand)
+    return entries()["set"]
+
+
+def test_a_data_set_is_unpacked(web, dataset, tmp_path):
+    folder = fetch(dataset)
+    assert folder == tmp_path / "home" / "datasets" / "set"
+    assert kept(tmp_path) == ["datasets/set/NTU/test/2.mat", "datasets/set/NTU/train/1.mat"]
+    assert fetch(dataset, offline=True) == folder
+    assert len(web.requests) == 1
+
+
+def test_what_a_person_has_to_fetch(web, dataset, tmp_path):
+    hand, archive = entries()["hand"], tmp_path / "set.tar.gz"
+    with pytest.raises(UserError, match=r"hand: it takes a person .*: ask nicely; then: python .* hand --from FILE"):
+        fetch(hand)
+    with pytest.raises(UserError, match="being offline"):
+        fetch(hand, offline=True)
+    for source, found in ((tmp_path, "a folder"), (tmp_path / "none", "no such file")):
+        with pytest.raises(UserError, match=f"--from {source}: expected a file; found {found}"):
+            fetch(hand, source=source)
+    folder = fetch(hand, source=archive, offline=True)
+    assert (folder / "NTU" / "test" / "2.mat").read_bytes() == b"2"
+    assert archive.exists()
+    assert fetch(hand) == folder
+    with pytest.raises(UserError, match="expected a name that is not here yet; found"):
+        fetch(hand, source=archive)
+    assert web.requests == []
+
+
+def test_a_file_that_a_person_fetched_is_checked(web, tmp_path):
+    register(tmp_path, row(checksum=f"sha256:{SHA256}"), row("set", "dataset", size=5))
+    own = tmp_path / "Downloads.pth"
+    own.write_bytes(DATA[:-1])
+    for name, reason in (("tiny", f"expected sha256 {SHA256}; found"), ("set", "expected 5 bytes; found 999999")):
+        with pytest.raises(UserError, match=f"Downloads.pth: {reason}"):
+            fetch(entries()[name], source=own)
+    assert kept(tmp_path) == []
+    own.write_bytes(DATA)
+    assert fetch(entries()["tiny"], source=own).read_bytes() == DATA
+    assert own.exists()
+
+
+def test_a_full_disk_keeps_the_archive(web, dataset, tmp_path):
+    web.files["/set"] = tar(tmp_path / "b.tar.xz", member("a", bytes(900_000)), mode="w:xz").read_bytes()
+    with largest_file(10**5), pytest.raises(UserError, match="set: .*expected a folder that can be written.*too large"):
+        fetch(dataset)
+    assert kept(tmp_path) == ["datasets/set.part"]
+    fetch(dataset)
+    assert kept(tmp_path) == ["datasets/set/a"]
+    assert len(web.requests) == 1
+
+
+# Archives
+
+
+def unpacked(tmp_path, archive):
+    register(tmp_path, row("hand", "dataset", how="ask", largest_unpacked=10**6))
+    return fetch(entries()["hand"], source=archive)
+
+
+def refused(tmp_path, archive, reason):
+    """The archive is refused in one line, and leaves nothing anywhere."""
+    with pytest.raises(UserError, match=reason) as error:
+        unpacked(tmp_path, archive)
+    assert str(error.value).startswith(f"{archive}: expected ")
+    names = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")} - {"home", "downloads.json"}
+    assert names == {archive.name}
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_files_come_out_as_they_went_in(web, tmp_path, kind):
+    contents = {"set/a.bin": DATA[:1000], "set/deep/b.txt": b"text\n", "set/empty": b""}
+    archive = tmp_path / "archive"  # the name says nothing of the kind
+    if kind == "zip":
+        zip_(archive, ("set/bare/", b""), ("set\\back", b"slash"), *contents.items())
+        contents["set/back"] = b"slash"
+    else:
+        folder = member("set/bare", kind=tarfile.DIRTYPE, mode=0o755)
+        tar(archive, folder, *(member(name, data, mode=0o6777) for name, data in contents.items()), mode=kind)
+    folder = unpacked(tmp_path, archive)
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert {name: path.read_bytes() for name, path in found.items()} == contents
+    assert not any(path.stat().st_mode & 0o6022 for path in found.values())
+    assert (folder / "set" / "bare").is_dir()
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "//evil", "..\\evil", "a/.."])
+def test_nothing_outside_the_folder(web, tmp_path, name):
+    if "\\" not in name:
+        refused(tmp_path, tar(tmp_path / "a", member("good"), member(name, b"x")), "that stay in their folder; found")
+        (tmp_path / "a").unlink()
+    archive = zip_(tmp_path / "a", ("good", b"x"), (name, b"x"))  # Python leaves out what leads outside
+    try:
+        folder = unpacked(tmp_path, archive)
+    except UserError:
+        return
+    assert all(path.is_relative_to(folder) or path == archive for path in tmp_path.rglob("*") if path.name == "evil")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_no_links_and_devices(web, tmp_path, kind):
+    odd = member("odd", kind=kind, linkname=str(tmp_path))
+    refused(tmp_path, tar(tmp_path / "a", odd, member("odd/evil", b"x")), "expected plain files .*'odd'")
+
+
+@pytest.mark.parametrize("pack", ["w:gz", "w:bz2", "w:xz", "zip", "many"])
+def test_bombs(web, tmp_path, pack):
+    reason = "expected at most 1000000 bytes when unpacked; found more"
+    if pack == "zip":
+        bomb = zip_(tmp_path / "a", ("a", bytes(4 * 10**6)))
+        refused(tmp_path, bomb, reason)
+        content, size = bomb.read_bytes(), (4 * 10**6).to_bytes(4, "little")
+        assert content.count(size) == 2
+        bomb.write_bytes(content.replace(size, (100).to_bytes(4, "little")))  # a header that lies
+        refused(tmp_path, bomb, "expected a whole tar or zip archive; found")
+    elif pack == "many":
+        refused(tmp_path, tar(tmp_path / "a", *(member(str(number)) for number in range(300))), reason)
+    else:
+        refused(tmp_path, tar(tmp_path / "a", member("a", bytes(4 * 10**6)), mode=pack), reason)
+
+
+def test_a_negative_size(web, tmp_path):
+    data = bytearray(member("x")[0].tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = b"\xff" * 10 + b"\xf0\x00"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    (tmp_path / "a").write_bytes(bytes(data) * 3 + bytes(1024))
+    refused(tmp_path, tmp_path / "a", "expected")
+
+
+@pytest.mark.parametrize("kind", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def test_truncated_and_damaged(web, tmp_path, kind):
+    archive = tmp_path / "archive"
+    if kind == "zip":
+        zip_(archive, ("a", DATA[:3000]), ("b", DATA[:3000]))
+    else:
+        tar(archive, member("a", DATA[:3000]), member("b", DATA[:3000]), mode=kind)
+    whole = archive.read_bytes()
+    # The last of the zeros after a plain tar may be missing.
+    for end in [600, 3584, 4000, 7168] if kind == "w" else [600, len(whole) // 2, len(whole) - 1]:
+        archive.write_bytes(whole[:end])
+        refused(tmp_path, archive, "expected a whole tar or zip archive; found")
+    place = 3590 if kind == "w" else 2000  # a header: there is no checksum of the data
+    archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    refused(tmp_path, archive, "expected a whole tar or zip archive; found")
+
+
+def test_empty_foreign_and_odd_archives(web, tmp_path):
+    refused(tmp_path, zip_(tmp_path / "a"), "expected files; found an empty archive")
+    refused(tmp_path, zip_(tmp_path / "a", ("a", bytes(10)), compression=zipfile.ZIP_LZMA), "expected plain files")
+    for content in (b"no archive at all" * 100, bz2.compress(DATA), lzma.compress(b"")):
+        (tmp_path / "a").write_bytes(content)
+        refused(tmp_path, tmp_path / "a", "expected a whole tar or zip archive; found")
+
+
+def test_links_in_the_cache_are_not_followed(web, dataset, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "home" / "datasets").mkdir(parents=True)
+    (tmp_path / "home" / "datasets" / ".set.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="expected a folder that can be written"):
+        fetch(dataset)
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+# The Hugging Face hub
+
+
+HUB_PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from util.fetch import resolve
+from util.errors import UserError
+for url in sys.argv[1:]:
+    try:
+        print("path", resolve(url))
+    except UserError as error:
+        print("error", " ".join(str(error).split()))
+"""
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """`web.repositories`: {"owner/name": {revision: names of files}}; a file holds its own name."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET(with_body=False)
+
+    def do_GET(self, with_body=True):
+        if with_body:
+            self.web.requests.append(self.path)
+        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/?]+)\?.*", self.path)
+        asked = listed or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        revisions = self.web.repositories.get(asked[1]) if asked else None
+        if revisions is None or asked[2] not in revisions:
+            self.send("", {"X-Error-Code": "RepoNotFound" if revisions is None else "RevisionNotFound"}, 404)
+        elif listed:
+            found = [{"type": "file", "path": name, "size": len(name), "oid": name} for name in revisions[asked[2]]]
+            self.send(json.dumps(found), {"Content-Type": "application/json"})
+        elif asked[3] not in revisions[asked[2]]:
+            self.send("", {"X-Error-Code": "EntryNotFound"}, 404)
+        else:
+            commit = hashlib.sha1(asked[2].encode()).hexdigest()
+            self.send(asked[3] if with_body else "", {"ETag": f'"{commit}{len(asked[3])}"', "X-Repo-Commit": commit}, 200,
+                      len(asked[3]))  # fmt: skip
+
+    def send(self, text, headers, status=200, length=None):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": len(text) if length is None else length}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def hub(web, monkeypatch, tmp_path):
+    hub = Web()
+    hub.repositories = {
+        "o/two": {"main": ["config.json", "model.safetensors", "pytorch_model.bin", "small.pth"], "v1": ["old.pth"]},
+        "o/bin": {"main": ["a.safetensors", "pytorch_model.bin", "z.pth"]},
+        "o/one": {"main": ["README.md", "sub/folder/a.pt"]},
+        "o/many": {"main": ["b.pth", "a.safetensors"]},
+        "o/none": {"main": ["README.md"]},
+    }
+    with serving(HubHandler, hub):
+        monkeypatch.setenv("HF_ENDPOINT", hub.url(""))
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        yield hub
+
+
+def resolved(*urls):
+    """The name of the file that each address gives, or the error."""
+    line = [sys.executable, "-c", HUB_PROGRAM, *urls]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
+    lines = [one.partition(" ") for one in done.stdout.splitlines() if one.startswith(("path ", "error "))]
+    return [Path(rest).read_text() if kind == "path" else rest for kind, _, rest in lines]
+
+
+def test_a_repository_is_its_weights_and_the_cache_knows_them(hub, tmp_path, monkeypatch):
+    urls = ["hf://o/two/small.pth", "o/two", "hf://o/two@v1", "o/bin", "hf://o/one", "hf://o/two/config.json"]
+    names = ["small.pth", "model.safetensors", "old.pth", "pytorch_model.bin", "sub/folder/a.pt", "config.json"]
+    assert resolved(*urls) == names
+    assert (tmp_path / "home" / "hub" / "models--o--two").is_dir()
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = ["hf://o/two/none.pth: expected it in the cache, being offline; found none"]
+    assert resolved(*urls, "hf://o/two/none.pth") == names + offline
+    assert hub.requests == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # without a network, and nothing that says so
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert resolved(*urls) == names
+
+
+def test_what_the_hub_does_not_have(hub):
+    assert resolved("hf://o/two/none.pth", "hf://o/two@v2/a.pth", "o/missing", "o/none", "o/many", "hf://o/two/../f") == [
+        "hf://o/two/none.pth: expected a file of o/two; found none of this name",
+        "hf://o/two@v2/a.pth: expected a revision of o/two; found no v2",
+        "hf://o/missing: expected a repository that you may read; found none (`hf auth login`?)",
+        "hf://o/none: expected one file of weights, or hf://o/none/FILE; found none",
+        "hf://o/many: expected one file of weights, or hf://o/many/FILE; found a.safetensors, b.pth",
+        "hf://o/two/../f: expected hf://owner/name[@revision][/file]; found another form",
+    ]
+
+
+def test_an_entry_of_the_hub_is_checked(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_from_hub", lambda url, offline: tmp_path / "downloads.json")
+    register(tmp_path, row(url="hf://o/n/a.pth", checksum="md5:00000000000000000000000000000000"))
+    failed("hf://o/n/a.pth: expected md5 0")
+    with pytest.raises(UserError, match="--from x: expected a name that is not here yet; found hf://"):
+        fetch(entries()["tiny"], source="x")
+
+
+@pytest.mark.parametrize("name", ["o/n", "hf://o/n/f.pth"])
+def test_without_a_network_there_is_a_line_and_nothing_else(web, monkeypatch, name):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    script = [sys.executable, str(ROOT / "main_download.py"), name]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=25, check=False)
+    address = name if name.startswith("hf://") else f"hf://{name}"
+    expected = "expected an answer of http://127.0.0.1:9; found none (without a network, fetch the file elsewhere"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {address}: {expected} and give its path)")
+
+
+def test_the_rows_are_entries():
+    assert Entry(**row()).size is None
