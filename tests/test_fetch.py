@@ -286,7 +286,7 @@ def test_a_part_of_something_else_is_thrown_away(web, part, tmp_path, change):
 @pytest.mark.parametrize("way", ["", "chunked", "short"])
 def test_sizes(web, tmp_path, monkeypatch, way):
     web.always = way
-    found = {"": "1000000", "chunked": "more", "short": "999000"}[way]
+    found = {"": "1000000", "chunked": r"\d+", "short": "999000"}[way]
     register(tmp_path, row(url=web.url("/tiny.pth"), size=5))
     failed(f"expected 5 bytes; found {found}")
     monkeypatch.setitem(module.LARGEST, "weights", 5 * 10**5)

@@ -51,6 +51,11 @@ class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
             return home() / "datasets" / self.name
         return home() / "weights" / f"{self.name}{Path(urlsplit(self.url).path).suffix}"
 
+    @property
+    def largest(self):
+        """The most bytes that its file may have."""
+        return self.size or self.largest_unpacked or LARGEST[self.kind]
+
 
 def home():
     """The folder of downloads: RADIO_MAE_HOME, or radio-mae in the user's cache folder."""
@@ -208,6 +213,7 @@ def _keep(entry, source):
     """Fetch an entry or take it from a file, check it, and give it its place."""
     path = entry.place
     part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
         _download(entry, part)
     file, origin = Path(source or part), source or entry.url
@@ -216,7 +222,6 @@ def _keep(entry, source):
         before = read_json(_record(path)).get("sha256", sha256)
         if before != sha256:
             warn(f"{entry.name}: {origin} has changed: sha256 {before} at the first fetch, now {sha256}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if entry.kind == DATASET:
             print(f"{entry.name}: unpacking {file}")
             _unpack(file, path, entry.largest_unpacked or LARGEST[DATASET])
@@ -239,8 +244,7 @@ def _verify(path, entry, origin):
         beginning = file.read(512).lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{origin}: expected {entry.holds}; found a web page")
-    if entry.size not in (None, path.stat().st_size):
-        raise UserError(f"{origin}: expected {entry.size} bytes; found {path.stat().st_size}")
+    _check_size(entry, path.stat().st_size, origin)
     found = digest(path, algorithm)
     if not found.startswith(published):
         raise UserError(f"{origin}: expected {algorithm} {published}; found {found}")
@@ -250,35 +254,31 @@ def _verify(path, entry, origin):
 def _download(entry, part):
     """Fetch an entry into `part`. A part of the same version is continued, also by a later process."""
     import requests
-    from tqdm import tqdm
     from urllib3.exceptions import HTTPError
 
-    part.parent.mkdir(parents=True, exist_ok=True)
     furthest, tries, answered = _size(part), 0, False
-    every_s = 0.2 if sys.stderr.isatty() else 30
-    with tqdm(desc=entry.name, unit="B", unit_scale=True, unit_divisor=1024, mininterval=every_s) as bar:
-        while True:
-            try:
-                return _request(entry, part, bar)
-            except (requests.RequestException, HTTPError) as error:
-                answered = answered or isinstance(error, HTTPError)
-                while cause := error.__cause__ or error.__context__:
-                    error = cause  # the deepest one, of the system, says what happened
-                reason = getattr(error, "strerror", None) or str(error)
-            reached = _size(part)
-            tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
-            furthest = max(reached, furthest)
-            if tries == TRIES or not answered:
-                so_far = f"; the same command goes on from byte {reached}" if reached else ""
-                raise UserError(f"{entry.url}: expected a file; found {reason}{so_far}")
-            bar.clear()
-            warn(f"{entry.name}: {reason}, at byte {reached}; trying again")
-            time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
+    while True:
+        try:
+            return _request(entry, part)
+        except (requests.RequestException, HTTPError) as error:
+            answered = answered or isinstance(error, HTTPError)
+            while cause := error.__cause__ or error.__context__:
+                error = cause  # the deepest one, of the system, says what happened
+            reason = getattr(error, "strerror", None) or str(error)
+        reached = _size(part)
+        tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
+        furthest = max(reached, furthest)
+        if tries == TRIES or not answered:
+            so_far = f"; the same command goes on from byte {reached}" if reached else ""
+            raise UserError(f"{entry.url}: expected a file; found {reason}{so_far}")
+        warn(f"{entry.name}: {reason}, at byte {reached}; trying again")
+        time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
 
 
-def _request(entry, part, bar):
+def _request(entry, part):
     """One try: ask for what `part` lacks, or for all where the server's file is another one by now."""
     import requests
+    from tqdm import tqdm
     from urllib3.exceptions import HTTPError
 
     known, offset = read_json(_record(part)), _size(part)
@@ -306,16 +306,22 @@ def _request(entry, part, bar):
         if status != 200 and not (offset and rest and version in (None, known["version"])):
             _forget(part)
             raise HTTPError("another file than before")
-        length = response.raw.length_remaining if status == 200 else int(rest[1])
-        most = entry.size or entry.largest_unpacked or LARGEST[entry.kind]
-        with open(part, "wb" if status == 200 else "ab") as file:
-            if status == 200:
-                offset = 0
+
+        if status == 200:
+            offset = 0
+        length = int(rest[1]) if offset else response.raw.length_remaining
+        if length is not None:
+            _check_size(entry, length, entry.url)
+        every_s = 0.2 if sys.stderr.isatty() else 30
+        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": every_s}
+        with (
+            open(part, "ab" if offset else "wb") as file,
+            tqdm(desc=entry.name, total=length or entry.size, initial=offset, **units) as bar,
+        ):
+            if not offset:
                 write_json(_record(part), {"url": entry.url, "version": version, "length": length})
-            bar.reset(length or entry.size)
-            bar.update(offset)
             seen, due = offset, time.monotonic() + WINDOW_S
-            while offset <= most and (piece := response.raw.read1(2**16, decode_content=False)):
+            while offset <= entry.largest and (piece := response.raw.read1(2**16, decode_content=False)):
                 file.write(piece)
                 offset += len(piece)
                 bar.update(len(piece))
@@ -323,16 +329,18 @@ def _request(entry, part, bar):
                     if offset < seen + WINDOW_S * SLOWEST:
                         raise HTTPError(f"fewer than {SLOWEST} bytes/s")
                     seen, due = offset, time.monotonic() + WINDOW_S
-    if max(offset, length or 0) > most or (entry.size and length not in (None, entry.size)):
-        _forget(part)
-        at_most = "" if entry.size else "at most "
-        raise UserError(f"{entry.url}: expected {at_most}{most} bytes; found {length or 'more'}")
     if offset < (length or 0):
         raise HTTPError("the connection ended early")
 
 
 def _size(path):
     return path.stat().st_size if path.exists() else 0
+
+
+def _check_size(entry, size, origin):
+    if size != (entry.size or size) or size > entry.largest:
+        expected = f"{entry.size} bytes" if entry.size else f"at most {entry.largest} bytes"
+        raise UserError(f"{origin}: expected {expected}; found {size}")
 
 
 def _unpack(archive, folder, largest):
@@ -428,7 +436,7 @@ def _in_hub_cache(url):
     except errors.LocalEntryNotFoundError:
         return None
     names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
-    names = [file] if file in names else [] if file else _weights_of(names)
+    names = [name for name in names if name == file] if file else _weights_of(names)
     return Path(folder, names[0]) if len(names) == 1 else None
 
 
