@@ -293,7 +293,7 @@ def test_compressed_web_page_and_not_found(web, tmp_path):
     failed("page: expected what page holds; found a web page", "page")
     failed(r"none: expected a file; found HTTP status 404 \(Not Found\)", "none")
     web.behaviours = ["gzip"]
-    failed("tiny.pth: expected a file; found HTTP status 200 .*gzip")
+    failed("tiny.pth: expected a file; found HTTP status 200 .*, a compressed body")
     assert kept(tmp_path) == []
 
 

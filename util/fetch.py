@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from util.errors import UserError, one_line, warn
-from util.files import atomic_path, digest, file_state, read_json, write_json
+from util.files import atomic_path, digest, read_json, write_json
 
 REGISTRY = Path(__file__).with_name("downloads.json")
 WEIGHTS, DATASET = "weights", "dataset"
@@ -109,11 +109,8 @@ def hub_address(text):
 
 def entry_of(name):
     """The `Entry` with this name, hub address or hub repository; or None."""
-    names = {str(name), hub_address(str(name))}
-    for entry in entries().values():
-        if names & {entry.name, entry.url, "/".join(entry.url.split("/")[:4])}:
-            return entry
-    return None
+    names, known = {str(name), hub_address(str(name))}, entries().values()
+    return next((one for one in known if names & {one.name, one.url, one.url.rpartition("/")[0]}), None)
 
 
 def unknown(name, names):
@@ -170,14 +167,14 @@ def cached(entry):
     path, about = entry.place, read_json(_record(entry.place))
     if not path.exists():
         return None
-    if path.is_dir() or "://" not in entry.url or about.get("state") == file_state(path):
+    if path.is_dir() or "://" not in entry.url or about == _about(path, about.get("sha256")):
         return path
     sha256 = _verify(path, entry, path)
     if about.get("sha256", sha256) != sha256:
         expected = f"expected sha256 {about['sha256']}, as when it was fetched"
         raise UserError(f"{path}: {expected}; found {sha256}; remove the file to fetch it again")
     with contextlib.suppress(OSError):  # a shared cache may be read-only
-        write_json(_record(path), {"sha256": sha256, "state": file_state(path)})
+        write_json(_record(path), _about(path, sha256))
     return path
 
 
@@ -190,6 +187,11 @@ def _is_offline(offline):
 def _record(path):
     """The file that holds what is known of a file or of its part."""
     return path.with_name(f"{path.name}.json")
+
+
+def _about(path, sha256):
+    found = path.stat()
+    return {"sha256": sha256, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
 def _forget(part):
@@ -231,7 +233,7 @@ def _keep(entry, source):
     except UserError:
         _forget(part)
         raise
-    write_json(_record(path), {"sha256": sha256, "state": file_state(path)})
+    write_json(_record(path), _about(path, sha256))
     _forget(part)
     print(f"{entry.name}: checksum {entry.checksum or 'not published'}: sha256 {sha256} recorded")
     return path
@@ -294,11 +296,11 @@ def _request(entry, part):
         schemes = {urlsplit(answer.url).scheme for answer in [*response.history, response]}
         if entry.url.startswith("https:") and schemes != {"https"}:
             raise UserError(f"{entry.url}: expected https throughout; found a redirection to {response.url}")
-        encoding = said.get("Content-Encoding", "identity")
-        found = f"HTTP status {status} ({response.reason}), Content-Encoding {encoding}"
+        compressed = said.get("Content-Encoding", "identity") != "identity"
+        found = f"HTTP status {status} ({response.reason}){', a compressed body' if compressed else ''}"
         if status in (408, 425, 429, 500, 502, 503, 504):
             raise HTTPError(found)
-        if status not in (200, 206, 416) or encoding != "identity":
+        if status not in (200, 206, 416) or compressed:
             raise UserError(f"{entry.url}: expected a file; found {found}")
         etag = said.get("ETag", "")
         version = etag if etag.startswith('"') else said.get("Last-Modified")  # If-Range takes no weak ETag
