@@ -21,9 +21,8 @@ from data.sampling import Concatenated, EpochBatches
 from data.set_writer import COMMIT_S, differences
 from data.spectrogram_set import SpectrogramSet
 from data.splits import RECORDING
-from util.cache import read_json, write_json
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import atomic_path, read_json, write_json
 from util.metrics import Confusion
 
 CHUNK_BYTES = 2**24  # of rows read back at a time

@@ -260,12 +260,12 @@ def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offlin
     warning; its patch embedding of several channels becomes one of a single channel.
 
     Args:
-        name: a file of weights, or a name that `util.download` knows.
+        name: a file of weights, or a name that `util.fetch` knows.
         device: torch.device.
         amp: of `util.device.AMP_CHOICES`.
         classes: names by class id, the background first; None: as the file says.
         norm_eps: see `models_weights.create_model`.
-        offline: see `util.download.resolve`.
+        offline: see `util.fetch.resolve`.
 
     Returns:
         A `Segmenter`.

@@ -16,7 +16,7 @@
 import models_mae as _models_mae
 import models_vit as _models_vit
 import models_weights as _models_weights
-from util import download as _download
+from util import fetch as _fetch
 from util import pretrained as _weights
 from util.errors import UserError as _UserError
 from util.errors import warn as _warn
@@ -145,6 +145,6 @@ for _name in _models_mae.PRESETS:
 for _name in _models_vit.PRESETS:
     _about = f"The encoder {_name}: images [N, C, F, T] to tokens [N, 1 + L, D], class token first."
     _define(_name, _of_preset(_models_vit.create_encoder, _name, _about))
-for _name, _entry in _download.entries().items():
-    if _entry.kind == _download.WEIGHTS:
+for _name, _entry in _fetch.entries().items():
+    if _entry.kind == _fetch.WEIGHTS:
         _define(_name, _of_file(_name, _entry))

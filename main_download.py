@@ -22,7 +22,7 @@ by default; --offline, or HF_HUB_OFFLINE=1, uses what is there.
 
 import sys
 
-from util import download
+from util import fetch
 from util.errors import UserError, reported
 from util.flags import Parser
 
@@ -40,31 +40,31 @@ def get_args_parser():
 
 
 def main(args):
-    known = download.entries()
+    known = fetch.entries()
     if args.names == [LIST] and not args.all_datasets and args.source is None:
         print_table(known.values())
         return
     names = list(dict.fromkeys(args.names))
     if args.all_datasets:
-        names += [name for name, entry in known.items() if entry.kind == download.DATASET and name not in names]
+        names += [name for name, entry in known.items() if entry.kind == fetch.DATASET and name not in names]
     if not names or LIST in names:
         raise UserError("expected list alone, or names, or --all-datasets; found " + (" ".join(names) or "none"))
-    if args.source is not None and (len(names) != 1 or download.hub_address(names[0])):
+    if args.source is not None and (len(names) != 1 or fetch.hub_address(names[0])):
         raise UserError(f"--from {args.source}: expected one name of the list; found {' '.join(names)}")
     for name in names:
-        if name not in known and not download.hub_address(name):
-            raise download.unknown(name, list(known))
+        if name not in known and not fetch.hub_address(name):
+            raise fetch.unknown(name, list(known))
 
     by_hand = []
     try:
         for name in names:
-            if args.all_datasets and known[name].how and not download.cached(known[name]):
+            if args.all_datasets and known[name].how and not fetch.cached(known[name]):
                 by_hand.append(name)
                 print(f"{name}: fetch it from {known[name].url}: {known[name].how}")
             elif name in known:
-                fetch(known[name], args)
+                fetch_entry(known[name], args)
             else:
-                print(f"{name}: {download.resolve(name, args.offline)}")
+                print(f"{name}: {fetch.resolve(name, args.offline)}")
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -73,10 +73,13 @@ def main(args):
                         "then: python main_download.py NAME --from FILE")  # fmt: skip
 
 
-def fetch(entry, args):
-    path = download.fetch(entry, args.offline, args.source)
-    if entry.kind == download.DATASET:
-        path = download.data_path(path)
+def fetch_entry(entry, args):
+    path = fetch.fetch(entry, args.offline, args.source)
+    while path.is_dir():  # below folders that hold one folder and nothing else
+        inside = [one for one in path.iterdir() if not one.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir():
+            break
+        [path] = inside
     print(f"{entry.name}: {path}")
     print(f"cite: {entry.citation}")
     print(f"use: {entry.use.replace('PATH', str(path))}")
@@ -87,11 +90,11 @@ def print_table(found):
     rows = [header]
     for entry in found:
         try:
-            here = "yes" if download.cached(entry) else "by hand" if entry.how else "no"
+            here = "yes" if fetch.cached(entry) else "by hand" if entry.how else "no"
         except UserError:
             here = "changed"
         size = "not published" if entry.size is None else f"{entry.size:,}"
-        rows.append((entry.name, entry.kind, size, entry.check, entry.licence, here, entry.holds))
+        rows.append((entry.name, entry.kind, size, entry.checksum or "not published", entry.licence, here, entry.holds))
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     for *cells, last in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), last]))

@@ -38,7 +38,7 @@ from radio.scenes.scene import render
 from util.checkpoint import remove_torn
 from util.device import keep_freed_memory
 from util.errors import RunError, UserError, reported
-from util.files import atomic_path
+from util.files import atomic_path, write_json
 from util.flags import Parser
 from util.plots import scene_sheet
 
@@ -172,8 +172,7 @@ def open_output(folder, description):
                 shown = "; ".join(changes[:SHOWN_CHANGES]) + (f"; {len(changes)} in all" if changes[SHOWN_CHANGES:] else "")
                 raise UserError(f"--output {folder}: expected to go on with the scenes there; found that they are made with "
                                 f"other arguments ({shown}): give another folder")
-        with atomic_path(run_file) as temporary:
-            temporary.write_text(json.dumps(description, indent=1) + "\n")
+        write_json(run_file, description)
 
 
 def write_split(split, count, maker, front_end, folder, args, description):

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from util.device import usable_cores
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import write_json
 
 
 def add_arguments(parser, repeats):
@@ -98,8 +98,7 @@ def write_results(name, parser, args, device, packages, results):
     }
     path = Path(args.output) / f"{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
     others = json.loads(path.read_text()) if path.exists() else {}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(dict(sorted({**others, name: record}.items())), indent=1) + "\n")
+    write_json(path, dict(sorted({**others, name: record}.items())))
     print(f"{name}: wrote {path}")
     return record
 

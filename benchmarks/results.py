@@ -33,7 +33,7 @@ import results_tables
 from util import checkpoint
 from util.device import pick_device, usable_cores
 from util.errors import UserError, reported
-from util.files import atomic_path
+from util.files import write_json
 from util.metrics import overall
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -318,8 +318,7 @@ def read_records(size):
 
 def write_records(size, records):
     RECORDS.mkdir(exist_ok=True)
-    with atomic_path(RECORDS / f"{size}.json") as temporary:
-        temporary.write_text(json.dumps(records, indent=1) + "\n")
+    write_json(RECORDS / f"{size}.json", records)
 
 
 def get_args_parser():

@@ -16,7 +16,7 @@ import numpy as np
 
 from radio.rng import FEWER, SPLIT, Stream
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import write_json
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
@@ -48,8 +48,7 @@ class Splits:
             "parts": {part: [names[index] for index in indices] for part, indices in self.parts.items()},
         }
         try:
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=0) + "\n")
+            write_json(path, content, indent=0)
         except OSError as error:
             raise UserError(f"{path}: expected a file that can be written; {error}") from error
 

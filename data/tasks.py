@@ -26,7 +26,7 @@ from radio.recordings import find_recordings
 from radio.rng import TEST, TRAINING, VALIDATION
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
-from util.files import atomic_path
+from util.files import write_json
 
 PARTS = ("train", "val", "test")
 ROW_N_FFT = "row_n_fft"  # in the settings of rows: samples of an FFT
@@ -68,8 +68,7 @@ class Labelled:
         if len({id(part.source) for part in self.parts.values()}) == 1:
             Splits({name: part.indices for name, part in self.parts.items()}, seed).save(path, self.source)
             return
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"seed": seed, "parts": self._names()}, indent=0) + "\n")
+        write_json(path, {"seed": seed, "parts": self._names()}, indent=0)
 
     def _names(self):
         """Names of the samples by part."""

@@ -22,7 +22,7 @@ from test_mathworks import write_set as write_frames
 
 import models_mae
 import models_vit
-from util import download
+from util import fetch
 
 SHORT = {
     "main_pretrain": "--input_size 16 --n_fft 64 --window_ms 2 --batch_size 2 --epochs 1 --warmup_epochs 0 --num_workers 0 "
@@ -125,7 +125,7 @@ def test_commands_in_their_order(user, capsys, document):
             if hasattr(module, "check_args") and module.__name__ in SHORT:
                 module.check_args(args)
             named = getattr(args, "finetune", None)
-            assert not named or named.endswith(".pth") or download.entry_of(named) or download.hub_address(named), command
+            assert not named or named.endswith(".pth") or fetch.entry_of(named) or fetch.hub_address(named), command
         elif not command.startswith(BY_HAND) or "python" in command:
             module, flags = words_of(command)
             prepare(user, module, flags)

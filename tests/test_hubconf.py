@@ -18,8 +18,8 @@ from engine_label import PICTURE_STRETCHES
 from radio.carriers import CLASS_NAMES, Carrier
 from radio.recordings import open_recording
 from radio.spectrogram import Spectrogram
-from util.download import WEIGHTS, entries
 from util.errors import UserError
+from util.fetch import WEIGHTS, entries
 from util.pretrained import read_weights
 
 RELEASED = ["radio_mae_vit_tiny", "radio_seg_vit_tiny"]

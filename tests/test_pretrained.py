@@ -16,7 +16,7 @@ from support import ROOT, largest_file
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
-from util import checkpoint, download
+from util import checkpoint, fetch
 from util.errors import UserError
 from util.pretrained import Weights, load_pretrained, read_weights, resample_positions, write_weights
 
@@ -292,11 +292,11 @@ def test_a_bare_state_dict(tmp_path):
 
 
 def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
-    epsilons = {entry.name: entry.norm_eps for entry in download.entries().values() if entry.norm_eps}
+    epsilons = {entry.name: entry.norm_eps for entry in fetch.entries().values() if entry.norm_eps}
     assert epsilons == {"radio_vit_small_75": 1e-5, "radio_vit_medium_75": 1e-5, "wavesfm": 1e-5,
                         "mae_vit_base": 1e-6, "mae_vit_large": 1e-6, "mae_vit_huge": 1e-6}  # fmt: skip
 
-    monkeypatch.setattr(download, "REGISTRY", tmp_path / "downloads.json")
+    monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "downloads.json")
     monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
     about = {"preset": "mae_vit_nano", "norm_eps": 1e-5}
     web.register(tmp_path, web.row("theirs", **about), web.row("own", **about))

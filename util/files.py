@@ -2,6 +2,7 @@
 before hours of work end in them."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -24,12 +25,6 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path, content, indent=1):
-    """A JSON file that is whole or absent."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")
-
-
 def _sync_folder(folder):
     # A rename is on disk only when its folder is.
     descriptor = os.open(folder, os.O_RDONLY)
@@ -37,6 +32,27 @@ def _sync_folder(folder):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path, content, indent=1):
+    """A JSON file that is whole or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path):
+    """The dict in a JSON file; empty if the file is missing or damaged."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def digest(path, algorithm="sha256"):
+    """The hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from util import checkpoint, convert, lora
 from util.convert import DECODER, ENCODER, PATCHES
-from util.download import entry_of, resolve
 from util.errors import UserError
+from util.fetch import entry_of, resolve
 from util.files import atomic_path
 
 FORMAT = "1"
@@ -129,8 +129,8 @@ def read_weights(name, offline=None):
     projects become ours, see `util.convert`; adapters are merged, see `util.lora`.
 
     Args:
-        name: a file, or a name that `util.download` knows.
-        offline: see `util.download.resolve`.
+        name: a file, or a name that `util.fetch` knows.
+        offline: see `util.fetch.resolve`.
 
     Returns:
         `Weights`, that is (state_dict, front_end, classes, args, ...).

@@ -1,0 +1,456 @@
+"""Fetch released weights and public data sets by name, check them, and keep them in one folder.
+
+`downloads.json` is the list. The sha256 of the first fetch is recorded, so that a later change is noticed.
+"""
+
+import contextlib
+import difflib
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from util.errors import UserError, one_line, warn
+from util.files import atomic_path, digest, read_json, write_json
+
+REGISTRY = Path(__file__).with_name("downloads.json")
+WEIGHTS, DATASET = "weights", "dataset"
+HUB = "hf://"
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that it has
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+LARGEST = {WEIGHTS: 10 * 10**9, DATASET: 100 * 10**9}  # bytes, where the registry does not say
+CONNECT_S, READ_S = 5, 20
+TRIES, FIRST_PAUSE_S = 5, 1  # the pauses are 1, 2, 4 and 8 s
+WINDOW_S, SLOWEST = 60, 10_000  # a server that sends fewer bytes/s for so long has failed
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# size and largest_unpacked: bytes. checksum: "md5:" or "sha256:" and the digest or its beginning. preset: of
+# `models_mae`. how: what a person does where a program cannot fetch it. use: a command, with PATH for a data
+# set's folder. norm_eps: epsilon of the norms inside a model's blocks. All but the first seven may be None.
+COLUMNS = "name kind url licence holds citation use size checksum preset how largest_unpacked norm_eps"
+
+
+class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
+    """A row of the registry."""
+
+    @property
+    def place(self):
+        """The path of its file or folder, once it is there."""
+        if "://" not in self.url:
+            return Path(__file__).parents[1] / self.url  # this repository's own
+        if self.kind == DATASET:
+            return home() / "datasets" / self.name
+        return home() / "weights" / f"{self.name}{Path(urlsplit(self.url).path).suffix}"
+
+    @property
+    def largest(self):
+        """The most bytes that its file may have."""
+        return self.size or self.largest_unpacked or LARGEST[self.kind]
+
+
+def home():
+    """The folder of downloads: RADIO_MAE_HOME, or radio-mae in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("RADIO_MAE_HOME") or f"{cache}/radio-mae").expanduser().absolute()
+
+
+def entries():
+    """{name: `Entry`} of the registry."""
+    return {row["name"]: Entry(**row) for row in json.loads(REGISTRY.read_text())}
+
+
+def resolve(name_or_path, offline=None):
+    """The file of weights that a flag names, fetched if need be.
+
+    A name is a file, a folder of transformers, an entry, or a hub address: `owner/name` or
+    `hf://owner/name[@revision][/file]`. Without a file: the first of `FILES`, or the only weights.
+
+    Args:
+        offline: use the cache alone; None: as HF_HUB_OFFLINE says.
+
+    Raises:
+        UserError: there is no such file or name, or it cannot be fetched.
+    """
+    text, path, known = str(name_or_path), Path(name_or_path), entries()
+    if path.exists() and not path.is_dir():
+        return path
+    if address := hub_address(text):
+        print(f"{text}: licence: see https://huggingface.co/{_parse(address)[0]}")
+        return _from_hub(address, offline)
+    if text in known and known[text].kind == WEIGHTS:
+        return fetch(known[text], offline)
+    if text in known:
+        raise UserError(f"{text}: expected weights; found the name of a data set")
+    if inside := [path / name for name in FILES if (path / name).is_file()]:
+        return inside[0]
+    if path.is_dir():
+        raise UserError(f"{text}: expected a file of weights; found a folder without {' or '.join(FILES)}")
+    if path.suffix or re.search(r"[/\\]", text):
+        raise UserError(f"{text}: expected a file of weights; found no such file")
+    raise unknown(text, [name for name, entry in known.items() if entry.kind == WEIGHTS])
+
+
+def hub_address(text):
+    """The `hf://` address of an address or of `owner/name`; None for other names."""
+    is_file = text.endswith((*SUFFIXES, ".ckpt", ".onnx", ".npz", ".tar")) or Path(text).is_dir()
+    if not is_file and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text):
+        return f"{HUB}{text}"
+    return text if text.startswith(HUB) else None
+
+
+def entry_of(name):
+    """The `Entry` with this name, hub address or hub repository; or None."""
+    names, known = {str(name), hub_address(str(name))}, entries().values()
+    return next((one for one in known if names & {one.name, one.url, one.url.rpartition("/")[0]}), None)
+
+
+def unknown(name, names):
+    """The error for a name that is none of `names`; it offers the nearest."""
+    near = difflib.get_close_matches(name.lower(), names, cutoff=0.5)
+    offer = f"the nearest names: {', '.join(near)}" if near else f"names: {', '.join(names)}"
+    return UserError(f"{name}: expected a file or a name of `main_download.py list`; found neither; {offer}")
+
+
+def fetch(entry, offline=None, source=None):
+    """Have an entry in the cache, checked: the path of a file of weights or of a data set's folder.
+
+    Args:
+        offline: see `resolve`.
+        source: a file to take instead of fetching one (`--from`).
+
+    Raises:
+        UserError: the file cannot be fetched or kept, or is not the published one.
+    """
+    if "-NC" in entry.licence:
+        warn(f"{entry.name}: licence {entry.licence}: NOT FOR COMMERCIAL USE")
+    else:
+        print(f"{entry.name}: licence {entry.licence}")
+    there = cached(entry)
+    if source is not None:
+        if there or entry.url.startswith(HUB):
+            raise UserError(f"--from {source}: expected a name that is not here yet; found {there or HUB}")
+        if not Path(source).is_file():
+            found = "a folder" if Path(source).is_dir() else "no such file"
+            raise UserError(f"--from {source}: expected a file; found {found}")
+    elif entry.url.startswith(HUB):
+        path = _from_hub(entry.url, offline)
+        _verify(path, entry, entry.url)
+        return path
+    elif there:
+        return there
+    elif _is_offline(offline):
+        raise UserError(f"{entry.name}: expected it in the cache, being offline; found no {entry.place}")
+    elif entry.how:
+        then = f"python main_download.py {entry.name} --from FILE"
+        raise UserError(f"{entry.name}: it takes a person to fetch {entry.url}: {entry.how}; then: {then}")
+    try:
+        with _alone(entry.name):
+            return cached(entry) or _keep(entry, source)
+    except OSError as error:
+        reason = f"expected a folder that can be written, for downloads; {error.strerror or error}"
+        raise UserError(f"{entry.name}: {home()} (RADIO_MAE_HOME): {reason}") from error
+
+
+def cached(entry):
+    """Where an entry lies in the cache, or None. A file that has changed since it was checked is an error."""
+    if entry.url.startswith(HUB):
+        return _in_hub_cache(entry.url)
+    path, about = entry.place, read_json(_record(entry.place))
+    if not path.exists():
+        return None
+    if path.is_dir() or "://" not in entry.url or about == _about(path, about.get("sha256")):
+        return path
+    sha256 = _verify(path, entry, path)
+    if about.get("sha256", sha256) != sha256:
+        expected = f"expected sha256 {about['sha256']}, as when it was fetched"
+        raise UserError(f"{path}: {expected}; found {sha256}; remove the file to fetch it again")
+    with contextlib.suppress(OSError):  # a shared cache may be read-only
+        write_json(_record(path), _about(path, sha256))
+    return path
+
+
+def _is_offline(offline):
+    if offline is None:
+        return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return offline
+
+
+def _record(path):
+    """The file that holds what is known of a file or of its part."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _about(path, sha256):
+    found = path.stat()
+    return {"sha256": sha256, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def _forget(part):
+    for path in (part, _record(part)):
+        path.unlink(missing_ok=True)
+
+
+def _alone(name):
+    """Wait for the lock of a name. The system releases it when a process dies."""
+    from filelock import FileLock, Timeout  # here, since most commands fetch nothing
+
+    lock = FileLock(home() / "locks" / f"{name}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{name}: another process is fetching it; waiting", file=sys.stderr)
+        return lock.acquire()
+
+
+def _keep(entry, source):
+    """Fetch an entry or take it from a file, check it, and give it its place."""
+    path = entry.place
+    part = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source is None:
+        _download(entry, part)
+    file, origin = Path(source or part), source or entry.url
+    try:
+        sha256 = _verify(file, entry, origin)
+        before = read_json(_record(path)).get("sha256", sha256)
+        if before != sha256:
+            warn(f"{entry.name}: {origin} has changed: sha256 {before} at the first fetch, now {sha256}")
+        if entry.kind == DATASET:
+            print(f"{entry.name}: unpacking {file}")
+            _unpack(file, path, entry.largest_unpacked or LARGEST[DATASET])
+        else:
+            with atomic_path(path) as temporary:
+                (os.replace if source is None else shutil.copyfile)(file, temporary)
+    except UserError:
+        _forget(part)
+        raise
+    write_json(_record(path), _about(path, sha256))
+    _forget(part)
+    print(f"{entry.name}: checksum {entry.checksum or 'not published'}: sha256 {sha256} recorded")
+    return path
+
+
+def _verify(path, entry, origin):
+    """The sha256 of a file. An error says where the file is not the published one."""
+    algorithm, _, published = (entry.checksum or "sha256:").lower().partition(":")
+    with open(path, "rb") as file:
+        beginning = file.read(512).lstrip().lower()
+    if beginning.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{origin}: expected {entry.holds}; found a web page")
+    _check_size(entry, path.stat().st_size, origin)
+    found = digest(path, algorithm)
+    if not found.startswith(published):
+        raise UserError(f"{origin}: expected {algorithm} {published}; found {found}")
+    return found if algorithm == "sha256" else digest(path, "sha256")
+
+
+def _download(entry, part):
+    """Fetch an entry into `part`. A part of the same version is continued, also by a later process."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    furthest, tries, answered = _size(part), 0, False
+    while True:
+        try:
+            return _request(entry, part)
+        except (requests.RequestException, HTTPError) as error:
+            answered = answered or isinstance(error, HTTPError)
+            while cause := error.__cause__ or error.__context__:
+                error = cause  # the deepest one, of the system, says what happened
+            reason = getattr(error, "strerror", None) or str(error)
+        reached = _size(part)
+        tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
+        furthest = max(reached, furthest)
+        if tries == TRIES or not answered:
+            so_far = f"; the same command goes on from byte {reached}" if reached else ""
+            raise UserError(f"{entry.url}: expected a file; found {reason}{so_far}")
+        warn(f"{entry.name}: {reason}, at byte {reached}; trying again")
+        time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
+
+
+def _request(entry, part):
+    """One try: ask for what `part` lacks, or for all where the server's file is another one by now."""
+    import requests
+    from tqdm import tqdm
+    from urllib3.exceptions import HTTPError
+
+    known, offset = read_json(_record(part)), _size(part)
+    if known.get("url") != entry.url or not known.get("version"):
+        offset = 0
+    if offset and offset == known["length"]:
+        return
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": known["version"]}
+    with requests.get(entry.url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response:
+        said, status = response.headers, response.status_code
+        schemes = {urlsplit(answer.url).scheme for answer in [*response.history, response]}
+        if entry.url.startswith("https:") and schemes != {"https"}:
+            raise UserError(f"{entry.url}: expected https throughout; found a redirection to {response.url}")
+        compressed = said.get("Content-Encoding", "identity") != "identity"
+        found = f"HTTP status {status} ({response.reason}){', a compressed body' if compressed else ''}"
+        if status in (408, 425, 429, 500, 502, 503, 504):
+            raise HTTPError(found)
+        if status not in (200, 206, 416) or compressed:
+            raise UserError(f"{entry.url}: expected a file; found {found}")
+        etag = said.get("ETag", "")
+        version = etag if etag.startswith('"') else said.get("Last-Modified")  # If-Range takes no weak ETag
+        rest = re.fullmatch(rf"bytes {offset}-\d+/(\d+)", said.get("Content-Range", ""))
+        if status != 200 and not (offset and rest and version in (None, known["version"])):
+            _forget(part)
+            raise HTTPError("another file than before")
+
+        if status == 200:
+            offset = 0
+        length = int(rest[1]) if offset else response.raw.length_remaining
+        if length is not None:
+            _check_size(entry, length, entry.url)
+        every_s = 0.2 if sys.stderr.isatty() else 30
+        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": every_s}
+        with (
+            open(part, "ab" if offset else "wb") as file,
+            tqdm(desc=entry.name, total=length or entry.size, initial=offset, **units) as bar,
+        ):
+            if not offset:
+                write_json(_record(part), {"url": entry.url, "version": version, "length": length})
+            seen, due = offset, time.monotonic() + WINDOW_S
+            while offset <= entry.largest and (piece := response.raw.read1(2**16, decode_content=False)):
+                file.write(piece)
+                offset += len(piece)
+                bar.update(len(piece))
+                if time.monotonic() > due:
+                    if offset < seen + WINDOW_S * SLOWEST:
+                        raise HTTPError(f"fewer than {SLOWEST} bytes/s")
+                    seen, due = offset, time.monotonic() + WINDOW_S
+    if offset < (length or 0):
+        raise HTTPError("the connection ended early")
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
+
+
+def _check_size(entry, size, origin):
+    if size != (entry.size or size) or size > entry.largest:
+        expected = f"{entry.size} bytes" if entry.size else f"at most {entry.largest} bytes"
+        raise UserError(f"{origin}: expected {expected}; found {size}")
+
+
+def _unpack(archive, folder, largest):
+    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive into a new folder: plain files, all or nothing."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary.mkdir()
+    left = largest
+    try:
+        for name, size, is_plain, extract in _members(archive):
+            if not is_plain:
+                raise UserError(f"{archive}: expected plain files that stay in their folder; found {name!r}")
+            left -= size + 4096  # a small file fills a block
+            if left < 0:
+                raise UserError(f"{archive}: expected at most {largest} bytes when unpacked; found more")
+            extract(temporary)
+        if left == largest:
+            raise UserError(f"{archive}: expected files; found an empty archive")
+        os.rename(temporary, folder)
+    except Exception as error:  # damaged archives raise errors of all kinds
+        if isinstance(error, UserError) or getattr(error, "errno", None) in DISK_IS_FULL:
+            raise
+        raise UserError(f"{archive}: expected a whole tar or zip archive; found {one_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _members(archive):
+    """Yield (name, bytes, whether it is allowed, function that extracts it into a folder) of each member."""
+    if not tarfile.is_tarfile(archive):
+        with zipfile.ZipFile(archive) as packed:  # keeps members inside the folder
+            for member in packed.infolist():
+                member.filename = member.filename.replace("\\", "/")
+                # The other compressions can fill the memory.
+                plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                yield member.filename, member.file_size, plain, functools.partial(packed.extract, member)
+        return
+    with tarfile.open(archive) as packed:
+        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python 3.11.3
+        for member in packed:
+            plain = member.isdir() or (member.isreg() and not member.issparse() and member.size >= 0)
+            inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
+            yield member.name, member.size, plain and inside, functools.partial(packed.extract, member)
+        # Only zeros are left of a whole archive, and the checksum of the compression.
+        rest = packed.fileobj.read(2**24)
+        if not rest or any(rest):
+            raise tarfile.ReadError("a truncated or damaged one")
+
+
+def _from_hub(url, offline):
+    """The file of a hub address. Where the hub does not answer, the cache decides."""
+    import requests
+    from huggingface_hub import HfApi, constants, errors, hf_hub_download
+
+    repository, revision, file = _parse(url)
+    there = _in_hub_cache(url)
+    if there and (file or _is_offline(offline) or there.name == FILES[0]):
+        return there
+    if _is_offline(offline):
+        raise UserError(f"{url}: expected it in the cache, being offline; found none")
+    try:
+        # The client itself would try for half a minute.
+        requests.head(constants.ENDPOINT, timeout=CONNECT_S, allow_redirects=False)
+        names = [file] if file else _weights_of(HfApi().list_repo_files(repository, revision=revision))
+        if len(names) == 1:
+            cache = {"cache_dir": home() / "hub", "etag_timeout": CONNECT_S}
+            return Path(hf_hub_download(repository, names[0], revision=revision, **cache))
+        expected = f"one file of weights, or hf://{repository}/FILE; found {', '.join(names) or 'none'}"
+    except (requests.RequestException, errors.LocalEntryNotFoundError):
+        if there:
+            return there
+        elsewhere = "without a network, fetch the file elsewhere and give its path"
+        expected = f"an answer of {constants.ENDPOINT}; found none ({elsewhere})"
+    except errors.RepositoryNotFoundError:  # or a gated one
+        expected = "a repository that you may read; found none (`hf auth login`?)"
+    except errors.EntryNotFoundError:
+        expected = f"a file of {repository}; found none of this name"
+    except errors.RevisionNotFoundError:
+        expected = f"a revision of {repository}; found no {revision}"
+    except Exception as error:  # the client is made of several libraries, each with errors of its own
+        expected = f"a file of the hub; found {one_line(error) or type(error).__name__}"
+    raise UserError(f"{url}: expected {expected}")
+
+
+def _in_hub_cache(url):
+    """The file of a hub address if it was fetched before, or None."""
+    from huggingface_hub import errors, snapshot_download
+
+    repository, revision, file = _parse(url)
+    cache = {"cache_dir": home() / "hub", "local_files_only": True}
+    try:
+        folder = snapshot_download(repository, revision=revision, **cache)
+    except errors.LocalEntryNotFoundError:
+        return None
+    names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
+    names = [name for name in names if name == file] if file else _weights_of(names)
+    return Path(folder, names[0]) if len(names) == 1 else None
+
+
+def _weights_of(names):
+    """The names that may be a repository's weights: the first of `FILES`, or all files of weights."""
+    first = [name for name in FILES if name in names][:1]
+    return first or sorted(name for name in names if name.endswith(SUFFIXES))
+
+
+def _parse(url):
+    """(owner/name, revision or None, file or None) of a hub address."""
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", url)
+    if not match or ".." in (match[3] or "").split("/"):
+        raise UserError(f"{url}: expected hf://owner/name[@revision][/file]; found another form")
+    return match.groups()
