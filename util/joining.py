@@ -7,6 +7,7 @@ LOCAL_RANK, MASTER_ADDR and MASTER_PORT. They are connected by NCCL between GPUs
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from util.processes import end_with_parent
 
 BACKENDS = ("auto", "nccl", "gloo")
 FLAGS = ("dist_backend", "dist_timeout_s", "shard")  # of `add_arguments`; none of them changes what is learnt
+LOST_CONNECTION = re.compile("gloo|nccl|connection|socket|timed out", re.IGNORECASE)  # errors of torch
 
 
 def add_arguments(group):
@@ -148,27 +150,31 @@ def _connect(args, store, rank, count):
 
 def _fail(store, rank, count, error):
     """Raise the error with the rank if this process fails first; else exit silently with the same status."""
-    lost = not isinstance(error, UserError) and _is_lost_connection(error)
+    words = isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error))
+    lost = isinstance(error, dist.DistError) or bool(words)
     if lost:
         error = RunError(f"lost the other processes: {one_line(error)}")
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     message = f"rank {rank} of {count}: {kind}{one_line(error)}"
     own = [message, getattr(error, "status", RunError.status)]
     # Without torchrun the store ends with rank 0: whoever lost a connection may find no store either.
-    first = _first_failure(store, own) if _torchrun_keeps_store() or not (rank and lost) else None
-    if rank == 0 and not _torchrun_keeps_store():
+    with_rank_0 = not _torchrun_keeps_store()
+    first = None if with_rank_0 and rank and lost else _first_failure(store, own)
+    silent = first != own if first else lost
+    first = first or own
+    if with_rank_0 and rank == 0:
         time.sleep(1)  # for those that fail at the same time
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's would replace the status
     if isinstance(error, UserError):
         error = type(error)(message)
     try:
-        raise error if first in (own, None) else UserError(first[0])
+        raise UserError(first[0]) if silent else error
     except Exception as shown:
         # torchrun's summary begins with any of the processes, so the silent ones say why too.
         if os.environ.get("TORCHELASTIC_ERROR_FILE"):
             get_error_handler().record_exception(shown)
-        if first != own:
-            raise SystemExit((first or own)[1]) from None
+        if silent:
+            raise SystemExit(first[1]) from None
         raise
 
 
@@ -180,10 +186,3 @@ def _first_failure(store, own):
         return json.loads(store.compare_set("failure", "", json.dumps(own)))
     except (OSError, RuntimeError):
         return None
-
-
-def _is_lost_connection(error):
-    """Whether torch.distributed raised this error because another process is gone."""
-    words = ("gloo", "nccl", "connection", "socket", "timed out")
-    said = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    return said or isinstance(error, dist.DistError)
