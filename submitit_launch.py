@@ -20,7 +20,6 @@ which this is started.
 
 import argparse
 import contextlib
-import ctypes
 import importlib
 import io
 import json
@@ -35,6 +34,7 @@ from pathlib import Path
 
 from util.errors import RunError, StoppedError, UserError, one_line, reported
 from util.files import writable_folder
+from util.processes import end_with_parent
 
 try:
     import submitit
@@ -137,9 +137,7 @@ class Run:
             # cut its wait for the trainers short. It does not outlive this process either.
             for number in (signal.SIGUSR1, user_signal):
                 signal.signal(number, signal.SIG_IGN)
-            pr_set_pdeathsig = 1  # <sys/prctl.h>
-            with contextlib.suppress(AttributeError, OSError):
-                ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+            end_with_parent()
 
         environment = {"TORCHELASTIC_ERROR_FILE": str(error_file), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
         process = subprocess.Popen(self.line(job), cwd=self.folder, env=os.environ | environment, preexec_fn=prepare)

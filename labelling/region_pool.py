@@ -1,7 +1,5 @@
 """Regions of many blocks, found by other processes beside the one that computes: Python's lock would hold up both."""
 
-import contextlib
-import ctypes
 import math
 import mmap
 import multiprocessing
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from labelling.regions import regions_of
+from util.processes import end_with_parent
 
 # Runs that are on their way at a time: one is copied while one is looked at and one waits to be joined.
 SLOTS = 3
@@ -93,8 +92,7 @@ def _begin(memory, parent):
     global _memory
     _memory = memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that these work for
-    with contextlib.suppress(OSError, AttributeError):  # and with its end, by SIGKILL too, they end: on Linux
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, <sys/prctl.h>
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 

@@ -7,8 +7,6 @@ import argparse
 import json
 import os
 import signal
-import threading
-import time
 
 import torch
 import torch.distributed as dist
@@ -20,8 +18,6 @@ from util.errors import UserError, reported, warn
 def get_args_parser():
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=WORK)
-    parser.add_argument("--meanwhile", default="exchange", choices=("exchange", "wait"))
-    parser.add_argument("--leave_within_s", type=float, default=joining.LEAVE_WITHIN_S)
     parser.add_argument("--device", default="cpu")
     joining.add_arguments(parser)
     return parser
@@ -32,11 +28,8 @@ def main(args):
         WORK[args.work](args, device)
 
 
-def others_are_busy(args):
-    """What a process is in when another one fails: an exchange, or something that does not notice."""
-    if args.meanwhile == "wait":
-        joining.LEAVE_WITHIN_S = args.leave_within_s
-        time.sleep(120)
+def wait_for_the_failing_one():
+    """Exchange with the others until one is gone."""
     while True:
         dist.all_reduce(torch.ones(1000))
 
@@ -59,7 +52,7 @@ def exchange(args, device):
 def mistake(args, device):
     if distributed.rank() == 1:
         raise UserError("a.npy: expected 8 bytes; found 4")
-    others_are_busy(args)
+    wait_for_the_failing_one()
 
 
 def mistake_in_training(args, device):
@@ -70,37 +63,20 @@ def mistake_in_training(args, device):
         mistake(args, device)
 
 
-def mistake_of_main(args, device):
-    """Of the process that keeps the store; another has something to end before it can ask what has happened."""
-    if distributed.rank() == 0:
-        raise UserError("a.npy: expected 8 bytes; found 4")
-    try:
-        others_are_busy(args)
-    finally:
-        time.sleep(3)
-
-
 def same_mistake(args, device):
     raise UserError("--epochs: expected at least 1; found 0")
-
-
-def mistake_while_writing(args, device):
-    """The first process writes for longer than it would otherwise be given."""
-    if distributed.rank() == 0:
-        threading.Thread(target=lambda: (time.sleep(4), print("written", flush=True))).start()
-    mistake(args, device)
 
 
 def bug(args, device):
     if distributed.rank() == 1:
         raise ZeroDivisionError("by zero")
-    others_are_busy(args)
+    wait_for_the_failing_one()
 
 
 def killed(args, device):
     if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    others_are_busy(args)
+    wait_for_the_failing_one()
 
 
 def main_fails_while_others_load(args, device):
@@ -127,13 +103,23 @@ def signalled_early(args, device):
     with distributed.StopSignal():
         if distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        others_are_busy(args)
+        wait_for_the_failing_one()
 
 
-WORK = {function.__name__: function for function in (
-    exchange, mistake, mistake_in_training, mistake_of_main, mistake_while_writing, same_mistake, bug, killed,
-    main_fails_while_others_load, signalled, signalled_early,
-)}  # fmt: skip
+WORK = {
+    function.__name__: function
+    for function in (
+        exchange,
+        mistake,
+        mistake_in_training,
+        same_mistake,
+        bug,
+        killed,
+        main_fails_while_others_load,
+        signalled,
+        signalled_early,
+    )
+}
 
 
 if __name__ == "__main__":

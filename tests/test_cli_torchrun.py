@@ -25,8 +25,7 @@ from util import checkpoint
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 MARK = "RADIO_MAE_TEST_RUN"  # in the environment of all processes of a launcher, by which they are found
-LIMIT_S = 240  # for whatever has no bound of its own: imports on a machine that has other work
-END_LIMIT_S = 30  # for processes to be gone, once they have a reason to
+LIMIT_S = 240  # for anything to happen, on a machine that has other work
 DIST_TIMEOUT_S = 15  # of two machines
 
 # Four steps an epoch of 40 samples, as 5 from each of two processes.
@@ -66,11 +65,11 @@ def assert_as_undisturbed(output, undisturbed):
     assert [step for step, _ in losses(output)] == list(range(1, STEPS_PER_EPOCH * EPOCHS + 1))
 
 
-def until(condition, what, limit_s=LIMIT_S, about=lambda: ""):
-    """Wait until a condition holds; what it returned."""
-    deadline = time.monotonic() + limit_s
+def until(condition, what, about):
+    """Wait until a condition holds; what it returned. `about()` explains a failure."""
+    deadline = time.monotonic() + LIMIT_S
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}\n{about()}"
+        assert time.monotonic() < deadline, f"not within {LIMIT_S} s: {what}\n{about()}"
         time.sleep(0.05)
     return found
 
@@ -116,17 +115,17 @@ class Launcher:
             assert self.process.poll() is None, self.said
             return saved_step(output) >= steps
 
-        until(there, f"step {steps}", about=lambda: self.said)
+        until(there, f"step {steps}", lambda: self.said)
         assert saved_step(output) < STEPS_PER_EPOCH * EPOCHS, "it was to be disturbed in the middle"
 
-    def wait(self, limit_s=LIMIT_S):
+    def wait(self):
         """Its exit status."""
-        until(lambda: self.process.poll() is not None, "the end of the launcher", limit_s, lambda: self.said)
+        until(lambda: self.process.poll() is not None, "the end of the launcher", lambda: self.said)
         return self.process.returncode
 
-    def gone(self, limit_s=END_LIMIT_S):
+    def gone(self):
         """Wait until nothing of it is left."""
-        until(lambda: not self.alive(), "the end of all processes", limit_s, lambda: f"{self.alive()}\n{self.said}")
+        until(lambda: not self.alive(), "the end of all processes", lambda: f"{self.alive()}\n{self.said}")
 
     def kill(self):
         while found := self.alive():
@@ -184,7 +183,7 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
         run = launch(*command)
         run.trained(out, step + 3)
         run.process.send_signal(number)
-        assert run.wait(END_LIMIT_S) != 0
+        assert run.wait() != 0
         run.gone()
         step = saved_step(out)
         stopped = set(re.findall(r"^stopped: rank \d of 2: (.*), the same command goes on from there$", run.said, re.M))
@@ -196,8 +195,8 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
 
 def test_a_worker_that_fails_is_named_once_and_ends_all(launch):
     run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training")
-    until(lambda: "found 4" in run.said, "the error", about=lambda: run.said)
-    assert run.wait(END_LIMIT_S) != 0
+    until(lambda: "found 4" in run.said, "the error", lambda: run.said)
+    assert run.wait() != 0
     run.gone()
     said = re.findall(r"^(?:error|stopped|warning): .*", run.said, re.M)
     assert said == ["error: rank 1 of 2: a.npy: expected 8 bytes; found 4"]
@@ -304,7 +303,7 @@ def trained(machines, output, steps):
             machine.tend()
         return saved_step(output) >= steps
 
-    until(there, f"step {steps}", about=lambda: said(machines))
+    until(there, f"step {steps}", lambda: said(machines))
     assert saved_step(output) < STEPS_PER_EPOCH * EPOCHS, "it was to be disturbed in the middle"
 
 
@@ -318,11 +317,10 @@ def test_a_run_on_two_machines_survives_a_link_that_is_cut(machines, network, un
     before = [machine.launcher.workers() for machine in machines]
     assert [list(workers) for workers in before] == [[0], [1]]
     network.link("down")
-    # Nobody is told: a packet without an answer looks like a slow machine. Both workers end, though rank 1 asks a store
-    # that it cannot reach why.
-    limit_s = DIST_TIMEOUT_S + 2 * END_LIMIT_S
-    until(lambda: not any(machine.launcher.workers() for machine in machines), "no workers", limit_s, lambda: said(machines))
+    # Nobody is told: a packet without an answer looks like a slow machine. Both workers end, though rank 1 cannot reach
+    # the store.
+    until(lambda: not any(machine.launcher.workers() for machine in machines), "no workers", lambda: said(machines))
     assert saved_step(out) < STEPS_PER_EPOCH * EPOCHS
     network.link("up")
-    until(lambda: sum(machine.tend() for machine in machines) == 2, "the end of the run", about=lambda: said(machines))
+    until(lambda: sum(machine.tend() for machine in machines) == 2, "the end of the run", lambda: said(machines))
     assert_as_undisturbed(out, undisturbed)
