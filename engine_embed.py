@@ -78,10 +78,10 @@ class Windows(Dataset):
     def sample_bytes(self):
         return self.source.sample_bytes
 
-    def batch(self, keys, new=np.empty):
+    def batch(self, keys):
         """As `data.sampling.MaskedSamples.batch`, without noise; "target": int64 [B], -1 where a label is unknown."""
         indices = [index for _, index in keys]
-        return {"parts": self.source.load_many(indices, lambda place: None, 0, new), "index": np.array(indices),
+        return {"parts": self.source.load_many(indices, lambda place: None, 0), "index": np.array(indices),
                 "target": np.array([self.label(index) for index in indices])}  # fmt: skip
 
     def label(self, index):

@@ -69,10 +69,10 @@ class TiledRecordings(Source):
         """(IQ, complex64 [samples])."""
         return IQ, self.recordings[self.number[index]].read(self.start[index], self.samples[index])
 
-    def load_many(self, indices, rng_of, epoch, new):
+    def load_many(self, indices, rng_of, epoch):
         windows = [(self.recordings[self.number[index]], int(self.start[index]), int(self.samples[index]))
                    for index in indices]  # fmt: skip
-        return read_windows(windows, new)
+        return read_windows(windows)
 
     def describe(self, index, rng, epoch=0):
         recording = self.recordings[self.number[index]]

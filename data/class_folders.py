@@ -101,8 +101,8 @@ class ClassFolders(Source):
     def sample_bytes(self):
         return self._samples.sample_bytes
 
-    def load_many(self, indices, rng_of, epoch, new):
-        return self._samples.load_many(indices, rng_of, epoch, new)
+    def load_many(self, indices, rng_of, epoch):
+        return self._samples.load_many(indices, rng_of, epoch)
 
     def target(self, index, epoch=0):
         """Class of a sample: its place in `class_names`."""

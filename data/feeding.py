@@ -1,35 +1,28 @@
-"""From the data sets to the device: workers read batches into memory that all processes share, and on a GPU copies and the
-front end run ahead of the training, on streams of their own.
+"""From the data sets to the device: worker processes read ahead; on a GPU the next batch is copied and transformed while
+the training computes.
 
-A batch travels in pieces of `PIECE_BYTES` at most, so that several workers read one batch, and memory does not grow with it.
-A piece is read into a slot of a `data.ring.Ring`, and leaves it at once: for a GPU, into page-locked memory of torch's own,
-from where it is copied while the process does other things.
+A batch travels in pieces of at most `PIECE_BYTES`, so that several workers read one batch and memory stays bounded.
 """
 
-import functools
 import itertools
 import math
+import mmap
 import os
+import pickle
 import signal
 import threading
 import time
 from collections import deque
+from multiprocessing.reduction import DupFd
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.ring import ALIGN, Placed, Ring, Slot
-from data.sampling import to_images
+from data.sampling import IQ, to_images
 
 PIECE_BYTES = 2**25
-RING_BYTES = 2**31  # of pieces that wait for the device; two for each worker where these are more
-
-# Batches that are ready on a GPU before they are asked for, and steps of training that it may have before it at most: with
-# one the GPU would wait for the process whenever that looks at a loss, and each holds a batch's images.
-BATCHES_READY = 1
-STEPS_QUEUED = 2
-LOOK_EVERY_S = 2e-4  # whether the GPU is as far: nothing that drivers and sandboxes do differently, and a core that is free
+WAITING_BYTES = 2**31  # of pieces that wait for the main process; two pieces for each worker where these are more
+STEPS_QUEUED = 2  # steps of training that a GPU may have before it: each holds a batch of images
 
 
 def make_loader(dataset, batches, num_workers, pin_memory):
@@ -41,23 +34,25 @@ class Loader:
     """Reads batches by worker processes that live as long as it does, or without any.
 
     Args:
-        pin_memory: copy to a GPU by way of page-locked memory; without it such copies hold up the training.
+        pin_memory: copy to a GPU from page-locked memory; without it such copies hold up the training.
     """
 
     def __init__(self, dataset, batches, num_workers, pin_memory):
-        self.dataset, self.batch_sampler, self.pin_memory = dataset, batches, pin_memory
+        self.dataset, self.batch_sampler, self._pin_memory = dataset, batches, pin_memory
         sample_bytes = max(1, dataset.sample_bytes)
-        self._piece = max(1, min(batches.batch_size, PIECE_BYTES // sample_bytes))  # samples
-        self._ring, ahead = None, None
-        if num_workers and hasattr(os, "memfd_create"):
-            slot_bytes = self._piece * (sample_bytes + 64) + 16 * ALIGN
-            ahead = max(2, self._pieces_ahead(RING_BYTES // slot_bytes) // num_workers)
-            self._ring = Ring(ahead * num_workers + 1, slot_bytes)  # one that is being emptied
-        else:
-            self._piece = batches.batch_size
+        samples = max(1, min(batches.batch_size, PIECE_BYTES // sample_bytes))  # of a piece
+        self._slots, ahead = None, None
+        if num_workers:
+            waiting = min(math.ceil(batches.batch_size / samples), WAITING_BYTES // (samples * sample_bytes))
+            ahead = max(2, waiting // num_workers)
+            if hasattr(os, "memfd_create"):
+                # One more: the main process still reads a piece when the next one is asked for.
+                self._slots = Slots(ahead * num_workers + 1, samples * (sample_bytes + 64) + 4096)
+        pieces = _Pieces(dataset, batches, samples, self._slots)
         self._loader = DataLoader(
-            _Pieces(dataset, self._ring),
-            batch_sampler=_Tasks(batches, self._piece, self._ring),
+            pieces,
+            sampler=pieces,
+            batch_size=None,
             collate_fn=_as_it_is,
             num_workers=num_workers,
             prefetch_factor=ahead,
@@ -66,11 +61,6 @@ class Loader:
             # Its own generator: drawing the workers' seed from torch's would make the run depend on how often it resumed.
             generator=torch.Generator(),
         )
-
-    def _pieces_ahead(self, room):
-        """As many as there is room for, but no more than an epoch has, or one batch; for a GPU, which is faster, two."""
-        a_batch = math.ceil(self.batch_sampler.batch_size / self._piece)
-        return min(room, (2 if self.pin_memory else 1) * a_batch, a_batch * max(1, len(self.batch_sampler)))
 
     @property
     def workers(self):
@@ -82,13 +72,21 @@ class Loader:
         return Feed(self, front_end, device)
 
     def pieces(self):
-        """(slot or None, whether it ends a batch, dict of tensors as `batch` of the data set gives it) in order.
+        """(whether it ends a batch, dict of tensors as `batch` of the data set gives it), in order.
 
-        They lie in the ring until their slot is given back.
+        IQ holds until the next piece is asked for, everything else for good.
         """
-        for number, is_last, batch in self._loader:
-            slot = None if number is None else Slot(self._ring, number)
-            yield slot, is_last, _map_arrays(batch, functools.partial(_received, ring=self._ring))
+        for is_last, piece in self._loader:
+            if self._slots:
+                piece = self._slots.get(*piece)
+            parts = [(kind, self._own(values, kind == IQ), places) for kind, values, places in piece.pop("parts")]
+            yield is_last, {"parts": parts} | {name: self._own(values) for name, values in piece.items()}
+
+    def _own(self, values, is_iq=False):
+        values = torch.from_numpy(values)
+        if self._pin_memory:
+            return values.pin_memory()
+        return values.clone() if self._slots and not is_iq else values
 
 
 class Feed:
@@ -97,97 +95,65 @@ class Feed:
 
     def __init__(self, loader, front_end, device):
         self._loader, self._front_end, self._device = loader, front_end, device
-        self._waited_s, self._stalls = 0.0, deque()
+        self._reading_s, self._stalls = 0.0, deque()
 
     def __iter__(self):
-        return self._on_gpu() if self._device.type == "cuda" else self._on_cpu()
+        return self._on_gpu() if self._device.type == "cuda" else self._transformed()
 
     def waited_s(self):
         """Seconds that the training waited for data since this was last asked: on a GPU, those in which that had none."""
-        while self._stalls and self._stalls[0][1].query():
-            asked, given = self._stalls.popleft()
-            self._waited_s += asked.elapsed_time(given) / 1e3
-        waited_s, self._waited_s = self._waited_s, 0.0
+        waited_s, self._reading_s = self._reading_s, 0.0
+        if self._device.type == "cuda":
+            waited_s = 0.0
+            while self._stalls and self._stalls[0][1].query():
+                asked, given = self._stalls.popleft()
+                waited_s += asked.elapsed_time(given) / 1e3
         return waited_s
 
-    def _on_cpu(self):
-        pieces, whole = self._loader.pieces(), []
-        while True:
-            asked = time.perf_counter()
-            slot, is_last, batch = next(pieces, (None, None, None))
-            self._waited_s += time.perf_counter() - asked
-            if batch is None:
-                return
-            batch["images"] = to_images(batch.pop("parts"), self._front_end, self._device)
-            if slot is not None:
-                batch = {name: slot.own(tensor) for name, tensor in batch.items()}
-                slot.give_back()
-            whole.append({name: tensor if name == "index" else tensor.to(self._device) for name, tensor in batch.items()})
+    def _transformed(self):
+        whole, asked = [], time.perf_counter()
+        for is_last, piece in self._loader.pieces():
+            self._reading_s += time.perf_counter() - asked
+            piece["images"] = to_images(piece.pop("parts"), self._front_end, self._device)
+            for name in piece.keys() - {"index"}:
+                piece[name] = piece[name].to(self._device, non_blocking=True)
+            whole.append(piece)
             if is_last:
                 yield _joined(whole)
                 whole = []
+            asked = time.perf_counter()
 
     def _on_gpu(self):
-        training = torch.cuda.current_stream(self._device)
-        copying, transforming = _streams(self._device)
-        for stream in (copying, transforming):
-            stream.wait_stream(training)  # for the front end
-        batches, ready, queued = self._transformed(copying, transforming), deque(), deque()
-        while True:
-            asked = torch.cuda.Event(enable_timing=True)
-            asked.record(training)
-            queued.append(asked)
-            if len(queued) > STEPS_QUEUED:
-                _wait_for(queued.popleft())
-            while len(ready) <= BATCHES_READY and (batch := next(batches, None)) is not None:
-                done = torch.cuda.Event()
-                done.record(transforming)
-                ready.append((batch, done))
-            if not ready:
-                return
-            batch, done = ready.popleft()
+        training, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(training)  # which may still make the front end's tables
+        steps = deque([_mark(training)])
+        # In pairs: the batch after this one is under way before the training asks for it.
+        for (batch, done), _ in itertools.pairwise(itertools.chain(self._beside(side), [None])):
             training.wait_event(done)
-            given = torch.cuda.Event(enable_timing=True)
-            given.record(training)
-            self._stalls.append((asked, given))
+            self._stalls.append((steps[-1], _mark(training)))
             for tensor in batch.values():
                 if tensor.is_cuda:
                     tensor.record_stream(training)  # it was made on another stream, and may be freed while it is in use
             yield batch
+            steps.append(_mark(training))
+            if len(steps) > STEPS_QUEUED:
+                steps.popleft().synchronize()
 
-    def _transformed(self, copying, transforming):
-        """Batches whose copy and transformation are under way."""
-        whole = []
-        for slot, is_last, batch in self._loader.pieces():
-            with torch.cuda.stream(copying):
-                batch = {name: value if name == "index" else self._copied(value) for name, value in batch.items()}
-            if slot is not None:
-                slot.give_back()
-            transforming.wait_stream(copying)
-            with torch.cuda.stream(transforming):
-                _map_arrays(batch, lambda tensor: tensor.record_stream(transforming) if tensor.is_cuda else None)
-                batch["images"] = to_images(batch.pop("parts"), self._front_end, self._device)
-                whole.append(batch)
-                batch = _joined(whole) if is_last else None
-            if is_last:  # not above, where the stream would be the current one of whoever asked
-                whole = []
-                yield batch
-
-    def _copied(self, value):
-        if isinstance(value, list):  # numbers from which something is made stay on the CPU, but not in their slot
-            return [(kind, values.clone() if callable(kind) else self._copied(values), places)
-                    for kind, values, places in value]  # fmt: skip
-        return (value.pin_memory() if self._loader.pin_memory else value).to(self._device, non_blocking=True)
+    def _beside(self, side):
+        """(batch, event that it is there): copies and front end are under way on a stream."""
+        batches = self._transformed()
+        while True:
+            with torch.cuda.stream(side):  # not around a yield, where it would be the stream of whoever asked
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch, _mark(side)
 
 
-def _wait_for(event):
-    while not event.query():
-        time.sleep(LOOK_EVERY_S)
-
-
-@functools.cache
-def _streams(device):
-    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+def _mark(stream):
+    event = torch.cuda.Event(enable_timing=True, blocking=True)  # who waits for it sleeps
+    event.record(stream)
+    return event
 
 
 def _joined(pieces):
@@ -199,56 +165,67 @@ def _joined(pieces):
 # Between the processes
 
 
-class _Tasks:
-    """Batch sampler: pieces of batches, as (slot, whether it ends a batch, keys)."""
+class Slots:
+    """Memory that a worker writes a piece into and the main process reads it from, used again and again.
 
-    def __init__(self, batches, piece, ring):
-        self.batches, self.piece, self.ring = batches, piece, ring
+    It takes no part of /dev/shm, which containers keep small. Fresh memory for every batch, as a DataLoader's tensors take,
+    cost three times the CPU seconds for batches of spectrograms, and six times for batches of IQ (2 cores, virtual machine).
+    """
 
-    def __iter__(self):
-        number, slot = 0, None
-        if self.ring is not None:
-            self.ring.start()
-        for keys in self.batches:
-            pieces = math.ceil(len(keys) / self.piece)
-            borders = [piece * len(keys) // pieces for piece in range(pieces + 1)]
-            for first, end in itertools.pairwise(borders):
-                if self.ring is not None:
-                    slot = number % self.ring.slots
-                    self.ring.take(slot)
-                yield slot, end == len(keys), keys[first:end]
-                number += 1
+    def __init__(self, count, size, descriptor=None):
+        self.count, self.size = count, size
+        self._descriptor = descriptor.detach() if descriptor else os.memfd_create("batches")
+        os.ftruncate(self._descriptor, count * size)
+        self._memory = memoryview(mmap.mmap(self._descriptor, count * size))
+
+    def __reduce__(self):
+        return Slots, (self.count, self.size, DupFd(self._descriptor))
+
+    def __del__(self):
+        os.close(self._descriptor)
+
+    def put(self, number, piece):
+        """Arrays of a piece into the slot of its number, to be fetched by `get(*put(...))`; those too large are pickled."""
+        first = end = number % self.count * self.size
+        places = []
+
+        def place(buffer):
+            nonlocal end
+            values = buffer.raw()
+            if end + values.nbytes > first + self.size:
+                return True  # for pickle: it has no place
+            self._memory[end : end + values.nbytes] = values
+            places.append((end, end + values.nbytes))
+            end += -(-values.nbytes // 64) * 64
+            return False
+
+        return pickle.dumps(piece, protocol=5, buffer_callback=place), places
+
+    def get(self, pickled, places):
+        """The piece: its arrays lie in the slot."""
+        return pickle.loads(pickled, buffers=[self._memory[first:end] for first, end in places])
 
 
 class _Pieces(Dataset):
-    """What the workers have of a data set: given a task, they read a piece into its slot."""
+    """Pieces of batches: the main process iterates their (number, whether it ends a batch, keys), workers read them."""
 
-    def __init__(self, dataset, ring):
-        self.dataset, self.ring = dataset, ring
+    def __init__(self, dataset, batches, samples, slots):
+        self.dataset, self.batches, self.samples, self.slots = dataset, batches, samples, slots
 
     def __len__(self):
         return len(self.dataset)
 
-    def __getitems__(self, task):
-        slot, is_last, keys = task
-        batch = self.dataset.batch(keys, np.empty if slot is None else self.ring.allocator(slot))
-        if self.ring is not None:
-            batch = _map_arrays(batch, self._sent)
-        return slot, is_last, batch
+    def __iter__(self):
+        numbers = itertools.count()
+        for keys in self.batches:
+            for first in range(0, len(keys), self.samples):
+                end = first + self.samples
+                yield next(numbers), end >= len(keys), keys[first:end]
 
-    def _sent(self, array):
-        offset = self.ring.offset(array)
-        return array if offset is None else Placed(offset, array.shape, array.dtype.str)
-
-
-def _received(value, ring):
-    return torch.from_numpy(ring.at(*value) if isinstance(value, Placed) else value)
-
-
-def _map_arrays(batch, function):
-    """A batch with a function of each array in it."""
-    return {name: [(kind, function(values), places) for kind, values, places in value] if name == "parts"
-            else function(value) for name, value in batch.items()}  # fmt: skip
+    def __getitem__(self, task):
+        number, is_last, keys = task
+        piece = self.dataset.batch(keys)
+        return is_last, self.slots.put(number, piece) if self.slots else piece
 
 
 def _as_it_is(piece):

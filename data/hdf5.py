@@ -178,10 +178,8 @@ class Hdf5Source(Source):
         """Class of a row: its place in `class_names`."""
         return int(self.labels[index])
 
-    def target_many(self, indices, epoch, new):
-        targets = new((len(indices),), np.int64)
-        targets[:] = self.labels[indices]
-        return targets
+    def target_many(self, indices, epoch):
+        return np.array(self.labels[indices], np.int64)
 
     def parts(self):
         return None
@@ -240,17 +238,16 @@ class Hdf5Iq(Hdf5Source):
 
     def load(self, index, rng, epoch=0):
         """(IQ, complex64 [samples]), or of several antennas (`antenna_decibels`, float32 [antennas, samples, 2])."""
-        [(kind, rows, _)] = self.load_many([index], None, epoch, np.empty)
+        [(kind, rows, _)] = self.load_many([index], None, epoch)
         return kind, rows[0].view(np.complex64)[:, 0] if kind == IQ else rows[0]
 
-    def load_many(self, indices, rng_of, epoch, new):
+    def load_many(self, indices, rng_of, epoch):
         rows = self.read(indices)
         if self.data != RADIOML[0]:
             rows = np.moveaxis(rows, 1, 3)  # (n, antennas, samples, 2)
             rows = rows[:, 0] if self.antennas == 1 else rows
-        filled = new(rows.shape, np.float32)
-        filled[:] = rows
-        return [(IQ if self.antennas == 1 else antenna_decibels, filled, list(range(len(indices))))]
+        rows = np.ascontiguousarray(rows)
+        return [(IQ if self.antennas == 1 else antenna_decibels, rows, list(range(len(indices))))]
 
     def describe(self, index, rng, epoch=0):
         return super().describe(index, rng) | {"num_samples": self.num_samples}
@@ -276,13 +273,11 @@ class Hdf5Images(Hdf5Source):
 
     def load(self, index, rng, epoch=0):
         """(IMAGE, float32 [C, *image_size])."""
-        [(kind, images, _)] = self.load_many([index], None, epoch, np.empty)
+        [(kind, images, _)] = self.load_many([index], None, epoch)
         return kind, images[0]
 
-    def load_many(self, indices, rng_of, epoch, new):
+    def load_many(self, indices, rng_of, epoch):
         images = torch.from_numpy(self.read(indices))
-        filled = new((len(indices), self.in_chans, *self.image_size), np.float32)
         if images.shape[2:] != tuple(self.image_size):
             images = F.interpolate(images, size=tuple(self.image_size), mode="bicubic", antialias=True)
-        filled[:] = images.numpy()
-        return [(IMAGE, filled, list(range(len(indices))))]
+        return [(IMAGE, images.numpy(), list(range(len(indices))))]

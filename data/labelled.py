@@ -59,7 +59,7 @@ class LabelledSamples(Dataset):
         source = self.part.source
         return source.sample_bytes + max(8, math.prod(source.image_size)) + 4 * self.count
 
-    def batch(self, keys, new=np.empty):
+    def batch(self, keys):
         """As `data.sampling.MaskedSamples.batch`, and "target": int64 [B] or uint8 [B, F, T].
 
         "noise" holds the samples' random numbers, "index" their numbers in the part.
@@ -68,12 +68,12 @@ class LabelledSamples(Dataset):
         numbers = [number for _, number in keys]
         indices = [int(self.part.indices[number]) for number in numbers]
         made_in = epoch if self.fresh else 0
-        parts = source.load_many(indices, lambda place: None, made_in, new)
-        noise = new((len(keys), self.count), np.float32)
+        parts = source.load_many(indices, lambda place: None, made_in)
+        noise = np.empty((len(keys), self.count), np.float32)
         for index, row in zip(indices, noise, strict=True):
             stream(self.seed, SAMPLE, epoch, index).generator().random(out=row, dtype=np.float32)
         return {"parts": parts, "noise": noise, "index": np.array(numbers),
-                "target": source.target_many(indices, made_in, new)}  # fmt: skip
+                "target": source.target_many(indices, made_in)}  # fmt: skip
 
     def describe(self, epoch, number):
         """What the errors of training name."""

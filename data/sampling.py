@@ -44,33 +44,30 @@ class Source(Dataset):
         """Bytes of the largest sample in a batch."""
         return 4 * self.in_chans * math.prod(self.image_size)
 
-    def load_many(self, indices, rng_of, epoch, new):
+    def load_many(self, indices, rng_of, epoch):
         """Samples of a batch, by kind and shape.
 
         Args:
             indices: ints; rng_of: called with a place in them, gives the `rng` of `load`, good until the next call.
-            new: called with (shape, dtype), gives an array to fill.
 
         Returns:
             A list of (kind, array [n, ...], places in `indices`: a list of n).
         """
-        return stacked([self.load(index, rng_of(place), epoch) for place, index in enumerate(indices)], new)
+        return stacked([self.load(index, rng_of(place), epoch) for place, index in enumerate(indices)])
 
-    def target_many(self, indices, epoch, new):
+    def target_many(self, indices, epoch):
         """Targets of a batch: uint8 [n, F, T] or int64 [n]."""
-        targets = [np.asarray(self.target(index, epoch)) for index in indices]
-        return np.stack(targets, out=new((len(targets), *targets[0].shape), targets[0].dtype))
+        return np.stack([self.target(index, epoch) for index in indices])
 
 
-def stacked(loaded, new=np.empty):
+def stacked(loaded):
     """A list of (kind, array) as `Source.load_many` gives it: those that agree in kind and shape together."""
     groups = {}
     for place, (kind, values) in enumerate(loaded):
         groups.setdefault((kind, values.shape), []).append(place)
     parts = []
-    for (kind, shape), places in groups.items():
-        values = [loaded[place][1] for place in places]
-        parts.append((kind, np.stack(values, out=new((len(places), *shape), np.result_type(*values))), places))
+    for (kind, _), places in groups.items():
+        parts.append((kind, np.stack([loaded[place][1] for place in places]), places))
     return parts
 
 
@@ -93,8 +90,8 @@ class Subset(Source):
     def load(self, index, rng, epoch=0):
         return self.source.load(int(self.indices[index]), rng, epoch)
 
-    def load_many(self, indices, rng_of, epoch, new):
-        return self.source.load_many([int(self.indices[index]) for index in indices], rng_of, epoch, new)
+    def load_many(self, indices, rng_of, epoch):
+        return self.source.load_many([int(self.indices[index]) for index in indices], rng_of, epoch)
 
     def describe(self, index, rng, epoch=0):
         return self.source.describe(int(self.indices[index]), rng, epoch)
@@ -128,7 +125,7 @@ class Concatenated(Source):
         source, index = self.at(index)
         return source.load(index, rng, epoch)
 
-    def load_many(self, indices, rng_of, epoch, new):
+    def load_many(self, indices, rng_of, epoch):
         own = {}  # by source: places in the batch, and indices into the source
         for place, index in enumerate(indices):
             source, index = self.at(index)
@@ -138,7 +135,7 @@ class Concatenated(Source):
         return [
             (kind, values, [places[there] for there in theirs])
             for source, (places, inner) in own.items()
-            for kind, values, theirs in source.load_many(inner, lambda there, at=places: rng_of(at[there]), epoch, new)
+            for kind, values, theirs in source.load_many(inner, lambda there, at=places: rng_of(at[there]), epoch)
         ]
 
     def describe(self, index, rng, epoch=0):
@@ -193,7 +190,7 @@ class MaskedSamples(Dataset):
             return stream(self.seed, HELD_OUT_SAMPLE, index=index).generator()
         return stream(self.seed, SAMPLE, epoch, index).generator()
 
-    def batch(self, keys, new=np.empty):
+    def batch(self, keys):
         """Samples by (epoch, sample), all of one epoch.
 
         Returns:
@@ -201,7 +198,7 @@ class MaskedSamples(Dataset):
             index: int64 [B].
         """
         [epoch], indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
-        noise = new((len(keys), self.num_patches), np.float32)
+        noise = np.empty((len(keys), self.num_patches), np.float32)
         for index, row in zip(indices, noise, strict=True):
             self._rng(epoch, index).random(out=row, dtype=np.float32)
         skipped = np.empty(self.num_patches, np.float32)
@@ -211,7 +208,7 @@ class MaskedSamples(Dataset):
             rng.random(out=skipped, dtype=np.float32)
             return rng
 
-        parts = self.source.load_many(indices, rng_of if self.training else lambda place: None, epoch, new)
+        parts = self.source.load_many(indices, rng_of if self.training else lambda place: None, epoch)
         return {"parts": parts, "noise": noise, "index": np.array(indices)}
 
     def describe(self, epoch, index):

@@ -98,8 +98,8 @@ class SpectrogramSet(Source):
     def load(self, index, rng, epoch=0):
         return DECIBELS, self.spectrograms[index]
 
-    def load_many(self, indices, rng_of, epoch, new):
-        return [(DECIBELS, self.spectrograms.read_many(indices, new), list(range(len(indices))))]
+    def load_many(self, indices, rng_of, epoch):
+        return [(DECIBELS, self.spectrograms.read_many(indices), list(range(len(indices))))]
 
     def describe(self, index, rng, epoch=0):
         return self.metadata[index]
@@ -117,10 +117,10 @@ class SpectrogramSet(Source):
         """A sample's mask where the set has masks, else its label."""
         return self.mask(index) if self.masks is not None else int(self.labels[index])
 
-    def target_many(self, indices, epoch, new):
+    def target_many(self, indices, epoch):
         if self.masks is None:
-            return super().target_many(indices, epoch, new)
-        masks = self.masks.read_many(indices, new)
+            return super().target_many(indices, epoch)
+        masks = self.masks.read_many(indices)
         for index, mask in zip(indices, masks, strict=True):
             self._check_mask(index, mask)
         return masks
@@ -199,15 +199,11 @@ class ArrayFile:
         self._fill([(self._offset + start * self.part_bytes, 0)], parts[None], lambda _: start)
         return parts
 
-    def read_many(self, indices, new=np.empty):
-        """Parts by index: [n, ...], in the order given but read in the order of the file, neighbours together.
-
-        Args:
-            new: called with (shape, dtype), gives the array to fill.
-        """
+    def read_many(self, indices):
+        """Parts by index: [n, ...], in the order given but read in the order of the file, neighbours together."""
         if len(indices) and not 0 <= min(indices) <= max(indices) < len(self):
             raise IndexError(f"{self.path}: {min(indices)} to {max(indices)} is outside of {len(self)}")
-        parts = new((len(indices), *self.shape[1:]), self.dtype)
+        parts = np.empty((len(indices), *self.shape[1:]), self.dtype)
         pieces = [(self._offset + index * self.part_bytes, place) for place, index in enumerate(indices)]
         self._fill(pieces, parts, lambda place: indices[place])
         return parts

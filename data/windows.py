@@ -73,8 +73,8 @@ class RecordingWindows(Source):
         recording, start, count = self._window(index, rng)
         return IQ, recording.read(start, count)
 
-    def load_many(self, indices, rng_of, epoch, new):
-        return read_windows([self._window(index, rng_of(place)) for place, index in enumerate(indices)], new)
+    def load_many(self, indices, rng_of, epoch):
+        return read_windows([self._window(index, rng_of(place)) for place, index in enumerate(indices)])
 
     def describe(self, index, rng, epoch=0):
         recording, start, count = self._window(index, rng)
@@ -118,13 +118,13 @@ class RecordingWindows(Source):
         return training, held_out
 
 
-def read_windows(windows, new):
+def read_windows(windows):
     """Windows of IQ as `data.sampling.Source.load_many` gives them, in the type that they are stored in.
 
     Each file is opened once, and read from its beginning to its end.
 
     Args:
-        windows: a list of (recording, first sample, samples); new: see there.
+        windows: a list of (recording, first sample, samples).
 
     Raises:
         UserError: a file was deleted or truncated since, or samples are not finite.
@@ -134,7 +134,7 @@ def read_windows(windows, new):
         groups.setdefault((recording.layout.stored_dtype, count), []).append(place)
     parts = []
     for (dtype, count), places in groups.items():
-        rows = new((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
+        rows = np.empty((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
         _fill(rows, [windows[place][:2] for place in places])
         parts.append((IQ, rows, places))
     return parts

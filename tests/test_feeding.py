@@ -1,6 +1,5 @@
 """Batches reach the training as their samples are, to the last bit, however they are read, sent and copied."""
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -14,10 +13,9 @@ from support import write_ci16, write_sigmf
 
 from data import feeding
 from data.annotated import AnnotatedWindows
-from data.feeding import make_loader
+from data.feeding import Slots, make_loader
 from data.images import ImageFiles
 from data.labelled import LabelledSamples, Part
-from data.ring import Ring
 from data.sampling import (
     DECIBELS,
     HELD_OUT_SAMPLE,
@@ -175,14 +173,14 @@ def test_a_batch_of_a_set_is_read_in_order_neighbours_at_once(tmp_path, monkeypa
     one_by_one = {index: source.load(index, None)[1] for index in range(12)}
     reads = Reads(monkeypatch)
     order = [9, 2, 8, 0, 5, 1, 11, 2]  # one twice
-    [(kind, values, places)] = source.load_many(order, no_rng, 0, np.empty)
+    [(kind, values, places)] = source.load_many(order, no_rng, 0)
     assert (kind, places) == (DECIBELS, list(range(8)))
     assert all(np.array_equal(value, one_by_one[index]) for value, index in zip(values, order, strict=True))
     size = 2 * 16 * 24
     first = reads.found[0][0]
     assert reads.found == [(first, 3), (first + 2 * size, 1), (first + 5 * size, 1), (first + 8 * size, 2),
                            (first + 11 * size, 1)]  # fmt: skip
-    masks = source.target_many(order, 0, np.empty)
+    masks = source.target_many(order, 0)
     assert all(np.array_equal(mask, source.mask(index)) for mask, index in zip(masks, order, strict=True))
 
 
@@ -194,7 +192,7 @@ def test_windows_side_by_side_are_read_at_once_and_each_file_is_opened_once(tmp_
     expected = [source.load(index, None)[1] for index in order]
     reads, opened, real = Reads(monkeypatch), [], open
     monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: opened.append(path) or real(path, *args, **kwargs))
-    [(kind, rows, places)] = source.load_many(order, no_rng, 0, np.empty)
+    [(kind, rows, places)] = source.load_many(order, no_rng, 0)
     assert (kind, rows.dtype, rows.shape, places) == (IQ, np.int16, (6, 1000, 2), list(range(6)))
     assert reads.found == [(8000, 2), (36000, 1), (4000, 3)]
     assert [os.path.basename(path) for path in opened] == ["b.sigmf-data", "a.sigmf-data"]
@@ -225,7 +223,7 @@ def test_a_batch_names_the_file_that_was_cut_or_deleted(tmp_path, what, change, 
 
     def read(indices):
         read = source.target_many if what == "masks.npy" else lambda *args: source.load_many(args[0], no_rng, *args[1:])
-        return read(indices, 0, np.empty)
+        return read(indices, 0)
 
     read([len(source) - 1, 0])
     change(path)
@@ -238,9 +236,9 @@ def test_samples_that_are_not_finite_are_named_in_a_batch(tmp_path):
     iq[2600] = np.nan
     source = RecordingWindows.from_recordings(find_recordings(write_sigmf(tmp_path, iq.tobytes(), "cf32_le",
                                                                           sample_rate=100e3)), front_end())  # fmt: skip
-    source.load_many([0, 6], no_rng, 0, np.empty)
+    source.load_many([0, 6], no_rng, 0)
     with pytest.raises(UserError, match=r"a\.sigmf-meta: expected finite samples, found .* at sample 2600$"):
-        source.load_many([0, 5, 6], no_rng, 0, np.empty)
+        source.load_many([0, 5, 6], no_rng, 0)
 
 
 def test_targets_come_with_their_samples(tmp_path):
@@ -267,45 +265,44 @@ def test_targets_come_with_their_samples(tmp_path):
 # Sending
 
 
-def test_a_slot_is_not_written_before_it_was_read():
-    ring = Ring(2, 1000)
-    ring.take(0)
-    with pytest.raises(RuntimeError, match="slot 0 of 2 was not given back"):
-        ring.take(0)
-    ring.give_back(0)
-    ring.take(0)
-    ring.start()
-    ring.take(0)
-    ring.take(1)
+def piece_of(*arrays):
+    return {"parts": [(IMAGE, values, [0]) for values in arrays], "index": np.arange(3)}
 
 
-def test_arrays_lie_in_their_slot_until_it_is_full():
-    ring = Ring(3, 10000)
-    new = ring.allocator(1)
-    first, second, large = new((3, 5), np.float32), new((0,), np.int64), new((ring.slot_bytes,), np.uint8)
-    third = new((2,), np.complex64)
-    assert ring.offset(first) == ring.slot_bytes
-    assert ring.offset(large) is None
-    assert ring.offset(np.empty(9)) is None
-    assert ring.slot_bytes < ring.offset(third) < 2 * ring.slot_bytes
-    first[:], third[:] = 7, 1j
-    assert np.array_equal(ring.at(ring.offset(first), (3, 5), "<f4"), first)
-    assert (ring.at(ring.offset(third), (2,), "<c8") == 1j).all()
-    assert second.shape == (0,)
+def same_piece(found, piece):
+    return np.array_equal(found["index"], piece["index"]) and all(
+        np.array_equal(ours, theirs) and ours.dtype == theirs.dtype and kind == IMAGE
+        for (kind, ours, _), (_, theirs, _) in zip(found["parts"], piece["parts"], strict=True)
+    )
 
 
-def fill(ring):
-    ring.allocator(1)((4,), np.int16)[:] = 5
+def test_slots_hold_pieces_of_any_arrays():
+    slots = Slots(3, 10000)
+    rng = np.random.default_rng(0)
+    pieces = [
+        piece_of(rng.standard_normal((3, 5), np.float32), np.empty((0, 4), np.int64), np.array([1j, 2], np.complex64)),
+        piece_of(np.arange(3, dtype=">u2"), np.asfortranarray(rng.random((40, 25)))),
+        piece_of(rng.random(5000), np.ones(7)),  # larger than a slot
+    ]
+    sent = [slots.put(number, piece) for number, piece in enumerate(pieces, start=7)]
+    assert all(same_piece(slots.get(*one), piece) for one, piece in zip(sent, pieces, strict=True))
+    again = slots.put(10, piece_of(np.zeros(9)))  # where the first was
+    assert same_piece(slots.get(*again), piece_of(np.zeros(9)))
+    assert same_piece(slots.get(*sent[1]), pieces[1])
 
 
-def test_processes_that_are_no_copies_share_it_too():
+def fill(slots, connection):
+    connection.send(slots.put(1, piece_of(np.full(4, 5, np.int16))))
+
+
+def test_processes_that_are_no_copies_share_slots_too():
     """As they are by default from Python 3.14 on."""
-    ring = Ring(2, 100)
-    process = multiprocessing.get_context("spawn").Process(target=fill, args=(ring,))
+    slots, (ours, theirs) = Slots(2, 1000), multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=fill, args=(slots, theirs))
     process.start()
     process.join(240)
     assert process.exitcode == 0
-    assert (ring.at(ring.slot_bytes, (4,), "<i2") == 5).all()
+    assert same_piece(slots.get(*ours.recv()), piece_of(np.full(4, 5, np.int16)))
 
 
 class Larger(Source):
@@ -349,27 +346,45 @@ def test_what_was_delivered_stays():
     assert len(noises[0].unique()) == 12 * PATCHES
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize(("sample_bytes", "batch_size", "batches", "workers", "piece", "waiting"), [
-    (100_000, 256, 1000, 8, 256, 16),  # spectrograms: two pieces for each worker
-    (100_000, 1024, 1000, 8, 335, 16),
-    (4_000_000, 256, 1000, 8, 8, 32),  # IQ: a batch
-    (4_000_000, 1024, 1000, 8, 8, 64),  # as many as have room
-    (4_000_000, 1024, 1000, 40, 8, 80),
-    (4_000_000, 256, 1, 2, 8, 32),  # an epoch
-    (200_000_000, 4, 1000, 2, 1, 4),  # a sample larger than a piece
-])  # fmt: skip
-def test_memory_of_what_waits_is_bounded(monkeypatch, sample_bytes, batch_size, batches, workers, piece, waiting):
-    source = Larger()
-    monkeypatch.setattr(Larger, "sample_bytes", sample_bytes)
-    monkeypatch.setattr(Larger, "__len__", lambda self: batch_size * batches)
-    dataset, order = MaskedSamples(source, PATCHES, 0, True), EpochBatches(len(source), batch_size, 0, shuffle=True)
-    loader = make_loader(dataset, order, workers, False)
-    assert loader._piece == piece
-    slots = loader._ring.slots - 1
-    assert slots == loader._loader.prefetch_factor * workers
-    assert waiting - workers < slots <= waiting
-    assert slots * loader._ring.slot_bytes <= max(1.1 * feeding.RING_BYTES, 2.2 * workers * loader._ring.slot_bytes)
+class Iq(Source):
+    """256 samples of IQ, 256 KB each, full of the sample's number."""
+
+    sample_bytes = 2**18
+
+    def __len__(self):
+        return 256
+
+    def load(self, index, rng, epoch=0):
+        return IQ, np.full((self.sample_bytes // 4, 2), index, np.int16)
+
+
+class Levels:
+    """A front end whose images say which number the IQ is full of."""
+
+    def decibels(self, iq):
+        assert (iq == iq[:, :1, :1]).all()
+        return iq[:, :1, :1, None].float()
+
+    def from_decibels(self, decibels):
+        return decibels
+
+
+@pytest.mark.parametrize(("waiting_bytes", "pieces"), [(2**31, 87), (2**24, 17), (0, 5)])
+def test_memory_does_not_grow_with_the_batch(monkeypatch, waiting_bytes, pieces):
+    """A batch of 64 MB is read and sent in pieces of 1 MB, of which no more wait than there is memory for."""
+    monkeypatch.setattr(feeding, "PIECE_BYTES", 2**20)
+    monkeypatch.setattr(feeding, "WAITING_BYTES", waiting_bytes)
+    sizes, real = [], os.ftruncate
+
+    def truncate(descriptor, size):
+        sizes.append(size)
+        real(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    loader = make_loader(MaskedSamples(Iq(), PATCHES, 0, True), EpochBatches(256, 256, 0, True), 2, False)
+    [batch] = loader.batches(Levels(), CPU)
+    assert batch["images"].flatten().tolist() == batch["index"].tolist()
+    assert sum(sizes) < pieces * 1.1 * 2**20
 
 
 def test_the_time_that_data_take_is_waited_for():
@@ -386,84 +401,6 @@ def test_the_time_that_data_take_is_waited_for():
 
 
 # On a GPU
-
-
-class Streams:
-    """Stands in for torch.cuda: notes what is asked of which stream, and does what is to be done at once."""
-
-    def __init__(self, monkeypatch):
-        self.said, self.current = [], "training"
-        streams = self
-
-        class Stream(str):
-            def wait_event(self, event):
-                streams.said.append((str(self), "waits for", event.name))
-
-            def wait_stream(self, stream):
-                streams.said.append((str(self), "waits for", str(stream)))
-
-        class Event:
-            def __init__(self, **_):
-                self.name = None
-
-            def record(self, stream):
-                self.name = f"{stream} {sum(one[:2] == (str(stream), 'event') for one in streams.said)}"
-                streams.said.append((str(stream), "event", self.name))
-
-            def query(self):
-                streams.said.append(("process", "waits for", self.name))
-                return True
-
-        @contextlib.contextmanager
-        def using(stream):
-            before, streams.current = streams.current, str(stream)
-            yield
-            streams.current = before
-
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "stream", using)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("training"))
-        monkeypatch.setattr(feeding, "_streams", lambda _: (Stream("copying"), Stream("transforming")))
-        real = feeding.to_images
-
-        def noted(*args):
-            streams.said.append((streams.current, "front end"))
-            return real(*args).clone()
-
-        monkeypatch.setattr(feeding, "to_images", noted)
-
-
-def test_streams_wait_for_each_other_and_the_process_is_ahead_of_them(monkeypatch):
-    streams = Streams(monkeypatch)
-    monkeypatch.setattr(Larger, "sample_bytes", 2000)
-    for name, value in (("PIECE_BYTES", 5000), ("RING_BYTES", 0)):
-        monkeypatch.setattr(feeding, name, value)
-    batches = EpochBatches(12, 3, 0, shuffle=False)  # of two pieces each
-    loader = make_loader(MaskedSamples(Larger(), PATCHES, 0, True), batches, 1, False)
-    found = []
-    for step, batch in enumerate(loader.batches(front_end(), CPU)._on_gpu()):
-        assert streams.current == "training"
-        streams.said.append(("training", "step"))
-        found += batch["index"].tolist()
-        assert [int(image.unique()) for image in batch["images"]] == batch["index"].tolist()
-        # a batch more than this one was transformed, where there is one
-        assert streams.said.count(("transforming", "front end")) == min(2 * (step + 2), 8)
-    assert found == list(range(12))
-
-    of = {name: [one[1:] for one in streams.said if one[0] == name] for name in ("copying", "transforming", "training",
-                                                                                "process")}  # fmt: skip
-    pieces = [(("waits for", "copying"), ("front end",))] * 8
-    expected = [("waits for", "training")]
-    for batch in range(4):
-        expected += [*pieces[2 * batch], *pieces[2 * batch + 1], ("event", f"transforming {batch}")]
-    assert of["transforming"] == expected
-    assert of["copying"] == [("waits for", "training")]
-    # Of the training's events, the first of each step is before it, and the second when its data are there.
-    steps = [[("event", f"training {2 * step}"), ("waits for", f"transforming {step}"),
-              ("event", f"training {2 * step + 1}"), ("step",)] for step in range(4)]  # fmt: skip
-    assert of["training"] == [*(one for step in steps for one in step), ("event", "training 8")]
-    # Before it asks for the data of a step the process waits for the end of the one that is three before.
-    assert of["process"] == [("waits for", f"training {2 * step}") for step in range(3)]
 
 
 @needs_gpu

@@ -109,12 +109,12 @@ def test_radioml_is_read_as_it_lies(tmp_path):
 def test_batches_are_the_rows_in_the_order_that_was_asked_for(tmp_path):
     source = open_hdf5(write_radioml(tmp_path / "r.hdf5", classes=3))
     indices = [30, 2, 17, 2]
-    [(kind, rows, places)] = source.load_many(indices, None, 0, np.empty)
+    [(kind, rows, places)] = source.load_many(indices, None, 0)
 
     assert (kind, places, rows.shape) == (IQ, [0, 1, 2, 3], (4, 1024, 2))
     for row, index in zip(rows, indices, strict=True):
         assert np.array_equal(row.view(np.complex64)[:, 0], source.load(index, None)[1])
-    assert source.target_many(indices, 0, np.empty).tolist() == [source.target(index) for index in indices]
+    assert source.target_many(indices, 0).tolist() == [source.target(index) for index in indices]
     assert source.class_names == ["class 0", "class 1", "class 2"]
 
 
@@ -322,9 +322,9 @@ def test_values_that_are_not_finite_are_named_by_their_row(tmp_path):
     for value in (np.nan, np.inf):
         with h5py.File(path, "a") as file:
             file["csi"][17, 2, 3, 4] = value
-        source.load_many([16, 18], None, 0, np.empty)
+        source.load_many([16, 18], None, 0)
         with pytest.raises(UserError, match=r"cache\.h5: expected finite values in csi; found NaN or infinity in row 17"):
-            source.load_many([18, 17], None, 0, np.empty)
+            source.load_many([18, 17], None, 0)
 
 
 def test_a_file_that_shrank_is_named(tmp_path):
