@@ -24,6 +24,7 @@ from support import ROOT, command, largest_file
 from web import files, register, row, site
 
 from util import fetch as module
+from util import transfer
 from util.errors import UserError
 from util.fetch import entries, entry_of, fetch, hub_address, resolve
 
@@ -224,11 +225,11 @@ def test_a_server_that_does_not_answer_is_asked_once(web, tmp_path, monkeypatch)
 
 
 def test_a_slow_server_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(module, "WINDOW_S", 0.1)
+    monkeypatch.setattr(transfer, "WINDOW_S", 0.1)
     web.always = "drip"
     failed("expected a file; found fewer than 10000 bytes/s; the same command goes on from byte")
-    assert len(web.requests) == module.TRIES
-    monkeypatch.setattr(module, "WINDOW_S", 60)
+    assert len(web.requests) == transfer.TRIES
+    monkeypatch.setattr(transfer, "WINDOW_S", 60)
     web.always = ""
     assert resolve("tiny").read_bytes() == DATA
 

@@ -5,7 +5,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from util import fetch
+from util import fetch, transfer
 
 
 class Web:
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def site(monkeypatch, tmp_path):
     """A `Web`, a registry of its own (see `register`), and an empty cache in `tmp_path / "home"`."""
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "downloads.json")
     monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

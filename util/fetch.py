@@ -5,22 +5,18 @@
 
 import contextlib
 import difflib
-import errno
-import functools
 import json
 import os
 import re
 import shutil
 import sys
-import tarfile
-import time
-import zipfile
 from collections import namedtuple
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from util.errors import UserError, one_line, warn
 from util.files import atomic_path, digest, read_json, write_json
+from util.transfer import CONNECT_S, check_size, download, forget, record_of, unpack
 
 REGISTRY = Path(__file__).with_name("downloads.json")
 WEIGHTS, DATASET = "weights", "dataset"
@@ -28,10 +24,6 @@ HUB = "hf://"
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that it has
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 LARGEST = {WEIGHTS: 10 * 10**9, DATASET: 100 * 10**9}  # bytes, where the registry does not say
-CONNECT_S, READ_S = 5, 20
-TRIES, FIRST_PAUSE_S = 5, 1  # the pauses are 1, 2, 4 and 8 s
-WINDOW_S, SLOWEST = 60, 10_000  # a server that sends fewer bytes/s for so long has failed
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # size and largest_unpacked: bytes. checksum: "md5:" or "sha256:" and the digest or its beginning. preset: of
 # `models_mae`. how: what a person does where a program cannot fetch it. use: a command, with PATH for a data
@@ -164,7 +156,7 @@ def cached(entry):
     """Where an entry lies in the cache, or None. A file that has changed since it was checked is an error."""
     if entry.url.startswith(HUB):
         return _in_hub_cache(entry.url)
-    path, about = entry.place, read_json(_record(entry.place))
+    path, about = entry.place, read_json(record_of(entry.place))
     if not path.exists():
         return None
     if path.is_dir() or "://" not in entry.url or about == _about(path, about.get("sha256")):
@@ -174,7 +166,7 @@ def cached(entry):
         expected = f"expected sha256 {about['sha256']}, as when it was fetched"
         raise UserError(f"{path}: {expected}; found {sha256}; remove the file to fetch it again")
     with contextlib.suppress(OSError):  # a shared cache may be read-only
-        write_json(_record(path), _about(path, sha256))
+        write_json(record_of(path), _about(path, sha256))
     return path
 
 
@@ -184,19 +176,9 @@ def _is_offline(offline):
     return offline
 
 
-def _record(path):
-    """The file that holds what is known of a file or of its part."""
-    return path.with_name(f"{path.name}.json")
-
-
 def _about(path, sha256):
     found = path.stat()
     return {"sha256": sha256, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def _forget(part):
-    for path in (part, _record(part)):
-        path.unlink(missing_ok=True)
 
 
 def _alone(name):
@@ -217,24 +199,24 @@ def _keep(entry, source):
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
-        _download(entry, part)
+        download(entry, part)
     file, origin = Path(source or part), source or entry.url
     try:
         sha256 = _verify(file, entry, origin)
-        before = read_json(_record(path)).get("sha256", sha256)
+        before = read_json(record_of(path)).get("sha256", sha256)
         if before != sha256:
             warn(f"{entry.name}: {origin} has changed: sha256 {before} at the first fetch, now {sha256}")
         if entry.kind == DATASET:
             print(f"{entry.name}: unpacking {file}")
-            _unpack(file, path, entry.largest_unpacked or LARGEST[DATASET])
+            unpack(file, path, entry.largest_unpacked or LARGEST[DATASET])
         else:
             with atomic_path(path) as temporary:
                 (os.replace if source is None else shutil.copyfile)(file, temporary)
     except UserError:
-        _forget(part)
+        forget(part)
         raise
-    write_json(_record(path), _about(path, sha256))
-    _forget(part)
+    write_json(record_of(path), _about(path, sha256))
+    forget(part)
     print(f"{entry.name}: checksum {entry.checksum or 'not published'}: sha256 {sha256} recorded")
     return path
 
@@ -246,156 +228,17 @@ def _verify(path, entry, origin):
         beginning = file.read(512).lstrip().lower()
     if beginning.startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{origin}: expected {entry.holds}; found a web page")
-    _check_size(entry, path.stat().st_size, origin)
+    check_size(entry, path.stat().st_size, origin)
     found = digest(path, algorithm)
     if not found.startswith(published):
         raise UserError(f"{origin}: expected {algorithm} {published}; found {found}")
     return found if algorithm == "sha256" else digest(path, "sha256")
 
 
-def _download(entry, part):
-    """Fetch an entry into `part`. A part of the same version is continued, also by a later process."""
-    import requests
-    from urllib3.exceptions import HTTPError
-
-    furthest, tries, answered = _size(part), 0, False
-    while True:
-        try:
-            return _request(entry, part)
-        except (requests.RequestException, HTTPError) as error:
-            answered = answered or isinstance(error, HTTPError)
-            while cause := error.__cause__ or error.__context__:
-                error = cause  # the deepest one, of the system, says what happened
-            reason = getattr(error, "strerror", None) or str(error)
-        reached = _size(part)
-        tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
-        furthest = max(reached, furthest)
-        if tries == TRIES or not answered:
-            so_far = f"; the same command goes on from byte {reached}" if reached else ""
-            raise UserError(f"{entry.url}: expected a file; found {reason}{so_far}")
-        warn(f"{entry.name}: {reason}, at byte {reached}; trying again")
-        time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
-
-
-def _request(entry, part):
-    """One try: ask for what `part` lacks, or for all where the server's file is another one by now."""
-    import requests
-    from tqdm import tqdm
-    from urllib3.exceptions import HTTPError
-
-    known, offset = read_json(_record(part)), _size(part)
-    if known.get("url") != entry.url or not known.get("version"):
-        offset = 0
-    if offset and offset == known["length"]:
-        return
-    headers = {"Accept-Encoding": "identity"}
-    if offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": known["version"]}
-    with requests.get(entry.url, headers=headers, stream=True, timeout=(CONNECT_S, READ_S)) as response:
-        said, status = response.headers, response.status_code
-        schemes = {urlsplit(answer.url).scheme for answer in [*response.history, response]}
-        if entry.url.startswith("https:") and schemes != {"https"}:
-            raise UserError(f"{entry.url}: expected https throughout; found a redirection to {response.url}")
-        compressed = said.get("Content-Encoding", "identity") != "identity"
-        found = f"HTTP status {status} ({response.reason}){', a compressed body' if compressed else ''}"
-        if status in (408, 425, 429, 500, 502, 503, 504):
-            raise HTTPError(found)
-        if status not in (200, 206, 416) or compressed:
-            raise UserError(f"{entry.url}: expected a file; found {found}")
-        etag = said.get("ETag", "")
-        version = etag if etag.startswith('"') else said.get("Last-Modified")  # If-Range takes no weak ETag
-        rest = re.fullmatch(rf"bytes {offset}-\d+/(\d+)", said.get("Content-Range", ""))
-        if status != 200 and not (offset and rest and version in (None, known["version"])):
-            _forget(part)
-            raise HTTPError("another file than before")
-
-        if status == 200:
-            offset = 0
-        length = int(rest[1]) if offset else response.raw.length_remaining
-        if length is not None:
-            _check_size(entry, length, entry.url)
-        every_s = 0.2 if sys.stderr.isatty() else 30
-        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": every_s}
-        with (
-            open(part, "ab" if offset else "wb") as file,
-            tqdm(desc=entry.name, total=length or entry.size, initial=offset, **units) as bar,
-        ):
-            if not offset:
-                write_json(_record(part), {"url": entry.url, "version": version, "length": length})
-            seen, due = offset, time.monotonic() + WINDOW_S
-            while offset <= entry.largest and (piece := response.raw.read1(2**16, decode_content=False)):
-                file.write(piece)
-                offset += len(piece)
-                bar.update(len(piece))
-                if time.monotonic() > due:
-                    if offset < seen + WINDOW_S * SLOWEST:
-                        raise HTTPError(f"fewer than {SLOWEST} bytes/s")
-                    seen, due = offset, time.monotonic() + WINDOW_S
-    if offset < (length or 0):
-        raise HTTPError("the connection ended early")
-
-
-def _size(path):
-    return path.stat().st_size if path.exists() else 0
-
-
-def _check_size(entry, size, origin):
-    if size != (entry.size or size) or size > entry.largest:
-        expected = f"{entry.size} bytes" if entry.size else f"at most {entry.largest} bytes"
-        raise UserError(f"{origin}: expected {expected}; found {size}")
-
-
-def _unpack(archive, folder, largest):
-    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive into a new folder: plain files, all or nothing."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir()
-    left = largest
-    try:
-        for name, size, is_plain, extract in _members(archive):
-            if not is_plain:
-                raise UserError(f"{archive}: expected plain files that stay in their folder; found {name!r}")
-            left -= size + 4096  # a small file fills a block
-            if left < 0:
-                raise UserError(f"{archive}: expected at most {largest} bytes when unpacked; found more")
-            extract(temporary)
-        if left == largest:
-            raise UserError(f"{archive}: expected files; found an empty archive")
-        os.rename(temporary, folder)
-    except Exception as error:  # damaged archives raise errors of all kinds
-        if isinstance(error, UserError) or getattr(error, "errno", None) in DISK_IS_FULL:
-            raise
-        raise UserError(f"{archive}: expected a whole tar or zip archive; found {one_line(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _members(archive):
-    """Yield (name, bytes, whether it is allowed, function that extracts it into a folder) of each member."""
-    if not tarfile.is_tarfile(archive):
-        with zipfile.ZipFile(archive) as packed:  # keeps members inside the folder
-            for member in packed.infolist():
-                member.filename = member.filename.replace("\\", "/")
-                # The other compressions can fill the memory.
-                plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-                yield member.filename, member.file_size, plain, functools.partial(packed.extract, member)
-        return
-    with tarfile.open(archive) as packed:
-        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python 3.11.3
-        for member in packed:
-            plain = member.isdir() or (member.isreg() and not member.issparse() and member.size >= 0)
-            inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
-            yield member.name, member.size, plain and inside, functools.partial(packed.extract, member)
-        # Only zeros are left of a whole archive, and the checksum of the compression.
-        rest = packed.fileobj.read(2**24)
-        if not rest or any(rest):
-            raise tarfile.ReadError("a truncated or damaged one")
-
-
 def _from_hub(url, offline):
     """The file of a hub address. Where the hub does not answer, the cache decides."""
     import requests
-    from huggingface_hub import HfApi, constants, errors, hf_hub_download
+    from huggingface_hub import HfApi, constants, errors
 
     repository, revision, file = _parse(url)
     there = _in_hub_cache(url)
@@ -429,7 +272,7 @@ def _from_hub(url, offline):
 
 def _in_hub_cache(url):
     """The file of a hub address if it was fetched before, or None."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import errors
 
     repository, revision, file = _parse(url)
     cache = {"cache_dir": home() / "hub", "local_files_only": True}
