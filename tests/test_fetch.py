@@ -192,7 +192,7 @@ def test_where_the_cache_is(web, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("way", ["drop", "hang", "busy", "chunked"])
 def test_tries_go_on_where_the_last_one_ended(web, way, capsys, monkeypatch):
-    monkeypatch.setattr(module, "READ_S", 0.5)
+    monkeypatch.setattr(transfer, "READ_S", 0.5)
     web.behaviours = [way] * 3
     assert resolve("tiny").read_bytes() == DATA
     starts = [int(asked[6:-1]) for _, asked in web.requests if asked]
@@ -214,7 +214,7 @@ def test_giving_up(web):
 
 
 def test_a_server_that_does_not_answer_is_asked_once(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "READ_S", 0.5)
+    monkeypatch.setattr(transfer, "READ_S", 0.5)
     web.always = "silent"
     failed("expected a file; found timed out")
     assert len(web.requests) == 1

@@ -1,7 +1,8 @@
 """What only a GPU shows: that a training step never waits for it, that what is compiled computes the same, and only once."""
 
-import argparse
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from torch._dynamo.utils import counters
 
 import engine_pretrain
 import main_pretrain
-from data.feeding import make_loader
-from data.sampling import IQ, EpochBatches, MaskedSamples, Source
+from data.batches import Batches
+from data.sampling import IQ, MaskedSamples, Source
 from models_mae import MaskedAutoencoderViT
 from radio.spectrogram import Spectrogram
-from util import attention, compiling
-from util.device import mixed_precision
-from util.logger import NoLog
+from util import attention, compiling, progress
+from util.progress import Progress
+from util.run import prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -59,20 +60,19 @@ def training(way="off", samples=SAMPLES):
     torch.manual_seed(0)
     model = MaskedAutoencoderViT(**SIZES).to(GPU)
     front_end = Spectrogram(n_fft=64, duration_s=4096 / 1e6, image_size=(64, 64)).to(GPU)
+    flags = ["--batch_size", str(BATCH), "--epochs", "10", "--warmup_epochs", "0", "--lr", "1e-3", "--num_workers", "0"]
+    args = main_pretrain.get_args_parser().parse_args([*flags, "--amp", "bf16", "--compile", way, "--peak_tflops", "100"])
+    run = prepare(args, GPU, NeverStop(), None, 64, {})
+    run = dataclasses.replace(run, record=SimpleNamespace(steps=lambda *_: None, scalars=lambda *_: None))
     dataset = MaskedSamples(Noise(samples), model.num_patches, 0, training=True)
-    loader = make_loader(dataset, EpochBatches(samples, BATCH, 0, shuffle=True), 0, True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    autocast, scaler = mixed_precision("bf16", GPU)
-    args = argparse.Namespace(accum_iter=1, batch_size=BATCH, epochs=10, warmup_epochs=0, lr=1e-3, min_lr=0.0,
-                              mask_ratio=0.75, clip_grad=None, save_every_steps=0)  # fmt: skip
+    batches = Batches(dataset, front_end, GPU, args, shuffle=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, fused=True)
     compiling.compile_model(model, way, BATCH, "bf16", model.num_visible(0.75))
-    progress = engine_pretrain.Progress()
+    position = Progress()
 
     def epoch(number):
-        loader.batch_sampler.epoch = number
-        progress.start_epoch()
-        return engine_pretrain.train_one_epoch(model, front_end, loader, optimizer, scaler, GPU, number, progress, NoLog(),
-                                               args, autocast, None, NeverStop())  # fmt: skip
+        position.start_epoch()
+        return engine_pretrain.train_one_epoch(model, batches, optimizer, run, number, position)
 
     return model, epoch
 
@@ -80,11 +80,11 @@ def training(way="off", samples=SAMPLES):
 @pytest.mark.parametrize("way", ["off", "on"])
 def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
     """Between prints nothing is read on the host: torch makes an error of it, from the second step to the last."""
-    monkeypatch.setattr(engine_pretrain, "PRINT_EVERY_STEPS", 10**6)
+    monkeypatch.setattr(progress, "PRINT_EVERY_STEPS", 10**6)
     _, epoch = training(way)
     epoch(0)  # compiles, and makes what is made once
     steps = []
-    end_step = engine_pretrain.Reporter.end_step
+    end_step = progress.Reporter.end_step
 
     def watched(self, *args):
         last = self.progress.epoch_step + 1 == self.steps_per_epoch
@@ -92,7 +92,7 @@ def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
         steps.append(self.progress.epoch_step)
         end_step(self, *args)
 
-    monkeypatch.setattr(engine_pretrain.Reporter, "end_step", watched)
+    monkeypatch.setattr(progress.Reporter, "end_step", watched)
     try:
         epoch(1)
     finally:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import call, write_ci16
 
+import engine_reconstruct
 import main_pretrain
 import main_synthesize
 from data import registry
@@ -201,7 +202,7 @@ SCENES = ("--data_path", "synthetic", "--scenes", 8, "--set", "sample_rates_hz=1
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch):
     """They take most of the time of so small a run."""
-    monkeypatch.setattr(main_pretrain, "PICTURES", 1)
+    monkeypatch.setattr(engine_reconstruct, "PICTURES", 1)
     monkeypatch.setattr(main_synthesize, "SHEET_SCENES", 1)
 
 

@@ -238,7 +238,7 @@ def _verify(path, entry, origin):
 def _from_hub(url, offline):
     """The file of a hub address. Where the hub does not answer, the cache decides."""
     import requests
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, constants, errors, hf_hub_download
 
     repository, revision, file = _parse(url)
     there = _in_hub_cache(url)
@@ -272,7 +272,7 @@ def _from_hub(url, offline):
 
 def _in_hub_cache(url):
     """The file of a hub address if it was fetched before, or None."""
-    from huggingface_hub import errors
+    from huggingface_hub import errors, snapshot_download
 
     repository, revision, file = _parse(url)
     cache = {"cache_dir": home() / "hub", "local_files_only": True}
