@@ -17,6 +17,7 @@ import models_mae as _models_mae
 import models_vit as _models_vit
 import models_weights as _models_weights
 from util import fetch as _fetch
+from util import loading as _loading
 from util import pretrained as _weights
 from util.errors import UserError as _UserError
 from util.errors import warn as _warn
@@ -31,7 +32,7 @@ _OPTIONS = """
         kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of the norms inside blocks.
 
     Returns:
-        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.pretrained.LoadReport`;
+        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.loading.LoadReport`;
         `front_end`, the `radio.spectrogram.Spectrogram` that makes its images from IQ, or None; and `class_names`, by class
         id, or [].
 
@@ -101,7 +102,7 @@ def _of_preset(create, name, about):
         report = weights.load_into(model, pretrained)
         if report.new:
             _warn(f"{pretrained}: {len(report.new)} tensors of {name} are not in the file and start at random: "
-                  f"{', '.join(_weights.by_module(report.new, report.loaded))}")  # fmt: skip
+                  f"{', '.join(_loading.by_module(report.new, report.loaded))}")  # fmt: skip
         return _finished(model, weights, pretrained, report, show_report)
 
     entry.__doc__ = f"""{about}

@@ -22,8 +22,8 @@ import torch
 import models_vit
 from data import registry, tasks
 from data.annotated import AnnotatedWindows, TiledRecordings
+from data.formats import is_spectrogram_set
 from data.images import ImageFiles
-from data.spectrogram_set import is_spectrogram_set
 from data.splits import PARTS, relative_paths
 from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_components, write_features
 from radio.recordings import find_recordings

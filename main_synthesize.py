@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data import registry
+from data.formats import is_spectrogram_set
 from data.set_writer import differences, spectrogram_set_writer
-from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from data.spectrogram_set import SpectrogramSet
 from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.rng import TEST, TRAINING, VALIDATION

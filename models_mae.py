@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from util import attention
-from util.convert import PATCHES
 from util.drop_path import DropPath
 from util.errors import UserError
 from util.order import inverse, rank, share_of
 from util.pos_embed import sincos_2d
 
+PATCHES = "patch_embed.proj.weight"
 MASK_KINDS = ("random", "time", "frequency", "time_frequency")
 
 # The epsilon that released MAE weights were trained with; timm and torch default to other values.

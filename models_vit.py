@@ -8,7 +8,6 @@ from torch import nn
 import models_mae
 from models_mae import LayerNorm, ViTEncoder, transformer_blocks
 from util import lora
-from util.convert import PATCHES
 from util.errors import UserError
 from util.pos_embed import sincos_2d
 
@@ -308,7 +307,7 @@ def head_of(weights):
     if "head.weight" not in state:
         return {}
     rows = len(state["head.weight"])
-    patch_cells = state[PATCHES].shape[-1] ** 2
+    patch_cells = state[models_mae.PATCHES].shape[-1] ** 2
     depth = len({name.split(".")[1] for name in state if name.startswith("decoder_blocks.")})
     known = {"head_norm": "head_norm.running_mean" in state}
     is_masks = weights.holds == "segmentation" or weights.args.get("task") == "segmentation"

@@ -7,7 +7,8 @@ from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.convert import PATCHES
 from util.errors import UserError
-from util.pretrained import grid_of, pick_norm_eps
+from util.loading import grid_of
+from util.pretrained import pick_norm_eps
 
 # What a masked autoencoder is built with besides its sizes.
 MAE_ARGS = ("norm_pix_loss", "mask_kind")
@@ -96,7 +97,7 @@ def load(model, weights, path):
     """Load a model of `create_model`, in place.
 
     Returns:
-        A `util.pretrained.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
+        A `util.loading.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
 
     Raises:
         UserError: a tensor of the model is not in the file, or is of another shape.

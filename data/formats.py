@@ -1,13 +1,16 @@
-"""Formats that radio data comes in and that are not read where they were given: an error that names the format."""
+"""What a file is by its name or first bytes, and an error that names a format that is not read where it was given."""
 
 import os
 import re
 import shlex
 from pathlib import Path
 
-from data.hdf5 import EXPECTED, is_hdf5_name
 from util.errors import UserError
 
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
+SET_DESCRIPTION = "set.json"  # of a spectrogram set
+HDF5_SUFFIXES = (".h5", ".hdf5")
+HDF5_EXPECTED = "X and Y (RadioML 2018.01A), or image, csi, sample or iq with label (WavesFM)"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MATLAB_HEADER_BYTES = 512  # before the HDF5 of a .mat of version 7.3
 # A dict or list, pickled: by protocol 0, 1, 2 to 3, and 4 to 5, which say their length.
@@ -27,6 +30,20 @@ CONVERT = (
     "f['Y'] = np.eye(len(names), dtype='i8')[[number for number, _ in rows]]; "
     "f['Z'] = np.array([[snr] for _, snr in rows]); f.attrs['labels'] = json.dumps(names); f.close()"
 )
+
+
+def has_image_suffix(path):
+    """Whether a file is an image by its name; a `.npy` that holds IQ is a recording all the same."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_hdf5_name(path):
+    """Whether a path ends like that of an HDF5 file."""
+    return Path(path).suffix.lower() in HDF5_SUFFIXES
+
+
+def is_spectrogram_set(path):
+    return (Path(path) / SET_DESCRIPTION).is_file()
 
 
 def format_of(path):
@@ -57,7 +74,7 @@ def refuse_format(path, expected):
     """
     found = format_of(path)
     advice = {
-        HDF5: f"--task classification and --task sensing read such a file, with the data sets {EXPECTED}",
+        HDF5: f"--task classification and --task sensing read such a file, with the data sets {HDF5_EXPECTED}",
         MATLAB: "save it again with -v7",
         PICKLED: f"RadioML 2016.10A pickles are not read; convert: python -c \"{CONVERT}\" {shlex.quote(str(path))} "
                  f"{shlex.quote(Path(path).stem + '.hdf5')}",

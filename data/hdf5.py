@@ -18,16 +18,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data.formats import HDF5_EXPECTED
 from data.sampling import IMAGE, IQ, Source
 from data.splits import RECORDING
 from util.errors import UserError, warn
 from util.files import not_read
 
-SUFFIXES = (".h5", ".hdf5")
 RADIOML = ("X", "Y")
 IMAGES, SAMPLES = ("image", "csi"), ("sample", "iq")
 LAYOUTS = (RADIOML, *((name, "label") for name in IMAGES + SAMPLES))
-EXPECTED = "X and Y (RadioML 2018.01A), or image, csi, sample or iq with label (WavesFM)"
 
 # The order that the columns of `Y` have. The list that came with the data, classes.txt, has another and is wrong.
 RADIOML_CLASSES = ("OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK",
@@ -40,11 +39,6 @@ MOST_NAMES = 8  # in a message
 
 # What h5py raises on damaged files.
 ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-
-
-def is_hdf5_name(path):
-    """Whether a path ends like that of an HDF5 file."""
-    return Path(path).suffix.lower() in SUFFIXES
 
 
 @contextlib.contextmanager
@@ -74,7 +68,7 @@ def open_hdf5(path):
         data = next((data for data, labels in LAYOUTS if data in found and labels in found), None)
         if data is None:
             shown = ", ".join(found[:MOST_NAMES]) + (", ..." if len(found) > MOST_NAMES else "")
-            raise UserError(f"{path}: expected the data sets {EXPECTED}; found {shown or 'none'}")
+            raise UserError(f"{path}: expected the data sets {HDF5_EXPECTED}; found {shown or 'none'}")
         return (Hdf5Images if data in IMAGES else Hdf5Iq)(path, data, file)
 
 

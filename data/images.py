@@ -1,6 +1,5 @@
 """Spectrograms kept as image files: float TIFF of linear power, PNG and JPEG pictures, NumPy arrays."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -23,12 +22,6 @@ TIFF_MEAN = 0.451
 TIFF_STD = 0.043
 
 PICTURES = (".png", ".jpg", ".jpeg")
-SUFFIXES = (".tif", ".tiff", *PICTURES, ".npy")
-
-
-def has_image_suffix(path):
-    """Whether a file is an image by its name; a `.npy` that holds IQ is a recording all the same."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 class ImageFiles(Source):

@@ -4,11 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.formats import refuse_formats
-from data.images import ImageFiles, has_image_suffix
+from data.formats import has_image_suffix, is_spectrogram_set, refuse_formats
 from data.sampling import Concatenated
-from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
-from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from data.windows import RecordingWindows
 from radio.recordings import by_path, find_recordings, is_recording_file
 from radio.spectrogram import PUBLISHED, Spectrogram
@@ -91,9 +88,9 @@ def find(paths):
         images = _images_among(files, recordings)
         if is_spectrogram_set(Path(path, "train")):
             held_out = Path(path, "val")
-            found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
+            found.sets.append(open_set(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
         elif sets:
-            found.sets += [SpectrogramSet(folder) for folder in sets]
+            found.sets += map(open_set, sets)
         elif recordings:
             found.recordings += by_path(recordings)
             if images:
@@ -103,6 +100,20 @@ def find(paths):
         else:
             raise UserError(f"--data_path {path}: expected {READ}; found none among {len(files)} files")
     return found
+
+
+def open_set(path, held_out=None):
+    """The `SpectrogramSet` of a folder. Each kind of source is imported where there is one."""
+    from data.spectrogram_set import SpectrogramSet
+
+    return SpectrogramSet(path, held_out)
+
+
+def scene_settings(preset, args):
+    """The `SceneConfig` of a preset with the flags' settings."""
+    from data.synthetic import scene_config
+
+    return scene_config(preset, args.window_ms, args.set)
 
 
 def _refused(error):
@@ -140,7 +151,7 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
     flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
     settings = {key: value for key, value in given.items() if value is not None}
     for preset in found.presets:
-        durations = scene_config(preset, args.window_ms, args.set).duration_ms
+        durations = scene_settings(preset, args).duration_ms
         if len(durations) == 1:
             settings.setdefault("duration_s", durations[0] / 1e3)
     for spectrogram_set in found.sets:
@@ -205,11 +216,15 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         raise UserError(f"--set: expected --data_path {SYNTHETIC} with it; found none")
     sources = list(found.sets)
     for preset in found.presets:
-        maker = SceneMaker(scene_config(preset, args.window_ms, args.set), seed)
+        from data.synthetic import SceneMaker, SyntheticScenes
+
+        maker = SceneMaker(scene_settings(preset, args), seed)
         sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
         sources.append(RecordingWindows.from_recordings(recordings, front_end))
     if found.images:
+        from data.images import ImageFiles
+
         sources.append(ImageFiles(found.images, front_end.image_size))
     return sources[0] if len(sources) == 1 else Concatenated(sources)

@@ -11,21 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from data.formats import SET_DESCRIPTION as DESCRIPTION
 from data.sampling import DECIBELS, Source, Subset, split_by_group
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
 from util.files import check_size, not_read, read_pieces
 
 FORMAT = 1
-DESCRIPTION = "set.json"
 SPECTROGRAMS = "spectrograms.npy"
 MASKS = "masks.npy"
 LABELS = "labels.npy"
 METADATA = "metadata.jsonl"
-
-
-def is_spectrogram_set(path):
-    return (Path(path) / DESCRIPTION).is_file()
 
 
 class SpectrogramSet(Source):

@@ -13,12 +13,12 @@ from data import registry
 from data.annotated import AnnotatedWindows
 from data.class_folders import ClassFolders
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
-from data.formats import refuse_formats
-from data.hdf5 import Hdf5Images, is_hdf5_name, open_hdf5
+from data.formats import is_hdf5_name, is_spectrogram_set, refuse_formats
+from data.hdf5 import Hdf5Images, open_hdf5
 from data.labelled import Part
 from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames
 from data.mathworks_files import holds_frames
-from data.spectrogram_set import SpectrogramSet, is_spectrogram_set
+from data.spectrogram_set import SpectrogramSet
 from data.splits import RECORDING, Splits, load_splits, make_splits, sample_names
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES

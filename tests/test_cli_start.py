@@ -18,7 +18,8 @@ import models_mae
 import models_vit
 from util import checkpoint, cost, flops, progress
 from util.flags import OF_MAE
-from util.pretrained import load_pretrained, read_weights
+from util.loading import load_pretrained
+from util.pretrained import read_weights
 from util.recipes import RECIPES
 
 WINDOWS = ("--n_fft", 64, "--window_ms", 10, "--input_size", 16)

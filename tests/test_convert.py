@@ -12,8 +12,9 @@ import models_mae
 import models_vit
 from util import convert
 from util.errors import UserError
+from util.loading import load_pretrained
 from util.pos_embed import sincos_2d
-from util.pretrained import load_pretrained, read_weights
+from util.pretrained import read_weights
 
 SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_depth": 3, "decoder_num_heads": 2}

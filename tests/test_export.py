@@ -19,7 +19,8 @@ import models_mae
 import models_vit
 from util import export
 from util.errors import UserError
-from util.pretrained import header, load_pretrained, read_weights
+from util.loading import load_pretrained
+from util.pretrained import header, read_weights
 
 SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 import models_mae
 import models_vit
 from util.errors import UserError
-from util.pretrained import load_pretrained, read_weights
+from util.loading import load_pretrained
+from util.pretrained import read_weights
 
 PRESET = "vit_nano_patch4"
 WIDTH, DECODER_WIDTH, DEPTH, DECODER_DEPTH, HEADS, PATCH = 16, 8, 2, 3, 2, 4

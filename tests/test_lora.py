@@ -8,7 +8,8 @@ import models_vit
 from models_vit import ClassificationViT, SegmentationViT
 from util import lora
 from util.errors import UserError
-from util.pretrained import load_pretrained, read_weights
+from util.loading import load_pretrained
+from util.pretrained import read_weights
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 RANK, ALPHA = 3, 6.0

@@ -18,7 +18,8 @@ import models_mae
 from models_vit import ClassificationViT, SegmentationViT
 from util import checkpoint, fetch
 from util.errors import UserError
-from util.pretrained import Weights, load_pretrained, read_weights, resample_positions, write_weights
+from util.loading import load_pretrained, resample_positions
+from util.pretrained import Weights, read_weights, write_weights
 
 SIZES = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}

@@ -30,7 +30,8 @@ import numpy as np
 # Python looks for modules beside the script; the project lies above it and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.spectrogram_set import DESCRIPTION, LABELS, MASKS, METADATA, SPECTROGRAMS, SpectrogramSet, is_spectrogram_set
+from data.formats import is_spectrogram_set
+from data.spectrogram_set import DESCRIPTION, LABELS, MASKS, METADATA, SPECTROGRAMS, SpectrogramSet
 from util.errors import RunError, UserError, reported
 
 ROOT = Path(__file__).resolve().parent.parent
