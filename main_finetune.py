@@ -7,18 +7,13 @@
     python main_finetune.py --task segmentation --finetune radio_mae_vit_tiny --data_path recordings/ \
         --classes noise,wifi,bluetooth --recipe few
 
-    # low-rank adapters; a linear probe
+    # low-rank adapters; a linear probe of human activities from Wi-Fi CSI
     python main_finetune.py --task segmentation --finetune mae_vit_base --data_path scenes --lora 8
     python main_finetune.py --task sensing --finetune mae_vit_base --data_path NTU-Fi_HAR --recipe linprobe
 
-    # the controls: from scratch; a random encoder that stays as it is; DeepLabV3
+    # baselines: from scratch; DeepLabV3
     python main_finetune.py --task segmentation --data_path scenes
-    python main_finetune.py --task segmentation --finetune random --train head --data_path scenes
     python main_finetune.py --task segmentation --model deeplabv3_mobilenet_v3_large --data_path scenes
-
-    # human activities from Wi-Fi CSI; any classes, a folder each
-    python main_finetune.py --task sensing --finetune checkpoint.pth --data_path NTU-Fi_HAR
-    python main_finetune.py --task classification --finetune checkpoint.pth --data_path folders
 
     # eight GPUs
     torchrun --nproc_per_node=8 main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
@@ -26,14 +21,9 @@
     # continue a run that was stopped: the same command, or its checkpoint with other flags
     python main_finetune.py --resume output_finetune/checkpoint-last.pth --epochs 100
 
-    # evaluate only: a checkpoint; released weights
+    # evaluate only; write the model for other programs, after training or with --eval
     python main_finetune.py --eval --resume output_finetune/checkpoint-best.pth
-    python main_finetune.py --task segmentation --data_path scenes --eval --finetune model.safetensors
-
-    # the model for other programs, after training or with --eval: all weights, the encoder alone, or for ONNX
-    python main_finetune.py --task segmentation --data_path scenes ... --export model.safetensors
-    python main_finetune.py --task segmentation --data_path scenes ... --export encoder.safetensors
-    python main_finetune.py --task segmentation --data_path scenes ... --export model.onnx
+    python main_finetune.py --eval --resume output_finetune/checkpoint-best.pth --export model.onnx
 """
 
 import contextlib
@@ -61,59 +51,40 @@ RESULTS = "results.json"
 
 
 def get_args_parser():
-    parser = Parser(
-        "Fine-tune and evaluate on a labelled task.", OF_MAE | {"init": "--finetune starts from weights"}
-    )
+    elsewhere = OF_MAE | {"init": "--finetune starts from weights"}
+    parser = Parser("Fine-tune and evaluate on a labelled task.", elsewhere)
     parser.add_argument("--task", choices=tasks.TASKS)
     registry.add_data_arguments(parser, required=False)
     tasks.add_label_arguments(parser)
-    training, run = runs.add_arguments(
-        parser,
-        "./output_finetune",
-        "checkpoints, log.txt, results.json, pictures; with --eval the folder eval beside the checkpoint, or ./output_eval",
-        '.safetensors, the encoder alone where the name has "encoder" in it; .onnx',
-    )
-
     model = parser.add_argument_group("model")
     presets = ", ".join((*models_vit.PRESETS, *models_deeplab.PRESETS))
     default = f"where not given, that of --finetune or --resume, else {models_vit.DEFAULT_PRESET}"
     model.add_argument("--model", metavar="PRESET", help=f"{default}; {presets}")
-    model.add_argument(
-        "--finetune",
-        default="",
-        metavar="FILE|NAME|random",
-        help="pretrained weights; nothing: from scratch; random: a random encoder, for --train head or probe",
-    )
+    pretrained_help = "pretrained weights; nothing: from scratch; random: for --train head or probe"
+    model.add_argument("--finetune", default="", metavar="FILE|NAME|random", help=pretrained_help)
     model.add_argument("--train", metavar="full|head|probe|last:N", help="what is trained")
     model.add_argument("--lora", type=int, metavar="RANK", help="train low-rank adapters and the head")
     model.add_argument(
-        "--lora_alpha", type=float, help="adapters are scaled by alpha / RANK; 2 RANK where not given"
+        "--lora_alpha", type=float, help="scale of adapters times RANK; 2 RANK where not given"
     )
     pretrained.add_arguments(model)
     model.add_argument("--head", choices=models_vit.HEADS, help="of segmentation")
     model.add_argument("--head_depth", type=int, default=2, help="transformer blocks of the decoder head")
-    model.add_argument(
-        "--head_norm", action=BooleanOptionalAction, help="batch norm without weights before the last layer"
-    )
-    model.add_argument(
-        "--global_pool", action="store_true", default=True, help="classify the mean of the patches"
-    )
+    model.add_argument("--head_norm", action=BooleanOptionalAction, help="batch norm before the last layer")
+    model.add_argument("--global_pool", action="store_true", default=True, help="classify the mean patch")
     model.add_argument(
         "--cls_token", action="store_false", dest="global_pool", help="classify the class token"
     )
     model.add_argument("--drop_path", type=float)
 
+    holds = "checkpoints, log.txt, results.json, pictures; with --eval, eval beside the checkpoint or ./output_eval"
+    exports = '.safetensors, the encoder alone where the name has "encoder" in it; .onnx'
+    training, run = runs.add_arguments(parser, "./output_finetune", holds, exports)
     training.description = "where not given, as --recipe has it; DeepLabV3: as published"
-    training.add_argument(
-        "--recipe",
-        default="published",
-        choices=recipes.RECIPES,
-        help="few: for few labels or few steps; linprobe: MAE's linear probe",
-    )
+    recipe_help = "few: for few labels or few steps; linprobe: MAE's linear probe"
+    training.add_argument("--recipe", default="published", choices=recipes.RECIPES, help=recipe_help)
     training.add_argument("--opt", choices=recipes.OPTIMIZERS)
-    training.add_argument(
-        "--layer_decay", type=float, help="from scratch 1, as no layer has anything to keep"
-    )
+    training.add_argument("--layer_decay", type=float, help="of the rate, layer by layer; from scratch 1")
     training.add_argument("--class_weights", choices=("none", "median_frequency"))
     training.add_argument("--time_shift", action=BooleanOptionalAction, default=True, help="of segmentation")
     training.add_argument("--flip", action=BooleanOptionalAction, default=True, help="of segmentation")
@@ -122,9 +93,7 @@ def get_args_parser():
     training.add_argument("--smoothing", type=float, help="classification: label smoothing")
     training.add_argument("--seeds", type=int, default=1, help="runs, with this seed and those after it")
     run.add_argument("--val_every", type=int, help="epochs between validations and checkpoints")
-    run.add_argument(
-        "--eval", action="store_true", help="evaluate --resume, else --finetune, on the test part"
-    )
+    run.add_argument("--eval", action="store_true", help="evaluate --resume, else --finetune")
     return parser
 
 

@@ -48,50 +48,29 @@ def get_args_parser():
     elsewhere = OF_MAE | {"finetune": "--init starts from weights"}
     parser = Parser("Pretrain a masked autoencoder on radio recordings.", elsewhere)
     data = registry.add_data_arguments(parser, required=False)
-    data.add_argument(
-        "--val_fraction",
-        type=float,
-        default=0.1,
-        help="share of the recordings held out; of a single one, its end; 0 holds out none",
-    )
+    held_out = "share of the recordings held out; of a single one, its end; 0 holds out none"
+    data.add_argument("--val_fraction", type=float, default=0.1, help=held_out)
 
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--init", metavar="FILE|NAME", help="weights to start from; without a decoder, the encoder alone"
+        "--init", metavar="FILE|NAME", help="weights to start from; the encoder may come alone"
     )
-    presets = ", ".join(models_mae.PRESETS)
-    model.add_argument(
-        "--model",
-        metavar="PRESET",
-        help=f"where not given, that of --init or --resume, else {models_mae.DEFAULT_PRESET}; {presets}",
-    )
+    default = f"where not given, that of --init or --resume, else {models_mae.DEFAULT_PRESET}"
+    model.add_argument("--model", metavar="PRESET", help=f"{default}; {', '.join(models_mae.PRESETS)}")
     pretrained.add_arguments(model)
     model.add_argument("--mask_ratio", type=float, default=0.75, help="share of the patches that is removed")
     model.add_argument("--mask_kind", default="random", choices=models_mae.MASK_KINDS)
-    model.add_argument(
-        "--norm_pix_loss",
-        action=BooleanOptionalAction,
-        default=False,
-        help="predict patches of zero mean and unit variance; with --init, as the file has it",
-    )
+    normalized = "predict patches of zero mean and unit variance; with --init, as the file has it"
+    model.add_argument("--norm_pix_loss", action=BooleanOptionalAction, default=False, help=normalized)
 
-    training, run = runs.add_arguments(
-        parser,
-        "./output_dir",
-        "checkpoints, log.txt, reconstruction.png",
-        '.safetensors, the encoder alone where the name has "encoder" in it, else the decoder too',
-    )
+    holds = "checkpoints, log.txt, reconstruction.png"
+    exports = '.safetensors, the encoder alone where the name has "encoder" in it, else the decoder too'
+    training, run = runs.add_arguments(parser, "./output_dir", holds, exports)
     training.add_argument("--start_epoch", type=int, default=0, help="first epoch of a run that resumes none")
-    run.add_argument(
-        "--save_every_epochs", type=int, default=1, help="epochs between checkpoints and pictures"
-    )
+    run.add_argument("--save_every_epochs", type=int, default=1, help="epochs from checkpoint to checkpoint")
     run.add_argument("--keep", type=int, default=3, help="newest checkpoint-<epoch>.pth to keep; 0 keeps all")
-    run.add_argument(
-        "--peak_tflops",
-        default="auto",
-        metavar="TFLOPS",
-        help="device peak for the MFU (model FLOPs utilization) in the log; auto measures a matrix product",
-    )
+    peak = "peak rate of the device, for the MFU (model FLOPs utilization) in the log; auto measures it"
+    run.add_argument("--peak_tflops", default="auto", metavar="TFLOPS", help=peak)
     parser.set_defaults(batch_size=64, epochs=400, weight_decay=0.05, blr=1e-3, min_lr=0.0, warmup_epochs=40)
     return parser
 
@@ -139,9 +118,8 @@ def open_data(args, device, trained_with):
     found = registry.find(args.data_path)
     front_end = registry.front_end_for(found, args, trained_with, flags_decide=True)
     source = registry.open_source(found, front_end, args, args.seed, on_device=device.type != "cpu")
-    settings = front_end.settings()
-    if found.images:
-        settings = {"kind": "images", "image_size": list(front_end.image_size)}
+    images = {"kind": "images", "image_size": list(front_end.image_size)}
+    settings = images if found.images else front_end.settings()
     source, held_out = source.split(args.val_fraction, args.seed) if args.val_fraction else (source, None)
     return source, held_out, front_end.to(device), settings
 
@@ -204,17 +182,15 @@ def main(args):
         if state:
             progress, first_epoch = resume.restore(path, state, optimizer, run)
             del state
-        print(
-            f"{args.model}: {run.memory_line(model, len(samples), visible)}, on {device}, {run.precision()}"
-        )
+        memory = run.memory_line(model, len(samples), visible)
+        print(f"{args.model}: {memory}, on {device}, {run.precision()}")
         print(f"front end: {settings}")
         counts = f"{len(samples)} training samples, {len(held_out.dataset) if held_out else 0} held out"
         print(f"{counts}; {run.description()}, {steps_per_epoch} steps an epoch")
         engine_pretrain.warm_up(trained, run, shape)
         with run.record:
-            engine_pretrain.train(
-                trained, optimizer, batches, held_out, run, progress, first_epoch, bool(init)
-            )
+            position = progress, first_epoch
+            engine_pretrain.train(trained, optimizer, batches, held_out, run, *position, bool(init))
         if args.export:
             write_export(run, model, source.in_chans)
 
@@ -224,15 +200,9 @@ def write_export(run, model, in_chans):
     from util import export
 
     args = run.args
-    built = {
-        name: getattr(args, name)
-        for name in ("model", "norm_pix_loss", "mask_kind", "mask_ratio", "norm_eps")
-    }
-    known = {
-        "holds": "mae",
-        "front_end": run.record.about["front_end"],
-        "args": built | {"in_chans": in_chans},
-    }
+    names = ("model", "norm_pix_loss", "mask_kind", "mask_ratio", "norm_eps")
+    built = {name: getattr(args, name) for name in names} | {"in_chans": in_chans}
+    known = {"holds": "mae", "front_end": run.record.about["front_end"], "args": built}
     about = export.about("main_pretrain.py", get_args_parser(), run.flags, args.licence, **known)
     model = parallel.unsharded(model, lambda: create_model(args, model.img_size, in_chans))
     export.export(args.export, model, about, args.export_dtype)

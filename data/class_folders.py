@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data.annotated import TiledRecordings
-from data.images import PICTURES, SUFFIXES, ImageFiles
+from data.formats import IMAGE_SUFFIXES
+from data.images import PICTURES, ImageFiles
 from data.sampling import Source
 from data.splits import PARTS
 from radio.recordings import SAMPLE_SUFFIXES, find_recordings, is_recording_file
@@ -83,7 +84,7 @@ class ClassFolders(Source):
         for place, own in files.items():
             if not own:
                 raise UserError(f"{self._folder(*place)}: expected recordings ({' '.join(SAMPLE_SUFFIXES)}) or images "
-                                f"({' '.join(SUFFIXES)}); found none")  # fmt: skip
+                                f"({' '.join(IMAGE_SUFFIXES)}); found none")  # fmt: skip
             for file in own:
                 kinds.setdefault(_kind(file), file)
         if len(kinds) > 1:
@@ -194,7 +195,7 @@ def _by_name(path, files):
 
 
 def _is_sample(path):
-    return path.name.lower().endswith(SAMPLE_SUFFIXES + SUFFIXES)
+    return path.name.lower().endswith(SAMPLE_SUFFIXES + IMAGE_SUFFIXES)
 
 
 def _files(folder, others):
