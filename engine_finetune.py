@@ -141,7 +141,7 @@ def train(model, optimizer, objective, batches, data, run, progress, first_epoch
     """
     args, record, state = run.args, run.record, (model, optimizer, run.scaler, progress)
     val_batches = batches_of(data.parts["val"], data, run)
-    record.take_over(first_epoch, progress.step, parallel.unwrap(model))
+    record.take_over(first_epoch, progress.step)
     split_due = True
     for epoch in range(first_epoch, args.epochs):
         validates = (epoch + 1) % args.val_every == 0 or epoch + 1 == args.epochs

@@ -22,7 +22,7 @@ def train(model, optimizer, batches, held_out, run, progress, first_epoch, start
     """
     started = time.perf_counter()
     args, record, state = run.args, run.record, (model, optimizer, run.scaler, progress)
-    record.take_over(first_epoch, progress.step, parallel.unwrap(model))
+    record.take_over(first_epoch, progress.step)
     if starts_from_weights and held_out is not None:
         stats = evaluate(model, held_out, run)
         _report("before the first step", stats, run, progress)

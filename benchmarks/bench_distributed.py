@@ -244,7 +244,6 @@ class SavedTraining:
         for name, background in saves.items():
             (folder / name).mkdir()
             self.savers[name] = Saver(folder / name, background=background)
-            self.savers[name].reserve(3 * parallel.size_bytes(self.model), pinned=device.type == "cuda")
         self.step = 0
 
     def steps(self, count):

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from radio.rng import SAMPLING, VALIDATION, Stream
+from radio.samples import signed
 from util.errors import UserError
 
 # What a sample holds: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is complex64
@@ -296,12 +297,3 @@ def to_images(parts, front_end, device):
     if len(done) == 1:
         return done[0]
     return torch.cat(done)[torch.tensor(order).argsort().to(device, non_blocking=True)]
-
-
-def signed(values):
-    """IQ that the front end takes: unsigned integers less half of their range, everything else as it is."""
-    of_bytes = {torch.uint8: torch.int8, torch.uint16: torch.int16}
-    if values.dtype not in of_bytes:
-        return values
-    values = values.view(of_bytes[values.dtype])
-    return values ^ torch.iinfo(values.dtype).min  # the top bit

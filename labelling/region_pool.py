@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from labelling.regions import regions_of
+from util.host_copy import host_copy
 from util.processes import end_with_parent
 
 # Runs that are on their way at a time: one is copied while one is looked at and one waits to be joined.
@@ -35,7 +36,7 @@ class RegionPool:
         self._stream = None
         self._free = queue.SimpleQueue()
         for number in range(SLOTS):
-            self._free.put((number, None))
+            self._free.put(number)
         self._waiting = ThreadPoolExecutor(SLOTS)
         self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _begin, (self._memory, os.getpid()))
         self._pool.submit(int).result()
@@ -49,21 +50,19 @@ class RegionPool:
         planes = run.probabilities
         if 4 * planes.numel() > SLOT_BYTES:
             raise ValueError(f"expected at most {SLOT_BYTES} bytes of probabilities: {list(planes.shape)}")
-        number, buffer = self._free.get()
+        number = self._free.get()
         copied = None
         if planes.is_cuda:
-            if buffer is None or buffer.numel() < planes.numel():
-                buffer = torch.empty(planes.numel(), pin_memory=True)
             self._stream = self._stream or torch.cuda.Stream(planes.device)
             self._stream.wait_stream(torch.cuda.current_stream(planes.device))
             with torch.cuda.stream(self._stream):
                 run.planes.record_stream(self._stream)
-                planes = buffer[: planes.numel()].view(planes.shape).copy_(planes, non_blocking=True)
+                planes = host_copy(planes)
                 copied = torch.cuda.Event(blocking=True)  # who waits for it sleeps
                 copied.record()
-        return self._waiting.submit(self._regions, number, buffer, planes, copied, run.blocks())
+        return self._waiting.submit(self._regions, number, planes, copied, run.blocks())
 
-    def _regions(self, number, buffer, planes, copied, blocks):
+    def _regions(self, number, planes, copied, blocks):
         try:
             if copied is not None:
                 copied.synchronize()
@@ -77,7 +76,7 @@ class RegionPool:
             parts = [self._pool.submit(_find, places[first : first + each]) for first in range(0, len(places), each)]
             return [found for part in parts for found in part.result()]
         finally:
-            self._free.put((number, buffer))
+            self._free.put(number)
 
     def close(self):
         self._waiting.shutdown(cancel_futures=True)

@@ -5,9 +5,9 @@ import operator
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 
+from radio.samples import signed
 from util.errors import UserError
 from util.files import read_pieces
 
@@ -64,9 +64,7 @@ class Channels:
         if filled < room.nbytes:
             first.read(start, count)  # says what is wrong with the file
             raise UserError(f"{first.layout.data_file}: expected {room.nbytes} bytes from {offset}; found {filled}")
-        if first.layout.dtype.kind == "u":  # the top bit taken for a sign is half of the range taken off
-            values = out.numpy().view(first.layout.dtype)
-            np.bitwise_xor(values, values.dtype.type(2 ** (8 * values.itemsize - 1)), out=values)
+        signed(out.numpy().view(first.layout.dtype), in_place=True)
 
     def empty(self, count, **kwargs):
         """Room for `read`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from reprlib import repr as _brief
 
 import numpy as np
+import torch
 
 from util.errors import UserError
 
@@ -162,6 +163,27 @@ def not_finite(iq: np.ndarray, dtype: np.dtype) -> int | None:
     return int(bad[0]) if bad.size else None
 
 
+def signed(values, in_place=False):
+    """Unsigned integers less half of their range, as signed integers; other values as they are.
+
+    Args:
+        values: array, or tensor of at most 16 bits; in_place: write the result where they lie.
+    """
+    if isinstance(values, np.ndarray):
+        dtype = values.dtype.str.replace("u", "i") if values.dtype.kind == "u" else None
+    else:
+        dtype = {torch.uint8: torch.int8, torch.uint16: torch.int16}.get(values.dtype)
+    if dtype is None:
+        return values
+    # Flipping the top bit is exact; sigmf subtracts in float32, which rounds cu32 and ru32.
+    values = values.view(dtype)
+    top_bit = -(2 ** (8 * values.itemsize - 1))
+    if in_place:
+        values ^= top_bit
+        return values
+    return values ^ top_bit
+
+
 def _complex(values):
     """float32 [count, components] as complex64 [count]; one component is the real part."""
     if values.shape[1] == 2:
@@ -173,13 +195,9 @@ def _complex(values):
 
 def _scaled(values):
     """Components of any type as float32 of the same shape, not copied where they are that; integers become [-1, 1)."""
-    half_scale = 2 ** (8 * values.itemsize - 1)
-    if values.dtype.kind == "u":
-        # Flipping the top bit takes half scale off exactly; sigmf takes it off in float32, which rounds cu32 and ru32.
-        values = values ^ values.dtype.type(half_scale)
-        values = values.view(values.dtype.str.replace("u", "i"))
+    values = signed(values)
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and the readers report that
         scaled = values.astype(np.float32, order="C", copy=False)
     if values.dtype.kind == "i":
-        scaled *= np.float32(1 / half_scale)
+        scaled *= np.float32(2.0 ** (1 - 8 * values.itemsize))
     return scaled

@@ -27,14 +27,13 @@ from data.sampling import (
     MaskedSamples,
     Source,
     Subset,
-    signed,
     stream,
 )
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
 from radio.recordings import find_recordings, open_recording
-from radio.samples import DATATYPES, full_datatype
+from radio.samples import DATATYPES, full_datatype, signed
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
 

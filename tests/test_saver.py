@@ -214,34 +214,8 @@ def test_what_is_written_is_the_state_when_save_was_called(tmp_path, held):
     assert len(found["classes"]) == 2
 
 
-def test_the_copies_are_as_the_state_by_any_number_of_threads(monkeypatch):
-    torch.manual_seed(0)
-    tensors = {index: torch.randn(1 + 7919 * index) for index in range(40)}
-    copies = saver.HostCopies()
-    for threads in (1, 4):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        tensors[0].fill_(threads)
-        found = copies.of(tensors)
-        assert all(torch.equal(found[index], tensor) for index, tensor in tensors.items())
-        assert not any(found[index].data_ptr() == tensor.data_ptr() for index, tensor in tensors.items())
-
-
-def test_the_memory_of_the_copies_is_used_again(tmp_path):
-    copies = saver.HostCopies()
-    copies.reserve(1 << 20, pinned=False)
-    first = copies.of({"a": torch.ones(1 << 16), "b": torch.ones(5)})
-    second = copies.of({"a": torch.zeros(1 << 16), "b": torch.zeros(5)})
-    assert [tensor.data_ptr() for tensor in first.values()] == [tensor.data_ptr() for tensor in second.values()]
-    other = copies.of({"a": torch.full((5,), 7.0), "b": torch.full((1 << 16,), 7.0)})  # shapes of another order
-    assert [tensor.shape for tensor in other.values()] == [(5,), (1 << 16,)]
-    assert other["a"].data_ptr() == first["a"].data_ptr()
-    larger = copies.of({"a": torch.full((1 << 20,), 3.0)})
-    assert (larger["a"] == 3).all()
-
-
 def test_a_second_save_waits_for_the_first(tmp_path, held):
     with Saver(tmp_path) as saving:
-        saving.reserve(1000)
         saving.save(state(step=1))
         assert saving.waited_s < 5
         threading.Timer(0.3, held.set).start()
@@ -264,7 +238,7 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, capsys, monkeypatch)
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(saver.HostCopies, "of", fail)
+    monkeypatch.setattr(saver, "host_copy_of_state", fail)
     saving = Saver(tmp_path)
     saving.save(state(step=1))
     assert steps(tmp_path) == {LAST: 1}

@@ -48,12 +48,10 @@ def epochs_of(scenes, workers=0, training=True, batch_size=3, epochs=(0, 1, 2)):
     for epoch in epochs:
         batches.epoch = epoch
         delivered.append([])
-        for slot, ends_batch, batch in loader.pieces():
+        for ends_batch, batch in loader.pieces():
             assert ends_batch
             batch["parts"] = [(kind, values.clone(), places) for kind, values, places in batch["parts"]]
             delivered[-1].append(batch)
-            if slot is not None:
-                slot.give_back()
     return delivered
 
 

@@ -94,10 +94,6 @@ def load_optimizer(optimizer, state):
     optimizer.load_state_dict(state | {"state": own})
 
 
-def size_bytes(model):
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
 def shard_state(model, state):
     """Shard a state dict of full tensors as the model is sharded."""
     own = model.state_dict()

@@ -42,8 +42,8 @@ class Record:
         elif self._saver is not None:
             self._saver.__exit__(kind, error, trace)
 
-    def take_over(self, epoch, step, model):
-        """Drop what an interrupted process logged from this epoch and step on; reserve memory for copies of the state."""
+    def take_over(self, epoch, step):
+        """Drop what an interrupted process logged from this epoch and step on."""
         if self._saver is None:
             return
         self._purge_step = step + 1
@@ -53,7 +53,6 @@ class Record:
             if kept != lines:
                 with atomic_path(self._text) as temporary:
                     temporary.write_text("".join(kept))
-        self._saver.reserve(3 * parallel.size_bytes(model), pinned=next(model.parameters()).is_cuda)
 
     def scalars(self, step, values):
         """Write numbers to TensorBoard."""

@@ -1,27 +1,17 @@
 """Writing a run's checkpoints while it trains: which stay, and what is said when one cannot be written."""
 
 import contextlib
-import copy
-import itertools
-import mmap
 import os
 import shutil
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from util import checkpoint
 from util.checkpoint import BEST, LAST, PREVIOUS, reason
 from util.errors import UserError, warn
 from util.files import atomic_path
-
-ALIGNMENT_BYTES = 64  # a cache line, and a multiple of what any dtype needs
-COPY_THREADS = 4  # one core does not fill a machine's memory bandwidth; more than a few gain nothing
-LARGE_BYTES = 1 << 16
-RESERVE = 1.1  # of the memory asked for: tensors of a few bytes take ALIGNMENT_BYTES
+from util.host_copy import host_copy_of_state
 
 
 class Saver:
@@ -42,7 +32,6 @@ class Saver:
     def __init__(self, folder, keep=0, background=True):
         self.folder, self.keep, self.background = Path(folder), keep, background
         self.waited_s = self.written_s = self.total_waited_s = self.total_written_s = 0.0
-        self._copies = HostCopies()
         self._file_system = None  # where the last save went
         self._thread = None
         self._error = None  # to be raised on the caller's thread
@@ -59,21 +48,6 @@ class Saver:
         if self._error is not None:
             warn(self._error)
             self._error = None
-
-    def reserve(self, size_bytes, pinned=False):
-        """Have memory for the copy of a state of about so many bytes before the first save, which else waits for it.
-
-        Args:
-            pinned: whether tensors are on a GPU.
-        """
-        if self.background:
-            self._wait()
-            self._thread = threading.Thread(target=self._reserve, args=(round(size_bytes * RESERVE), pinned))
-            self._thread.start()
-
-    def _reserve(self, size_bytes, pinned):
-        with contextlib.suppress(OSError, RuntimeError, MemoryError, ValueError):  # the first save will see for itself
-            self._copies.reserve(size_bytes, pinned)
 
     def save(self, state, completed_epoch=None, best=False):
         """Write `checkpoint-last.pth`, and of the same save what else it is.
@@ -126,7 +100,7 @@ class Saver:
 
     def _copied(self, state):
         try:
-            return self._copies.of(state)
+            return host_copy_of_state(state)
         except (OSError, RuntimeError, MemoryError) as error:
             copying = f"no memory to copy the state of step {state['step']}: {reason(error)}"
             warn(f"{self.folder}: {copying}; training waits until it is written")
@@ -213,86 +187,3 @@ def same(whole, other):
     if checkpoint.read_comment(whole) != checkpoint.read_comment(other):
         return False
     return os.path.samefile(whole, other) or not checkpoint.examine(other)[1]
-
-
-class HostCopies:
-    """Copies of tensors, in host memory that is kept from one to the next: fresh pages cost more than the copying."""
-
-    def __init__(self):
-        self._memory, self._pinned = np.empty(0, np.uint8), False
-        self._layout, self._places = [], []  # dtype and shape of every tensor, and where its copy goes
-
-    @torch.no_grad()
-    def of(self, state):
-        """A deep copy of nested dicts, lists and tuples with every tensor on the CPU, until the next call overwrites it."""
-        tensors = list({id(tensor): tensor for tensor in _tensors(state)}.values())
-        self._lay_out(tensors)
-        large = []
-        for tensor, place in zip(tensors, self._places, strict=True):
-            if tensor.device.type == "cpu" and tensor.nbytes >= LARGE_BYTES:
-                large.append((place, tensor))
-            else:
-                place.copy_(tensor, non_blocking=True)
-        _copy(large)
-        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
-            torch.cuda.synchronize(device)
-        return copy.deepcopy(state, {id(tensor): place for tensor, place in zip(tensors, self._places, strict=True)})
-
-    def _lay_out(self, tensors):
-        layout = [(tensor.dtype, tensor.shape) for tensor in tensors]
-        sizes = [-(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES for tensor in tensors]
-        if self.reserve(sum(sizes), any(tensor.is_cuda for tensor in tensors)) or layout != self._layout:
-            starts = itertools.accumulate(sizes, initial=0)
-            self._layout, self._places = layout, list(map(self._place, tensors, starts))
-
-    def _place(self, tensor, start):
-        """An uninitialised tensor, as a storage of its own, as torch.save writes whole storages."""
-        if not tensor.numel():
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
-        return torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=start).view(tensor.shape)
-
-    def reserve(self, size_bytes, pinned):
-        """Have so much memory, page-locked for a GPU if `pinned`; returns whether it is new."""
-        if size_bytes <= self._memory.nbytes and pinned == self._pinned:
-            return False
-        self._memory, self._places = np.empty(0, np.uint8), []  # let go of the old before there is a new one
-        if pinned:
-            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True).numpy()
-        else:
-            pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            # Huge pages are there sooner. Shared with a process that loads data, each would be copied when it is written.
-            for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
-                with contextlib.suppress(AttributeError, OSError):  # Linux has them, if its kernel was built so
-                    pages.madvise(getattr(mmap, advice))
-            self._memory = np.frombuffer(pages, np.uint8)
-            self._memory[:: mmap.PAGESIZE] = 0
-        self._pinned = pinned
-        return True
-
-
-def _tensors(value):
-    if torch.is_tensor(value):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
-
-
-def _copy(pairs):
-    """Copy tensors, each by one of several threads: torch's own wait for one another after every tensor."""
-    left = iter(pairs)
-
-    def work():
-        for place, tensor in left:
-            _as_bytes(place)[:] = _as_bytes(tensor)
-
-    helpers = [threading.Thread(target=work) for _ in range(min(COPY_THREADS, torch.get_num_threads()) - 1)]
-    for helper in helpers:
-        helper.start()
-    work()
-    for helper in helpers:
-        helper.join()
-
-
-def _as_bytes(tensor):
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
