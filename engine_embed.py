@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from data.batches import EpochBatches, to_images
 from data.csi import CsiFile
 from data.feeding import make_loader
-from data.sampling import Concatenated, EpochBatches
+from data.sampling import Concatenated
 from data.set_writer import COMMIT_S, differences
 from data.spectrogram_set import SpectrogramSet
 from data.splits import RECORDING
@@ -216,7 +218,7 @@ def embed(model, windows, front_end, device, autocast, rows, batch_size, num_wor
     batches.first_batch = -(-rows.done // batch_size)
     loader = make_loader(windows, batches, num_workers, device.type == "cuda")
     with tqdm(total=len(windows), initial=rows.done, desc="embedding", unit=" windows", disable=None) as bar:
-        for batch in loader.batches(front_end, device):
+        for batch in loader.batches(partial(to_images, front_end=front_end, device=device), device):
             with autocast():
                 tokens = model(batch["images"])  # (B, 1 + L, D)
             patches = tokens[:, 1:].float()

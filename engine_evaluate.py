@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import torch
 
-from data.sampling import to_images
+from data.batches import to_images
 from data.splits import has_masks
 from util import distributed, parallel
 from util.metrics import means, overall, table, table_by_group

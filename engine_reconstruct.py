@@ -3,7 +3,7 @@
 import torch
 from einops import repeat
 
-from data.sampling import to_images
+from data.batches import to_images
 from models_mae import patch_statistics
 from util import distributed, parallel
 from util.plots import reconstruction_figure

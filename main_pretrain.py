@@ -32,8 +32,7 @@ from timm.optim import param_groups_weight_decay
 import engine_pretrain
 import models_mae
 from data import registry
-from data.batches import Batches
-from data.sampling import MaskedSamples
+from data.batches import Batches, MaskedSamples
 from util import checkpoint, compiling, parallel, pretrained, resume
 from util import run as runs
 from util.errors import UserError, reported

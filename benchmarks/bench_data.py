@@ -19,6 +19,7 @@ import itertools
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import common
@@ -30,8 +31,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from data import registry
+from data.batches import EpochBatches, MaskedSamples, to_images
 from data.feeding import make_loader
-from data.sampling import EpochBatches, MaskedSamples
 from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
 from util.device import keep_freed_memory
@@ -171,7 +172,7 @@ def project_stream(folder, *flags):
     loader = make_loader(MaskedSamples(source, NUM_PATCHES, SEED, training=True), batches, num_workers=0, pin_memory=False)
     device = torch.device("cpu")
     for batches.epoch in itertools.count():
-        for batch in loader.batches(front_end, device):
+        for batch in loader.batches(partial(to_images, front_end=front_end, device=device), device):
             yield batch["images"]
 
 

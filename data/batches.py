@@ -1,16 +1,23 @@
-"""The batches of an epoch, on the device and ready for the model."""
+"""The batches of an epoch, on the device and ready for the model: which samples, in which order, under which masks."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 from data.feeding import make_loader
-from data.sampling import EpochBatches
+from data.sampling import HELD_OUT_SAMPLE, IMAGE, IQ, ORDER, SAMPLE, stream
+from radio.samples import signed
 from util import distributed
 
 
 class Batches:
     """Iterates over the batches of an epoch; each process has its own share of them.
 
-    A batch is a dict: `images`, float32 [B, C, F, T]; `noise`, float32 [B, numbers]; `target`, where the samples have labels;
-    `index`, int64 [B] on the CPU; `real`, how many of the samples count: all, or 0 where this process has none left and
-    loads a sample of another for company.
+    A batch is a dict: `images`, float32 [B, C, F, T]; `noise`, float32 [B, numbers]; `target`, if the samples
+    have labels; `index`, int64 [B] on the CPU; `real`, how many of the samples count: all, or 0 where this process has none
+    left and loads a sample of another process, so that all processes have as many batches.
 
     Args:
         dataset: with `batch` and `sample_bytes`, as `data.sampling.MaskedSamples`.
@@ -49,7 +56,8 @@ class Batches:
         return len(self._order)
 
     def __iter__(self):
-        self._feed = self._loader.batches(self.front_end, self.device)
+        images_of = partial(to_images, front_end=self.front_end, device=self.device)
+        self._feed = self._loader.batches(images_of, self.device)
         for number, batch in enumerate(self._feed, self.first):
             yield batch | {"real": self._order.real(number)}
 
@@ -65,3 +73,138 @@ class Batches:
         """Samples, of all processes, in `count` batches from a number on; fewer at the end of the epoch."""
         together = self._order.together
         return min(count * together, self._order.kept_samples - number * together)
+
+
+class MaskedSamples(Dataset):
+    """A source's samples, each with the noise that decides its mask.
+
+    Indexed by (epoch, sample), so that workers need not be told of the epoch. In validation nothing is random, and the
+    noise, so the mask, is that of epoch 0 whatever the epoch.
+    """
+
+    def __init__(self, source, num_patches, seed, training):
+        self.source = source
+        self.num_patches = num_patches
+        self.seed = seed
+        self.training = training
+
+    def __len__(self):
+        return len(self.source)
+
+    @property
+    def sample_bytes(self):
+        """Bytes of the largest sample of a batch, noise included."""
+        return self.source.sample_bytes + 4 * self.num_patches
+
+    def _rng(self, epoch, index):
+        """A sample's random numbers, from their beginning."""
+        if not self.training:
+            return stream(self.seed, HELD_OUT_SAMPLE, index=index).generator()
+        return stream(self.seed, SAMPLE, epoch, index).generator()
+
+    def batch(self, keys):
+        """Samples by (epoch, sample), all of one epoch.
+
+        Returns:
+            dict of arrays. parts: a list of (kind, [n, ...], places in the batch, a list of n); noise: float32 [B, L];
+            index: int64 [B].
+        """
+        [epoch], indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
+        noise = np.empty((len(keys), self.num_patches), np.float32)
+        for index, row in zip(indices, noise, strict=True):
+            self._rng(epoch, index).random(out=row, dtype=np.float32)
+        skipped = np.empty(self.num_patches, np.float32)
+
+        def rng_of(place):
+            rng = self._rng(epoch, indices[place])
+            rng.random(out=skipped, dtype=np.float32)
+            return rng
+
+        parts = self.source.load_many(indices, rng_of if self.training else lambda place: None, epoch)
+        return {"parts": parts, "noise": noise, "index": np.array(indices)}
+
+    def describe(self, epoch, index):
+        """What sample `index` of an epoch is; see `Source`."""
+        rng = self._rng(epoch, index)
+        rng.random(self.num_patches, dtype=np.float32)
+        return self.source.describe(index, rng if self.training else None, epoch)
+
+
+class EpochBatches:
+    """Batch sampler: the batches of one epoch as lists of (epoch, sample), in an order that (seed, epoch) decides.
+
+    Of several processes, which take `part` 0 to `parts` - 1, each has `batch_size` samples of the `parts` * `batch_size`
+    that they see at a time, so that samples meet in the same step however many processes share them. What is left at the end
+    is divided in runs of an even number, for pairs to stay together (`data.labelled.mix`). A process that gets none of it
+    loads a sample that `real` says is not to count: all have as many batches.
+
+    A last batch with a single sample for somebody is left out with `drop_single`, for models that cannot train on it. Set
+    `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
+    """
+
+    def __init__(self, num_samples, batch_size, seed, shuffle, drop_single=False, part=0, parts=1):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.part = part
+        self.together = batch_size * parts  # samples that the processes see at a time
+        left = num_samples % self.together
+        least = min(self._share(0, left, part) for part in range(parts))
+        self.kept_samples = num_samples - (left if drop_single and least < 2 else 0)
+        self.epoch = 0
+        self.first_batch = 0
+
+    def __len__(self):
+        return -(-self.kept_samples // self.together)
+
+    def _share(self, start, stop, part):
+        """How many of the samples `start` to `stop` are those of a part."""
+        each = -(-(stop - start) * self.batch_size // self.together)
+        each = min(each + each % 2, self.batch_size)
+        return max(0, min(each, stop - start - part * each))
+
+    def _range(self, number, part):
+        start = number * self.together
+        stop = min(start + self.together, self.kept_samples)
+        each = self._share(start, stop, 0)
+        return start + min(part * each, stop - start), self._share(start, stop, part)
+
+    def first(self, number):
+        """Place in the epoch of the first sample of this process's batch `number`."""
+        return self._range(number, self.part)[0]
+
+    def real(self, number):
+        """How many samples of this process's batch `number` count: all of them, or none."""
+        return self._range(number, self.part)[1]
+
+    def __iter__(self):
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = stream(self.seed, ORDER, self.epoch).generator().permutation(self.num_samples)
+        for number in range(self.first_batch, len(self)):
+            first, count = self._range(number, self.part)
+            # the sample that does not count: the first of all processes' batch
+            chosen = order[first : first + count] if count else order[number * self.together :][:1]
+            yield [(self.epoch, int(index)) for index in chosen]
+
+
+def to_images(parts, front_end, device):
+    """A batch's parts to float32 images [B, C, F, T] on the device, through the front end where they need it.
+
+    Args:
+        parts: see `MaskedSamples.batch`; tensors or arrays.
+    """
+    done, order = [], []
+    for kind, values, places in parts:
+        values = torch.as_tensor(values)
+        if callable(kind):
+            decibels = kind(values, front_end, device)
+        else:
+            values = values.to(device, non_blocking=True)
+            decibels = front_end.decibels(signed(values)) if kind == IQ else values
+        done.append(decibels.float() if kind == IMAGE else front_end.from_decibels(decibels))
+        order += places
+    if len(done) == 1:
+        return done[0]
+    return torch.cat(done)[torch.tensor(order).argsort().to(device, non_blocking=True)]

@@ -18,7 +18,7 @@ from multiprocessing.reduction import DupFd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampling import IQ, to_images
+from data.sampling import IQ
 
 PIECE_BYTES = 2**25
 WAITING_BYTES = 2**31  # of pieces that wait for the main process, but at least two pieces a worker
@@ -67,9 +67,9 @@ class Loader:
         """The processes, once there are any."""
         return [] if self._loader._iterator is None else self._loader._iterator._workers
 
-    def batches(self, front_end, device):
-        """A `Feed` of the epoch's batches from the batch sampler's first on."""
-        return Feed(self, front_end, device)
+    def batches(self, images_of, device):
+        """A `Feed` of the epoch's batches, from the first of the batch sampler on."""
+        return Feed(self, images_of, device)
 
     def pieces(self):
         """(whether it ends a batch, dict of tensors as `batch` of the data set gives it), in order.
@@ -97,8 +97,8 @@ class Feed:
     `index` stays on the CPU. On a GPU a side stream copies and transforms the next batch beside the training.
     """
 
-    def __init__(self, loader, front_end, device):
-        self._loader, self._front_end, self._device = loader, front_end, device
+    def __init__(self, loader, images_of, device):
+        self._loader, self._images_of, self._device = loader, images_of, device
         self._reading_s, self._stalls = 0.0, deque()
 
     def __iter__(self):
@@ -118,7 +118,7 @@ class Feed:
         whole, asked = [], time.perf_counter()
         for is_last, piece in self._loader.pieces():
             self._reading_s += time.perf_counter() - asked
-            piece["images"] = to_images(piece.pop("parts"), self._front_end, self._device)
+            piece["images"] = self._images_of(piece.pop("parts"))
             for name in piece.keys() - {"index"}:
                 piece[name] = piece[name].to(self._device, non_blocking=True)
             whole.append(piece)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,22 +14,11 @@ from support import write_ci16, write_sigmf
 
 from data import feeding
 from data.annotated import AnnotatedWindows
+from data.batches import EpochBatches, MaskedSamples, to_images
 from data.feeding import Slots, make_loader
 from data.images import ImageFiles
 from data.labelled import LabelledSamples, Part
-from data.sampling import (
-    DECIBELS,
-    HELD_OUT_SAMPLE,
-    IMAGE,
-    IQ,
-    SAMPLE,
-    Concatenated,
-    EpochBatches,
-    MaskedSamples,
-    Source,
-    Subset,
-    stream,
-)
+from data.sampling import DECIBELS, HELD_OUT_SAMPLE, IMAGE, IQ, SAMPLE, Concatenated, Source, Subset, stream
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
@@ -105,7 +95,7 @@ def delivered(source, training=True, workers=0, batch_size=7, epoch=2, device=CP
     batches.epoch, batches.first_batch = epoch, first_batch
     loader = make_loader(MaskedSamples(source, PATCHES, 3, training), batches, workers, pin)
     found = {}
-    for batch in loader.batches(made or front_end(), device):
+    for batch in loader.batches(partial(to_images, front_end=made or front_end(), device=device), device):
         for index, noise, image in zip(batch["index"].tolist(), batch["noise"], batch["images"], strict=True):
             assert index not in found
             found[index] = (noise.cpu().numpy(), image)
@@ -249,7 +239,7 @@ def test_targets_come_with_their_samples(tmp_path):
         batches = EpochBatches(len(part), 8, 0, shuffle=True)
         for workers in (0, 1):
             numbers = []
-            for batch in make_loader(LabelledSamples(part, 0), batches, workers, False).batches(front_end(), CPU):
+            for batch in make_loader(LabelledSamples(part, 0), batches, workers, False).batches(partial(to_images, front_end=front_end(), device=CPU), CPU):
                 for number, image, target in zip(batch["index"].tolist(), batch["images"], batch["target"], strict=True):
                     index = len(source) - 1 - number
                     assert np.array_equal(target, source.target(index))
@@ -326,10 +316,10 @@ def test_a_feed_that_was_left_begins_again():
         batches = EpochBatches(12, 2, 0, shuffle=True)
         loader = make_loader(MaskedSamples(Larger(), PATCHES, 0, True), batches, workers, False)
         for _ in range(2):
-            next(iter(loader.batches(front_end(), CPU)))
+            next(iter(loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)))
         for epoch in range(3):
             batches.epoch = epoch
-            feed = loader.batches(front_end(), CPU)
+            feed = loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)
             order = [index for batch in feed for index in batch["index"].tolist()]
             assert order == [index for keys in batches for _, index in keys]
 
@@ -338,7 +328,7 @@ def test_what_was_delivered_stays():
     """The images of a batch are its own: slots are written again while it may be in use."""
     batches = EpochBatches(12, 1, 0, shuffle=False)
     loader = make_loader(MaskedSamples(Larger(), PATCHES, 0, True), batches, 1, False)
-    held = [batch for epoch in range(3) for batch in loader.batches(front_end(), CPU)]
+    held = [batch for epoch in range(3) for batch in loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)]
     assert [int(batch["images"].unique()) for batch in held] == list(range(12)) * 3
     noises = torch.cat([batch["noise"] for batch in held]).view(3, 12, PATCHES)
     assert torch.equal(noises[0], noises[2])
@@ -381,7 +371,7 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch, waiting_bytes, pieces)
 
     monkeypatch.setattr(os, "ftruncate", truncate)
     loader = make_loader(MaskedSamples(Iq(), PATCHES, 0, True), EpochBatches(256, 256, 0, True), 2, False)
-    [batch] = loader.batches(Levels(), CPU)
+    [batch] = loader.batches(partial(to_images, front_end=Levels(), device=CPU), CPU)
     assert batch["images"].flatten().tolist() == batch["index"].tolist()
     assert sum(sizes) < pieces * 1.1 * 2**20
 
@@ -393,7 +383,7 @@ def test_the_time_that_data_take_is_waited_for():
             return super().load(index, rng)
 
     loader = make_loader(MaskedSamples(Slow(), PATCHES, 0, True), EpochBatches(12, 4, 0, True), 0, False)
-    feed = loader.batches(front_end(), CPU)
+    feed = loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)
     assert len(list(feed)) == 3
     assert feed.waited_s() >= 0.24
     assert feed.waited_s() == 0
@@ -444,7 +434,7 @@ def test_a_gpu_waits_for_its_images_and_keeps_them_while_they_are_used(making, t
     gpu = torch.device("cuda")
     batches = EpochBatches(4096, 64, 0, shuffle=True)
     loader = make_loader(MaskedSamples(Marked(making), PATCHES, 0, True), batches, 2, True)
-    feed = loader.batches(front_end(normalize="none"), gpu)
+    feed = loader.batches(partial(to_images, front_end=front_end(normalize="none"), device=gpu), gpu)
     sums, noises, numbers = [], [], []
     for batch in feed:
         assert torch.cuda.current_stream() == torch.cuda.default_stream()

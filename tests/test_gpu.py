@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 import engine_pretrain
 import main_pretrain
-from data.batches import Batches
-from data.sampling import IQ, MaskedSamples, Source
+from data.batches import Batches, MaskedSamples
+from data.sampling import IQ, Source
 from models_mae import MaskedAutoencoderViT
 from radio.spectrogram import Spectrogram
 from util import attention, compiling, progress

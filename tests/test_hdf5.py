@@ -6,6 +6,7 @@ import shlex
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import h5py
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from test_tasks import opened, refused
 
 from data import hdf5, registry
+from data.batches import EpochBatches, to_images
 from data.feeding import make_loader
 from data.formats import HDF5, MATLAB, PICKLED, format_of
 from data.hdf5 import RADIOML_CLASSES, open_hdf5
 from data.labelled import LabelledSamples
-from data.sampling import IMAGE, IQ, EpochBatches
+from data.sampling import IMAGE, IQ
 from data.splits import sample_names
 from engine_evaluate import groupings
 from radio.spectrogram import Spectrogram
@@ -75,7 +77,7 @@ def batches_of(data, name, workers=0):
     """The batches of a part, in its order, as training and evaluation get them."""
     part = data.parts[name]
     loader = make_loader(LabelledSamples(part, 0), EpochBatches(len(part), 5, 0, False), workers, False)
-    return loader.batches(data.front_end, CPU)
+    return loader.batches(partial(to_images, front_end=data.front_end, device=CPU), CPU)
 
 
 # RadioML 2018.01A

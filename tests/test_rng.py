@@ -4,9 +4,10 @@ import torch
 from scipy import stats
 from timm.data import Mixup
 
+from data.batches import EpochBatches, MaskedSamples
 from data.csi import SyntheticCsi
 from data.labelled import mix
-from data.sampling import EpochBatches, MaskedSamples, Source, hold_out
+from data.sampling import Source, hold_out
 from data.splits import fewer_labels, make_splits
 from radio.rng import TEST, TRAINING, VALIDATION, Stream, philox_words
 from radio.scenes import csi_room

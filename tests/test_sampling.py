@@ -2,11 +2,13 @@
 
 import signal
 import subprocess
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from data.batches import EpochBatches, MaskedSamples, to_images
 from data.feeding import make_loader
 from data.sampling import (
     DECIBELS,
@@ -15,15 +17,12 @@ from data.sampling import (
     ORDER,
     SAMPLE,
     Concatenated,
-    EpochBatches,
-    MaskedSamples,
     Source,
     Subset,
     hold_out,
     split_by_group,
     stacked,
     stream,
-    to_images,
 )
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
@@ -51,7 +50,7 @@ class Numbers(Source):
 
 
 def all_batches(dataset, batches, workers=0):
-    feed = make_loader(dataset, batches, workers, pin_memory=False).batches(Spectrogram(), torch.device("cpu"))
+    feed = make_loader(dataset, batches, workers, pin_memory=False).batches(partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu"))
     return [(batch["index"], batch["noise"], batch["images"]) for batch in feed]
 
 
@@ -91,7 +90,7 @@ def test_fewer_samples_than_a_batch_make_one():
 def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
     batches = EpochBatches(10, 2, seed=5, shuffle=True)
     loader = make_loader(MaskedSamples(Numbers(10), 6, seed=1, training=True), batches, 1, pin_memory=False)
-    iterator = iter(loader.batches(Spectrogram(), torch.device("cpu")))
+    iterator = iter(loader.batches(partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu")))
     next(iterator)
     [worker] = loader.workers
     for number in (signal.SIGTERM, signal.SIGUSR1):

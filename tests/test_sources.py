@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -26,13 +27,14 @@ from test_mathworks import write_frame, write_resaved
 
 from data import registry, set_writer
 from data.annotated import AnnotatedWindows
+from data.batches import EpochBatches, MaskedSamples, to_images
 from data.class_folders import ClassFolders
 from data.csi import CsiFile, NtuFiHar
 from data.feeding import make_loader
 from data.images import ImageFiles, load_image
 from data.labelled import LabelledSamples, Part
 from data.mathworks import MathWorksFrames
-from data.sampling import DECIBELS, IQ, SAMPLE, EpochBatches, MaskedSamples, stream
+from data.sampling import DECIBELS, IQ, SAMPLE, stream
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
@@ -863,7 +865,7 @@ def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change
         source = RecordingWindows.from_recordings(find_recordings(path), front_end())
     assert len(source) == 200
     loader = loader(source)
-    batches = iter(loader.batches(front_end(), torch.device("cpu")))
+    batches = iter(loader.batches(partial(to_images, front_end=front_end(), device=torch.device("cpu")), torch.device("cpu")))
     try:
         next(batches)
         [worker] = loader.workers

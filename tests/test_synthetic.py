@@ -13,8 +13,9 @@ import engine_reconstruct
 import main_pretrain
 import main_synthesize
 from data import registry
+from data.batches import EpochBatches, MaskedSamples, to_images
 from data.feeding import make_loader
-from data.sampling import DECIBELS, EpochBatches, MaskedSamples, to_images
+from data.sampling import DECIBELS
 from data.synthetic import SceneMaker, SyntheticScenes, scene_config, scene_mask
 from radio.rng import TRAINING, VALIDATION, Stream
 from radio.scenes.config import CLASSIC, WILD, with_settings

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or passed over, hold tensors and plain values only, and bring a run back exactly.
 
-A checkpoint is the zip archive that torch.save writes, so any reader of such archives opens it. The archive's checksums (CRC)
+A checkpoint is the zip archive that torch.save writes, so any reader of such archives opens it. The archive's checksums
 find damage; its comment says which save of its folder it is, and the step.
 """
 
