@@ -181,8 +181,8 @@ class Slots:
     The memory is not in /dev/shm, which is small in containers.
     """
 
-    # Tensors of a DataLoader's workers take new memory for every batch. CPU time on 2 virtual cores, theirs in
-    # brackets: to read 64 spectrograms 4.5 ms (11.5), to send 250 MB of IQ 45 ms (290), and to train
+    # Tensors of a DataLoader's workers take new memory for every batch. CPU time, theirs in brackets, on 2
+    # virtual cores: to read 64 spectrograms 4.5 ms (11.5), to send 250 MB of IQ 45 ms (290), and to train
     # mae_vit_tiny_patch16 on a batch of that IQ 1.2 s (1.5).
 
     def __init__(self, count, size, descriptor=None):
