@@ -1,16 +1,14 @@
-"""Everything that is measured of speed, on this machine: `make bench`.
+"""Measure the speed of everything on this machine: `make bench`.
 
-    python benchmarks/bench.py                          # all that the machine can; a GPU is measured where there is one
+    python benchmarks/bench.py                          # all; a GPU is measured where there is one
     python benchmarks/bench.py --only bench_pretrain bench_segment
-    python benchmarks/bench.py --tables                 # measure nothing, put the results so far into the documents
+    python benchmarks/bench.py --minutes 8              # start no further benchmark after eight minutes
+    python benchmarks/bench.py --tables                 # measure nothing, write the tables
 
-Each benchmark runs in a process of its own, so that none finds threads, memory or compiled code of another, and can be run
-alone in the same way. What they find goes to `benchmarks/results/<device>.json`, a record for each; the tables of the
-documents between the marks are made of these files.
+Each benchmark runs in a process of its own and can be run alone. The results go to
+`benchmarks/results/<device>.json`. The tables in README.md and docs/SPEED.md are made from these files.
 """
 
-import argparse
-import os
 import subprocess
 import sys
 import time
@@ -20,38 +18,26 @@ import common
 import tables
 import torch
 
-from util.errors import UserError, reported
+from util.errors import RunError, UserError, reported
 
-SMALL, MEDIUM, LARGE = (f"mae_vit_{size}_patch16" for size in ("small", "medium", "large"))
-
-# What runs, with which flags, on a CPU and on a GPU. None: not there.
+SIZES = " ".join(f"mae_vit_{size}_patch16" for size in ("small", "medium", "large"))
+END_TO_END = "--model mae_vit_large_patch16 --batch_size 256 --samples 16384 --windows 2048"
+# What runs, with which flags on a CPU and on a GPU.
 BENCHMARKS = {
-    "bench_data": ((), ()),
-    "bench_start": ((), None),
-    "bench_pretrain": (
-        (),
-        ("--model", SMALL, MEDIUM, LARGE, "--batch_size", "1024", "512", "256", "--steps", "4", "--repeats", "5"),
-    ),
-    "bench_growth": ((), ("--model", SMALL, "--batch_size", "256", "--steps", "4")),
-    "bench_end_to_end": (
-        (),
-        ("--model", LARGE, "--batch_size", "256", "--samples", "16384", "--windows", "2048"),
-    ),
-    "bench_segment": ((), ()),
-    "bench_synthesize": ((), ()),
-    "bench_distributed": ((), ("--update",)),
+    "bench_data": ("", ""),
+    "bench_pretrain": ("--ddp", f"--model {SIZES} --batch_size 1024 512 256 --steps 4 --repeats 5 --ddp"),
+    "bench_growth": ("", "--model mae_vit_small_patch16 --batch_size 256 --steps 4"),
+    "bench_end_to_end": ("", END_TO_END),
+    "bench_segment": ("", ""),
+    "bench_synthesize": ("", ""),
 }
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Run all benchmarks that this machine can.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(BENCHMARKS), help="of these alone")
-    parser.add_argument("--tables", action="store_true", help="only put the results so far into the documents")
-    parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the results are")
+    parser = common.get_parser("Run all benchmarks that this machine can.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=list(BENCHMARKS), help="run these alone")
+    parser.add_argument("--minutes", type=float, help="start no further benchmark after so long")
+    parser.add_argument("--tables", action="store_true", help="only write the tables from the results so far")
     return parser
 
 
@@ -59,27 +45,25 @@ def main(args):
     if unknown := [name for name in args.only if name not in BENCHMARKS]:
         raise UserError(f"--only: expected some of {', '.join(BENCHMARKS)}; found {unknown[0]!r}")
     if args.tables:
-        tables.update(args.output)
+        tables.update_speed(args.output)
         return
-    on_gpu = torch.cuda.is_available()
-    failed = []
+    begun, failed = time.monotonic(), []
     for name in args.only:
-        flags = BENCHMARKS[name][on_gpu]
-        if flags is None:
+        flags = BENCHMARKS[name][torch.cuda.is_available()]
+        if args.minutes is not None and time.monotonic() - begun > 60 * args.minutes:
+            print(f"{name}: not run, --minutes are over")
             continue
-        print(f"\n{name} {' '.join(flags)}", flush=True)
-        started = time.perf_counter()
+        print(f"\n{name} {flags}", flush=True)
+        started = time.monotonic()
         script = Path(__file__).with_name(f"{name}.py")
-        done = subprocess.run([sys.executable, str(script), *flags, "--output", args.output], env=os.environ, check=False)
-        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
-        if done.returncode:
-            failed.append(name)
-    print()
-    print(tables.text("docs/SPEED.md", common.read_results(args.output)))
-    if Path(args.output).resolve() == (Path(__file__).parent / "results").resolve():
-        tables.update(args.output)
+        command = [sys.executable, script, *flags.split(), "--output", args.output]
+        failed += [name] * bool(subprocess.run(command, check=False).returncode)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"\n{tables.speed('docs/SPEED.md', common.read_records(args.output))}")
+    if Path(args.output).resolve() == common.ROOT / "benchmarks" / "results":
+        tables.update_speed(args.output)
     if failed:
-        raise UserError(f"{', '.join(failed)}: expected to end; found an error, shown above")
+        raise RunError(f"{', '.join(failed)}: expected status 0; found an error, shown above")
 
 
 if __name__ == "__main__":

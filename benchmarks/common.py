@@ -1,51 +1,182 @@
-"""What the benchmarks share: the project on the import path, statistics of repeats, the table and the record of a run."""
+"""What the benchmarks share: the project on the import path, flags, timing by turns, tables, the record of a
+run.
+"""
 
+import argparse
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import shlex
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 # Python looks for modules beside the script; the project lies above it and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util.device import usable_cores
-from util.errors import UserError
-from util.files import write_json
+from util.device import keep_freed_memory, usable_cores
+from util.errors import RunError, UserError, reported
+from util.files import atomic_path, writable_folder, write_json
+from util.flags import Parser
+
+ROOT = Path(__file__).resolve().parent.parent
+# The packages whose versions a record names, where they are installed.
+PACKAGES = ("torch", "numpy", "timm", "transformers", "torchvision", "pillow", "sigmf", "sionna-no-rt")
+CPU = torch.device("cpu")
 
 
-def add_arguments(parser, repeats):
-    """The flags of every benchmark."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="turns of each candidate")
-    parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the JSON file goes")
+def positive(text):
+    """An integer of at least 1, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1; found {text}")
+    return number
 
 
-def check_args(args, *positive):
-    """Refuse numbers below 1 and an output folder that cannot be made, before anything is measured."""
-    for name in ("repeats", *positive):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}: expected at least 1; found {getattr(args, name)}")
-    try:
-        Path(args.output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: expected a folder that can be written; {error.strerror}") from error
+def get_parser(description, repeats=None):
+    """A parser with the flags that benchmarks share; `repeats`: default of --repeats, None: no such flag."""
+    parser = Parser(description)
+    if repeats:
+        parser.add_argument("--repeats", type=positive, default=repeats, help="turns of each candidate")
+    parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="of the JSON files")
+    return parser
+
+
+def run_benchmark(parser, measure):
+    """The main of a benchmark: parse the flags, measure, print and record.
+
+    Args:
+        measure: called with the flags; returns (device, dict of results).
+    """
+    with reported():
+        args = parser.parse_args()
+        with writable_folder(args.output, f"--output {args.output}"):
+            keep_freed_memory()
+            device, results = measure(args)
+            print(json.dumps(results, indent=1))
+            write_record(Path(sys.argv[0]).stem, args, device, results)
 
 
 def use_one_core():
-    """Keep this process, torch's threads included, to the last of the cores that it may use, where the system can."""
+    """Restrict this process and torch to the last of its cores, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
 
 
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def by_turns(candidates, repeats):
+    """Call each candidate once uncounted, then all by turns: {name: list of what a candidate returned}."""
+    for candidate in candidates.values():
+        candidate()
+    found = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, candidate in candidates.items():
+            found[name].append(candidate())
+    return found
+
+
+def spread(values):
+    """Median, minimum and maximum of the repeats, to four digits."""
+    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: digits(value, 4) for name, value in numbers.items()}
+
+
+def digits(value, count=3):
+    return float(f"{value:.{count}g}")
+
+
+# Data
+
+
+def run_command(command, folder=ROOT, **options):
+    """Run a command of this project, such as "main_pack.py --output set".
+
+    Raises:
+        RunError: the command failed; the message has the last line of stderr.
+    """
+    script, *flags = shlex.split(command)
+    words = [sys.executable, str(ROOT / script), *flags]
+    done = subprocess.run(words, cwd=folder, check=False, text=True, stderr=subprocess.PIPE, **options)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RunError(f"{script}: expected status 0; found {done.returncode}: {last}")
+
+
+def classic_scenes(folder, count):
+    """The IQ of `count` scenes of the preset `classic`, 40 ms at 61.44 Msps: int16 [samples, 2] each."""
+    flags = f"--output {shlex.quote(str(folder))} --preset classic --iq only --train 0 --val 0 --test {count}"
+    run_command(f"main_synthesize.py {flags} --num_workers 0", stdout=subprocess.DEVNULL)
+    scenes = [np.fromfile(path, "<f4") for path in sorted(Path(folder).rglob("*.sigmf-data"))]
+    return [np.round(iq / np.abs(iq).max() * 32767).astype("<i2").reshape(-1, 2) for iq in scenes]
+
+
+def write_sigmf(path, iq, sample_rate_hz):
+    """Write `path`.sigmf-data and .sigmf-meta: int16 samples [samples, 2] as a ci16_le recording at 1 GHz."""
+    Path(f"{path}.sigmf-data").write_bytes(iq)
+    info = {"core:datatype": "ci16_le", "core:sample_rate": sample_rate_hz, "core:version": "1.2.0"}
+    captures = [{"core:sample_start": 0, "core:frequency": 1e9}]
+    metadata = {"global": info, "captures": captures, "annotations": []}
+    Path(f"{path}.sigmf-meta").write_text(json.dumps(metadata))
+
+
+# Tables
+
+
+def number(value):
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cell(found, with_range=True):
+    """A `spread` as text: the median, and `with_range` the minimum and maximum too."""
+    if not found:
+        return ""
+    text = number(found["median"])
+    return f"{text} ({number(found['min'])} .. {number(found['max'])})" if with_range else text
+
+
+def table(header, rows):
+    """A Markdown table; "" without rows. `header`: the titles, "first | second"."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    ruler = "|" + "---|" * (1 + header.count(" | "))
+    return "\n".join([f"| {header} |", ruler, *lines]) if lines else ""
+
+
+def with_tables(document, marks, text):
+    """The text of a document with `text` between two marks.
+
+    Raises:
+        UserError: the document lacks the marks.
+    """
+    parts = re.split("|".join(map(re.escape, marks)), document.read_text())
+    if len(parts) != 3:
+        raise UserError(f"{document.name}: expected the marks {' and '.join(marks)}; found others")
+    between = f"\n\n{text}\n\n" if text else "\n"
+    return f"{parts[0]}{marks[0]}{between}{marks[1]}{parts[2]}"
+
+
+def write_tables(document, marks, text):
+    new = with_tables(document, marks, text)
+    with atomic_path(document) as temporary:
+        temporary.write_text(new)
+
+
+# Records
+
+
 def device_name(device):
-    """The GPU by torch's name; the CPU by the system's, and what it computes with, since systems give many one name."""
+    """The GPU's name, or the CPU's with its vector instructions, as many CPUs share one name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -56,74 +187,38 @@ def device_name(device):
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{' and bf16' if bf16 else ''}"
 
 
-def spread(values):
-    """Median, least and greatest of the repeats, to four digits."""
-    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in numbers.items()}
-
-
-def print_table(header, rows):
-    """Columns as wide as they need, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([first.strip().ljust(widths[0]), *others]).rstrip())
-
-
-def columns(rates):
-    """The cells of a `spread`: median, and least to greatest."""
-    median, least, greatest = (f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in rates.values())
-    return median, f"{least} .. {greatest}"
-
-
-def write_results(name, parser, args, device, packages, results):
-    """Put what ran, on what, and what came out into `<device>.json` of the output folder, among other benchmarks of it.
-
-    It names no path of the machine.
-
-    Returns:
-        What it holds of this benchmark, by name.
-    """
-    given = [f"--{flag}{_shown(value)}" for flag, value in vars(args).items()
-             if flag != "output" and value != parser.get_default(flag)]
-    record = {
-        "command": " ".join([f"python benchmarks/{name}.py", *given]),
+def about_the_machine(device):
+    """What every record says of the machine, the day and the versions."""
+    installed = {package.name: package.version for package in importlib.metadata.distributions()}
+    versions = {name: installed[name] for name in PACKAGES if name in installed}
+    return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": device_name(device),
         "cores": len(usable_cores()),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in ("torch", "numpy", *packages)},
-        **results,
+        "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def write_record(name, args, device, results):
+    """Put a run's record into `<device>.json` of the output folder. It names no path of the machine."""
+    flags = {flag: value for flag, value in vars(args).items() if flag in args.given - {"output"}}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", *_words(value))]
+    command = " ".join([f"python benchmarks/{name}.py", *words])
+    record = {"command": command, **about_the_machine(device), **results}
     path = Path(args.output) / f"{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
     others = json.loads(path.read_text()) if path.exists() else {}
     write_json(path, dict(sorted({**others, name: record}.items())))
     print(f"{name}: wrote {path}")
-    return record
 
 
-def _shown(value):
-    if isinstance(value, list | tuple):
-        return "".join(map(_shown, value))
+def _words(value):
     if value is True:
-        return ""
-    return " ..." if isinstance(value, str) and os.path.isabs(value) else f" {value}"
+        return []
+    return [Path(str(one)).name for one in (value if isinstance(value, list) else [value])]
 
 
-def read_results(folder):
+def read_records(folder):
     """All records in a folder: a list of (name, record), by device."""
-    return [entry for path in sorted(Path(folder).glob("*.json")) for entry in json.loads(path.read_text()).items()]
-
-
-def with_tables(path, begin, end, text):
-    """A document with `text` between the marks `begin` and `end`.
-
-    Raises:
-        UserError: it has no such marks.
-    """
-    before, found, rest = path.read_text().partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise UserError(f"{path.name}: expected the marks {begin} and {end}; found none")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}" if text else f"{before}{begin}\n{end}{after}"
+    files = sorted(Path(folder).glob("*.json"))
+    return [entry for path in files for entry in json.loads(path.read_text()).items()]

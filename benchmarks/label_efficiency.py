@@ -1,112 +1,125 @@
-"""Accuracy against the share of the labels: pretrained, from scratch, and a random encoder that stays as it is.
+"""Accuracy against the share of the labels: pretrained, from scratch, and a random encoder that stays as it
+is.
 
     python benchmarks/label_efficiency.py --data_path scenes --finetune output_dir/checkpoint-last.pth
 
-Every run is one of main_finetune.py, three seeds by default, with the same number of steps whatever the share of the labels.
-A run whose results are in `--runs` already is not done again, so that a benchmark that was stopped goes on.
+Every run is one of main_finetune.py, three seeds by default, with the same number of steps whatever the
+share of the labels. Runs whose results are in `--runs` are not repeated: the same command continues a
+benchmark that was stopped.
 """
 
-import argparse
 import json
+import shlex
 import statistics
 from pathlib import Path
 
 import common
-import torch
 from matplotlib.figure import Figure
 
-import main_finetune
 from util.errors import UserError, reported
-from util.files import atomic_path
-from util.metrics import overall
+from util.files import atomic_path, writable_folder
+from util.metrics import aligned, overall
 
-KINDS = {"pretrained": (), "from scratch": (), "random, frozen": ("--train", "head")}
+KINDS = {
+    "pretrained": "{}",
+    "from scratch": "--finetune ''",
+    "random, frozen": "--finetune random --train head",
+}
+
+# Flags that main_finetune.py gets as they are, and their defaults here.
+FORWARDED = {
+    "task": "segmentation",
+    "model": "vit_tiny_patch16",
+    "batch_size": 16,
+    "blr": 1.6e-2,
+    "layer_decay": 1.0,
+    "num_workers": 0,
+}
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Accuracy against the share of the labels.", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = common.get_parser("Accuracy against the share of the labels.")
     parser.add_argument("--data_path", required=True, help="labelled data of --task")
     parser.add_argument("--finetune", required=True, help="pretrained checkpoint")
-    parser.add_argument("--task", default="segmentation")
-    parser.add_argument("--model", default="vit_tiny_patch16")
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2, 1.0], help="shares of the labels")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3], help="one number, or one for each share")
-    parser.add_argument("--epochs", type=int, default=6, help="with all labels; more with fewer, for as many steps")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--blr", type=float, default=1.6e-2)
-    parser.add_argument("--layer_decay", type=float, default=1.0, help="of the pretrained encoder")
-    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.05, 0.2, 1.0], help="of the labels")
+    parser.add_argument(
+        "--seeds", type=common.positive, nargs="+", default=[3], help="how many: one, or one a share"
+    )
+    parser.add_argument("--epochs", type=int, default=6, help="with all labels; more with fewer")
+    for name, default in FORWARDED.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help="as main_finetune.py's")
     parser.add_argument("--runs", default="label_efficiency_runs", help="folder of the runs")
-    parser.add_argument("--output", default="benchmarks/results", metavar="FOLDER", help="where the figures go")
     return parser
 
 
 def run(args, kind, fraction, seed):
-    """The test figures of one run, read from its results if it was done already."""
+    """The test figures of one run, read from its results if they are there."""
     folder = Path(args.runs) / f"{kind.replace(', ', '-').replace(' ', '-')}-{fraction:g}-{seed}"
-    results = folder / main_finetune.RESULTS
+    results = folder / "results.json"
     if not results.exists():
         epochs = max(1, round(args.epochs / fraction))
-        flags = ["--task", args.task, "--data_path", args.data_path, "--model", args.model, "--label_fraction", fraction,
-                 "--seed", seed, "--epochs", epochs, "--warmup_epochs", max(1, epochs // 6), "--batch_size", args.batch_size,
-                 "--blr", args.blr, "--layer_decay", args.layer_decay, "--num_workers", args.num_workers,
-                 "--output_dir", folder, "--val_every", max(1, epochs // 12), *KINDS[kind]]  # fmt: skip
-        weights = {"pretrained": args.finetune, "from scratch": "", "random, frozen": "random"}[kind]
-        main_finetune.main(main_finetune.get_args_parser().parse_args([*map(str, flags), "--finetune", weights]))
+        flags = {name: getattr(args, name) for name in ("data_path", *FORWARDED)}
+        flags |= {"label_fraction": fraction, "seed": seed, "output_dir": folder.resolve(), "epochs": epochs}
+        flags |= {"warmup_epochs": max(1, epochs // 6), "val_every": max(1, epochs // 12)}
+        words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items()]
+        start = KINDS[kind].format(f"--finetune {shlex.quote(args.finetune)}")
+        common.run_command(f"main_finetune.py {' '.join(words)} {start}", Path.cwd())
     return json.loads(results.read_text())["test"]
 
 
-def picture(curves, caption):
-    """Mean and spread of each kind's accuracy, of pixels or of samples, against the share of the labels."""
-    share_right = overall(next(iter(next(iter(curves.values())).values())))
+def picture(curves, caption, title):
+    """Mean and spread of each kind's accuracy against the share of the labels.
+
+    Args:
+        curves: {kind: {share: accuracies of its seeds}}; title: of the accuracy.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for kind, points in curves.items():
-        shares = [100 * float(share) for share in points]
-        values = [[100 * value for value in point[share_right]["seeds"]] for point in points.values()]
-        [line] = axis.plot(shares, [statistics.mean(point) for point in values], marker="o", label=kind)
-        axis.fill_between(shares, [min(point) for point in values], [max(point) for point in values], alpha=0.2,
-                          color=line.get_color())  # fmt: skip
+        percents = [100 * float(share) for share in points]
+        values = [[100 * value for value in seeds] for seeds in points.values()]
+        [line] = axis.plot(percents, [statistics.mean(seeds) for seeds in values], marker="o", label=kind)
+        low, high = [min(seeds) for seeds in values], [max(seeds) for seeds in values]
+        axis.fill_between(percents, low, high, alpha=0.2, color=line.get_color())
     axis.set_xscale("log")
-    axis.set_xticks(shares, [f"{share:g} %" for share in shares])
+    axis.set_xticks(percents, [f"{percent:g} %" for percent in percents])
     axis.set_xlabel("share of the labels")
-    axis.set_ylabel(f"{share_right.replace('_', ' ')}, %")
+    axis.set_ylabel(f"{title}, %")
     axis.set_title(caption, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend()
     return figure
 
 
-def main(parser, args):
+def main(args):
     counts = args.seeds * len(args.fractions) if len(args.seeds) == 1 else args.seeds
-    if min(counts) < 1 or len(counts) != len(args.fractions) or not all(0 < fraction <= 1 for fraction in args.fractions):
-        raise UserError(f"--seeds, --fractions: expected at least 1, shares up to 1; found {args.seeds}, {args.fractions}")
-    curves = {}
-    for fraction, count in sorted(zip(args.fractions, counts, strict=True)):
-        for kind in KINDS:
-            seeds = [run(args, kind, fraction, seed) for seed in range(count)]
-            curves.setdefault(kind, {})[f"{fraction:g}"] = {
-                figure: {"mean": statistics.mean(one[figure] for one in seeds), "seeds": [one[figure] for one in seeds]}
-                for figure in (overall(seeds[0]), "mean_accuracy", "mean_iou")
-            }
-    points = [(kind, share, point) for kind, found in curves.items() for share, point in found.items()]
-    titles = [figure.replace("_", " ") for figure in points[0][2]]  # first the accuracy of all
-    rows = [(kind, f"{100 * float(share):g} %", *(f"{100 * figure['mean']:.2f}" for figure in point.values()),
-             " ".join(f"{100 * value:.2f}" for value in point[overall(point)]["seeds"]))
-            for kind, share, point in points]  # fmt: skip
-    common.print_table(("encoder", "labels", *titles, f"{titles[0]} by seed"), rows)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "label_efficiency.png") as temporary:
-        picture(curves, f"{args.model}, seeds: {' '.join(map(str, counts))}").savefig(temporary, format="png", dpi=110)
-    args.data_path = args.finetune = "..."
-    common.write_results("label_efficiency", parser, args, torch.device("cpu"), ("timm", "torchmetrics"), {"curves": curves})
+    if len(counts) != len(args.fractions) or not all(0 < fraction <= 1 for fraction in args.fractions):
+        raise UserError(f"--fractions: expected shares up to 1 and their --seeds; found {args.fractions}")
+    with writable_folder(args.output, f"--output {args.output}") as folder:
+        curves, rows = {kind: {} for kind in KINDS}, []
+        for fraction, count in sorted(zip(args.fractions, counts, strict=True)):
+            for kind, points in curves.items():
+                seeds = [run(args, kind, fraction, seed) for seed in range(count)]
+                names = overall(seeds[0]), "mean_accuracy", "mean_iou"
+                values = [[one[name] for one in seeds] for name in names]
+                means = list(map(statistics.mean, values))
+                point = [{"mean": mean, "seeds": each} for mean, each in zip(means, values, strict=True)]
+                points[f"{fraction:g}"] = dict(zip(names, point, strict=True))
+                by_seed = " ".join(f"{100 * value:.2f}" for value in values[0])
+                rows.append(
+                    (kind, f"{100 * fraction:g} %", *(f"{100 * mean:.2f}" for mean in means), by_seed)
+                )
+        titles = [name.replace("_", " ") for name in names]
+        print(aligned([("encoder", "labels", *titles, f"{titles[0]} by seed"), *rows]))
+        shown = {}
+        for kind, points in curves.items():
+            shown[kind] = {share: point[names[0]]["seeds"] for share, point in points.items()}
+        with atomic_path(folder / "label_efficiency.png") as temporary:
+            caption = f"{args.model}, seeds: {' '.join(map(str, counts))}"
+            picture(shown, caption, titles[0]).savefig(temporary, format="png", dpi=110)
+        common.write_record("label_efficiency", args, common.CPU, {"curves": curves})
 
 
 if __name__ == "__main__":
     with reported():
-        parser = get_args_parser()
-        main(parser, parser.parse_args())
+        main(get_args_parser().parse_args())

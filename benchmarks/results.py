@@ -1,295 +1,276 @@
-"""The tables of accuracy: a fixed list of runs, of which those that are missing are done, and what came out of them.
+"""The tables of accuracy: a fixed list of runs. Does those that are missing and writes the tables.
 
-    python benchmarks/results.py --runs results_runs               # some hours on two cores; the same command goes on
-    python benchmarks/results.py --runs results_runs --minutes 60  # begin no further run after an hour
+    python benchmarks/results.py --runs results_runs               # hours on two cores; the same continues
+    python benchmarks/results.py --runs results_runs --minutes 60  # start no further run after an hour
     python benchmarks/results.py --runs results_runs --size small --device cuda
-    python benchmarks/results.py --list                             # the commands, in their order
-    python benchmarks/results.py --tables                           # run nothing, write the tables anew
+    python benchmarks/results.py --list                            # the commands, in their order
+    python benchmarks/results.py --tables                          # run nothing, write the tables anew
 
-Every run is a command of this project, as RESULTS.md names it, started in `--runs`; on CPUs one on each core at a time. What
-it found goes to `benchmarks/accuracy/<size>.json` as soon as it ends, so that the tables need no runs; the order is that of
-what a table is worth, so a stop leaves a sensible one.
+Every run is a command of this project, started in `--runs`; on a CPU one run on each core at a time. Its
+figures go to `benchmarks/accuracy/<size>.json` as soon as it ends, so the tables need no runs. The most
+valuable runs come first.
 """
 
-import argparse
-import datetime
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import shlex
+import re
 import statistics
 import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
-import results_tables
+import tables
+from common import ROOT
+from tables import ALL, BASELINE, FROZEN, RANDOM, SCRATCH
 
 from util import checkpoint
 from util.device import pick_device, usable_cores
 from util.errors import UserError, reported
-from util.files import write_json
+from util.files import writable_folder, write_json
+from util.flags import Parser
 from util.metrics import overall
 
-ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 CSI = SHARED / "csi" / "geotec_esp32_csihar.npz"
-RECORDS = Path(__file__).resolve().parent / "accuracy"
+RECORDS = ROOT / "benchmarks" / "accuracy"
 SEEDS = (0, 1, 2)
 SIDE = 112  # cells: a quarter of those of 224 x 224, for time
 
-# Sets of scenes: flags of main_synthesize.py. The preset's SNR of 40 to 100 dB would be no task for anything.
+# Sets of scenes: flags of main_synthesize.py. At the preset's SNR of 40 to 100 dB every model is right.
 # "short" is seen as the captures are labelled: most of these last a few milliseconds.
-COUNTS = ("--train", 1200, "--val", 150, "--test", 300)
-CLASSIC = ("--preset", "classic", "--input_size", SIDE, *COUNTS, "--set", "snr_db=0,40")
+COUNTS = f"--input_size {SIDE} --train 1200 --val 150 --test 300"
 SETS = {
-    "combined": (*CLASSIC, "num_carriers=2", "one_technology=0"),
-    "single": (*CLASSIC, "num_carriers=1"),
-    "wild": ("--preset", "wild", "--input_size", SIDE, *COUNTS),
-    "short": ("--preset", "wild", "--input_size", SIDE, *COUNTS, "--n_fft", 512, "--window_ms", 5,
-              "--set", "duration_ms=2,12"),
-}  # fmt: skip
+    "combined": f"--preset classic {COUNTS} --set snr_db=0,40 num_carriers=2 one_technology=0",
+    "single": f"--preset classic {COUNTS} --set snr_db=0,40 num_carriers=1",
+    "wild": f"--preset wild {COUNTS}",
+    "short": f"--preset wild {COUNTS} --n_fft 512 --window_ms 5 --set duration_ms=2,12",
+}
 # The shared captures in two halves, by place and transmitter: to pretrain on beside scenes, and to judge by.
 HALVES = {
-    "heard": ("lte-f1815.3-*", "lte-signal.*", "nr-srsran-*", "noise-noise", "other-wifi-*"),
-    "held_back": ("lte-capbuf-*", "lte-f796-*", "lte-f806-*", "nr-amarisoft-*", "nr-cyberx-*", "nr-effnet-*", "nr-oai-*",
-                  "noise-f*", "other-adsb-*", "other-v16-*"),
-}  # fmt: skip
+    "heard": "lte-f1815.3-* lte-signal.* nr-srsran-* noise-noise other-wifi-*",
+    "held_back": "lte-capbuf-* lte-f796-* lte-f806-* nr-amarisoft-* nr-cyberx-* nr-effnet-* nr-oai-* "
+    "noise-f* other-adsb-* other-v16-*",
+}
 # Sets to fine-tune on: where training and validation come from, and the test part.
-PROTOCOLS = {"classic, combined": ("combined", "combined"), "classic, single to combined": ("single", "combined"),
-             "wild": ("wild", "wild")}  # fmt: skip
-PRETRAIN_SETS = {"classic, combined": "combined", "classic, single to combined": "single", "wild": "wild"}
-# Ways to pretrain, beyond a mask of 75 % of the patches at random.
+PROTOCOLS = {
+    "classic, combined": ("combined", "combined"),
+    "classic, single to combined": ("single", "combined"),
+    "wild": ("wild", "wild"),
+}
+# How to pretrain, beyond a mask of 75 % of the patches at random.
 PRETRAINED = {
-    "75 %": (), "70 %": ("--mask_ratio", 0.7), "80 %": ("--mask_ratio", 0.8), "time": ("--mask_kind", "time"),
-    "frequency": ("--mask_kind", "frequency"), "time and frequency": ("--mask_kind", "time_frequency"),
-    "norm_pix_loss": ("--norm_pix_loss",),
-}  # fmt: skip
+    "75 %": "",
+    "70 %": "--mask_ratio 0.7",
+    "80 %": "--mask_ratio 0.8",
+    "time": "--mask_kind time",
+    "frequency": "--mask_kind frequency",
+    "time and frequency": "--mask_kind time_frequency",
+    "norm_pix_loss": "--norm_pix_loss",
+}
 SHARES = (0.01, 0.05, 0.2)
 MODEL = "model.safetensors"  # what a run exports for the next
-ALL, FROZEN = results_tables.KINDS[:2]
-USUAL = ("--batch_size", 16, "--blr", 1.6e-2)  # of fine-tuning a Vision Transformer
+USUAL = "--batch_size 16 --blr 1.6e-2"  # of fine-tuning a Vision Transformer
+# How a model is fine-tuned: (weights to start from or None for those of pretraining, flags).
+KINDS = {
+    ALL: (None, f"{USUAL} --layer_decay 1"),
+    SCRATCH: ("", USUAL),
+    FROZEN: (None, f"{USUAL} --train head"),
+    RANDOM: ("random", f"{USUAL} --train head"),
+    BASELINE: ("", "--batch_size 8"),
+}
+SENSING_FLAGS = f"--input_size {SIDE} --epochs 20 --batch_size 32 --blr 8e-3 --num_workers 0"
+DAYS = f"--data_path {CSI.name} --split_by day --test_groups D2,D3,D4"
+# Data of the sensing task: flags and seeds.
+SENSING = {
+    "synthetic": (f"--data_path synthetic --scenes 936 {SENSING_FLAGS}", SEEDS[:1]),
+    "ESP32, three later days": (f"{DAYS} {SENSING_FLAGS}", SEEDS),
+}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A command and the file in which it leaves its results, both in the folder of runs."""
+    """A command that leaves its results in the folder `name`; paths are relative to the folder of runs.
+
+    `about` has the section, data, kind and seed: what the tables ask for.
+    """
 
     name: str
-    command: tuple
-    result: str
-    about: dict  # section, data, kind, seed: what the tables ask for
+    command: str
+    about: dict
 
     @property
     def weights(self):
-        """The file of another run that this one starts from, in the folder of runs, or None."""
-        paths = (Path(str(word)) for word in self.command)
-        weights = (path for path in paths if path.name in (checkpoint.LAST, MODEL))
-        return next((path for path in weights if path.parent.name != self.name), None)
+        """The file of another run that this one starts from, or ""."""
+        files = re.findall(rf"\S+/(?:{checkpoint.LAST}|{MODEL})(?=\s|$)", self.command)
+        return next((path for path in files if not path.startswith(f"{self.name}/")), "")
 
     @property
     def starts_from(self):
         """The name of that run, or ""."""
-        return self.weights.parent.name if self.weights else ""
+        return self.weights.partition("/")[0]
 
 
 def slug(text):
     return text.replace(",", "").replace(" %", "").replace(" ", "-")
 
 
-def pretrain_run(data, way, size, device, flags=(), more_data=()):
-    folder = f"pretrain-{data}-{slug(way)}"
-    command = ("main_pretrain.py", "--data_path", data, *more_data, "--model", f"mae_vit_{size}_patch16", "--batch_size", 16,
-               "--epochs", 40, "--warmup_epochs", 4, "--blr", 1.6e-2, "--save_every_epochs", 40, "--num_workers", 0,
-               "--device", device, "--output_dir", folder, *flags)  # fmt: skip
-    return Run(folder, command, f"{folder}/log.txt", {"section": "pretraining", "data": data, "kind": way, "seed": 0})
-
-
-def finetune_run(section, protocol, kind, seed, size, device, weights="", flags=(), epochs=6, model=None):
-    folder = f"{section}-{slug(protocol)}-{slug(kind)}-{seed}"
-    command = ("main_finetune.py", "--task", "segmentation", "--data_path", slug(protocol), "--model",
-               model or f"vit_{size}_patch16", *(("--finetune", weights) if weights else ()), "--epochs", epochs,
-               "--warmup_epochs", max(1, epochs // 6), "--val_every", max(1, epochs // 12), "--num_workers", 0,
-               "--seed", seed, "--device", device, "--output_dir", folder, *flags)  # fmt: skip
-    return Run(folder, command, f"{folder}/results.json",
-               {"section": section, "data": protocol, "kind": kind, "seed": seed})  # fmt: skip
+def run_of(section, data, kind, seed, command):
+    """A run; in its command {folder} stands for its name."""
+    name = f"{section}-{slug(data)}-{slug(kind)}-{seed}"
+    if section == "pretraining":
+        name = f"pretrain-{data}-{slug(kind)}"
+    if section == "captures":
+        name = f"captures-recordings-{slug(data)}-{slug(kind)}-{seed}"
+    about = {"section": section, "data": data, "kind": kind, "seed": seed}
+    return Run(name, " ".join(command.format(folder=name).split()), about)
 
 
 def runs(size, device):
-    """Every run, in the order in which they are done: what a run needs comes before it."""
-    order = []
+    """Every run, in the order in which they are done: a run comes after the one that it starts from."""
+    order = {}
 
-    def add(run):
-        if run not in order:
-            order.append(run)
+    def add(*given):
+        run = run_of(*given)
+        order.setdefault(run.name, run)
+        return run.name
 
-    def weights(data, way="75 %"):
-        run = pretrain_run(data, way, size, device, PRETRAINED[way])
-        add(run)
-        return f"{run.name}/{checkpoint.LAST}"
+    def pretrain(data, kind="75 %", flags="", more_data=""):
+        model = f"--data_path {data} {more_data} --model mae_vit_{size}_patch16 --device {device}"
+        length = "--epochs 40 --warmup_epochs 4 --save_every_epochs 40 --num_workers 0"
+        command = f"main_pretrain.py {model} {USUAL} {length} --output_dir {{folder}} {flags}"
+        return f"{add('pretraining', data, kind, 0, command)}/{checkpoint.LAST}"
 
-    def kinds(protocol):
-        pretrained = weights(PRETRAIN_SETS[protocol])
-        return (
-            (ALL, pretrained, (*USUAL, "--layer_decay", 1), None),
-            ("from scratch", "", USUAL, None),
-            (FROZEN, pretrained, (*USUAL, "--train", "head"), None),
-            ("random, frozen", "random", (*USUAL, "--train", "head"), None),
-            ("DeepLabV3-MobileNetV3", "", ("--batch_size", 8), "deeplabv3_mobilenet_v3_large"),
-        )
+    def finetune(section, data, name, seed, kind, weights=None, more="", epochs=6):
+        start, flags = KINDS[kind]
+        start = weights or pretrain(PROTOCOLS[data][0]) if start is None else start
+        model = "deeplabv3_mobilenet_v3_large" if kind == BASELINE else f"vit_{size}_patch16"
+        model = f"--data_path {slug(data)} --model {model} {f'--finetune {start}' if start else ''}"
+        length = f"--epochs {epochs} --warmup_epochs {max(1, epochs // 6)} --val_every {max(1, epochs // 12)}"
+        same = f"--num_workers 0 --seed {seed} --device {device} --output_dir {{folder}}"
+        command = f"main_finetune.py --task segmentation {model} {length} {same} {flags} {more}"
+        add(section, data, name, seed, command)
 
     for seed in SEEDS:
-        for protocol in PROTOCOLS:
-            for kind, start, flags, model in kinds(protocol):
-                add(finetune_run("segmentation", protocol, kind, seed, size, device, start, flags, model=model))
+        for data in PROTOCOLS:
+            for kind in KINDS:
+                finetune("segmentation", data, kind, seed, kind)
         for share in SHARES:
-            for kind, start, flags, _ in (kinds("classic, combined")[place] for place in (0, 1, 3)):
-                add(finetune_run("labels", "classic, combined", f"{kind}, {share:g}", seed, size, device, start,
-                                 (*flags, "--label_fraction", share), epochs=round(6 / share)))  # fmt: skip
-        if seed == SEEDS[0]:
-            for run in (*sensing_runs(size, device, weights("combined")), *recordings_runs(size, device)):
-                add(run)
-    for way in PRETRAINED:
-        start = weights("wild", way)
-        for kind, more in ((ALL, ("--layer_decay", 1)), (FROZEN, ("--train", "head"))):
-            add(finetune_run("masks", "wild", f"{kind}, {way}", 0, size, device, start, (*USUAL, *more)))
-    return order
+            for kind in (ALL, SCRATCH, RANDOM):
+                given = "labels", "classic, combined", f"{kind}, {share:g}", seed, kind
+                finetune(*given, more=f"--label_fraction {share:g}", epochs=round(6 / share))
+        if seed > SEEDS[0]:
+            continue
+        # from scratch and from an encoder that saw no CSI
+        starts = f"--finetune {pretrain('combined')} --layer_decay 1", ""
+        for data, (flags, seeds) in SENSING.items():
+            for kind, start in zip(("pretrained on scenes", "from scratch"), starts, strict=True):
+                for sensing_seed in seeds:
+                    same = f"--device {device} {start} --seed {sensing_seed} --output_dir {{folder}}"
+                    command = f"main_finetune.py --task sensing {flags} --model vit_{size}_patch16 {same}"
+                    add("sensing", data, kind, sensing_seed, command)
+        # with and without real captures in the pretraining data, and then on captures of other places
+        for kind, more_data in (("scenes", ""), ("scenes and captures", "heard")):
+            weights = pretrain("short", kind, more_data=more_data)
+            for short_seed in SEEDS:
+                export = f"--export {{folder}}/{MODEL}"
+                finetune("recordings", "short", kind, short_seed, ALL, weights, export)
+                model = f"recordings-short-{slug(kind)}-{short_seed}/{MODEL}"
+                flags = f"--weights {model} --recordings held_back --device {device} --output {{folder}}"
+                add("captures", "short", kind, short_seed, f"benchmarks/real_captures.py {flags}")
+    for way, flags in PRETRAINED.items():
+        for kind in (ALL, FROZEN):
+            finetune("masks", "wild", f"{kind}, {way}", 0, kind, pretrain("wild", way, flags))
+    return list(order.values())
 
 
-def recordings_runs(size, device):
-    """With and without real captures among what is pretrained on, and then on captures of other places."""
-    for kind, more_data in (("scenes", ()), ("scenes and captures", ("heard",))):
-        pretraining = pretrain_run("short", kind, size, device, more_data=more_data)
-        yield pretraining
-        for seed in SEEDS:
-            found = finetune_run("recordings", "short", kind, seed, size, device, f"{pretraining.name}/{checkpoint.LAST}",
-                                 (*USUAL, "--layer_decay", 1))  # fmt: skip
-            model = f"{found.name}/{MODEL}"
-            yield replace(found, command=(*found.command, "--export", model))
-            captures = f"captures-{found.name}"
-            command = ("benchmarks/real_captures.py", "--weights", model, "--recordings", "held_back", "--device", device,
-                       "--output", captures)  # fmt: skip
-            yield Run(captures, command, captures, {**found.about, "section": "captures"})
-
-
-def sensing_runs(size, device, weights):
-    """From scratch and from an encoder that saw no CSI."""
-    usual = ("--model", f"vit_{size}_patch16", "--input_size", SIDE, "--epochs", 20, "--batch_size", 32, "--blr", 8e-3,
-             "--num_workers", 0, "--device", device)  # fmt: skip
-    for data, flags in (
-        ("synthetic", ("--data_path", "synthetic", "--scenes", 936)),
-        ("ESP32, three later days", ("--data_path", CSI.name, "--split_by", "day", "--test_groups", "D2,D3,D4")),
-    ):
-        for kind, more in (("pretrained on scenes", ("--finetune", weights, "--layer_decay", 1)), ("from scratch", ())):
-            for seed in SEEDS if data != "synthetic" else SEEDS[:1]:
-                folder = f"sensing-{slug(data)}-{slug(kind)}-{seed}"
-                command = ("main_finetune.py", "--task", "sensing", *flags, *usual, *more, "--seed", seed,
-                           "--output_dir", folder)  # fmt: skip
-                yield Run(folder, command, f"{folder}/results.json",
-                          {"section": "sensing", "data": data, "kind": kind, "seed": seed})  # fmt: skip
-
-
-# Doing them
-
-
-def start(command, folder, printed=None, threads=None):
-    """Run one of the project's commands there; UserError with its last line where it fails.
-
-    Args:
-        printed: file for what it prints, or None: the console. threads: to compute with, or None: what it takes itself.
-    """
-    words = [str(CSI if word == CSI.name else word) for word in command]
-    print(f"$ python {shlex.join(map(str, command))}", flush=True)
+def start(command, folder, threads=None, printed=None):
+    """Run one of the commands in the folder of runs, with so many threads, what it prints in a file."""
+    print(f"$ python {command}", flush=True)
     env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=folder, env=env, check=False, text=True,
-                          stdout=printed, stderr=subprocess.PIPE)  # fmt: skip
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise UserError(f"{command[0]}: expected it to end well; found status {done.returncode}: {said}")
+    common.run_command(command.replace(CSI.name, str(CSI)), folder, env=env, stdout=printed)
+
+
+def link(path, target):
+    if not path.exists():
+        path.symlink_to(target)
 
 
 def make_sets(folder):
-    """The sets of scenes, a folder for each protocol with the parts that it takes, and one for each half of the captures."""
+    """The sets of scenes, a folder of parts for each protocol, and one for each half of the captures."""
     for name, flags in SETS.items():
-        start(("main_synthesize.py", "--output", name, *flags), folder)
+        start(f"main_synthesize.py --output {name} {flags}", folder)
     for protocol, (training, test) in PROTOCOLS.items():
-        place = folder / slug(protocol)
-        if place.name in SETS:
-            continue
-        place.mkdir(exist_ok=True)
-        for part, source in (("train", training), ("val", training), ("test", test)):
-            if not (place / part).exists():
-                (place / part).symlink_to(Path("..", source, part))
+        if slug(protocol) not in SETS:
+            (folder / slug(protocol)).mkdir(exist_ok=True)
+            for part, source in (("train", training), ("val", training), ("test", test)):
+                link(folder / slug(protocol) / part, Path("..", source, part))
     for half, patterns in HALVES.items():
         (folder / half).mkdir(exist_ok=True)
-        for path in (path for pattern in patterns for path in (SHARED / "recordings").glob(f"{pattern}.sigmf-*")):
-            link = folder / half / path.name
-            if not link.exists():
-                link.symlink_to(path.resolve())
+        for pattern in patterns.split():
+            for path in (SHARED / "recordings").glob(f"{pattern}.sigmf-*"):
+                link(folder / half / path.name, path.resolve())
 
 
 def figures_of(run, folder):
     """What the tables need of a run's results."""
     if run.about["section"] == "captures":
-        path = max((folder / run.result).glob("*.json"), key=os.path.getmtime)  # one for each machine that did it
+        paths = (folder / run.name).glob("*.json")  # one for each machine that did it
+        path = max(paths, key=os.path.getmtime)
         found = json.loads(path.read_text())["real_captures"]
         cells = statistics.mean(one["cells"] for one in found["captures"].values())
         return {"totals": found["totals"], "cells": cells}
-    text = (folder / run.result).read_text()
+    log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
     if run.about["section"] == "pretraining":
-        return {"epochs": [json.loads(line) for line in text.splitlines()][-1:]}
-    results = json.loads(text)
+        return {"epochs": log[-1:]}
+    results = json.loads((folder / run.name / "results.json").read_text())
     share = overall(results["test"])
     keep = ("samples", share, "mean_accuracy", "mean_iou")
     snr = results.get("groups", {}).get("SNR of the weakest carrier", {})
-    log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
     return {
         **{name: results["test"][name] for name in keep},
         "by_snr": {band: {name: one[name] for name in keep} for band, one in snr.items()},
         "validation": {str(line["epoch"]): line[f"val_{share}"] for line in log if f"val_{share}" in line},
-    }  # fmt: skip
-
-
-def record_of(run, folder, seconds, device, threads):
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        **run.about, "command": f"python {shlex.join(map(str, run.command))}", "figures": figures_of(run, folder),
-        "minutes": round(seconds / 60, 1), "device": common.device_name(device), "threads": threads,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit.stdout.strip() or "unknown",
-        "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")},
-    }  # fmt: skip
+    }
 
 
 def do(run, folder, device, threads):
-    """Its record."""
+    """Do a run; its record."""
     begun = time.monotonic()
     with open(folder / f"{run.name}.log", "w") as printed:
-        start(run.command, folder, printed, threads)
-    return record_of(run, folder, time.monotonic() - begun, device, threads)
+        start(run.command, folder, threads, printed)
+    minutes = round((time.monotonic() - begun) / 60, 1)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    said = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    about = {"command": f"python {run.command}", "figures": figures_of(run, folder), "minutes": minutes}
+    machine = common.about_the_machine(device) | {"threads": threads, "commit": said or "unknown"}
+    return {**run.about, **about, **machine}
 
 
 def missing_runs(todo, records, folder):
-    """Runs without a record, and again those whose weights they start from, where these are gone."""
+    """Runs without a record, and those whose weights, now gone, a missing run starts from."""
     missing = {run.name for run in todo if run.name not in records}
-    for run in reversed(todo):  # a run comes after the one that it starts from
+    for run in reversed(todo):
         if run.name in missing and run.weights and not (folder / run.weights).exists():
             missing.add(run.starts_from)
     return [run for run in todo if run.name in missing]
 
 
 def done_together(todo, at_once, do, stop):
-    """Do runs in their order, several at once, none before the one that it starts from: yields (run, record) as they end.
+    """Do runs in their order, several at once, none before the one that it starts from.
 
     Args:
-        todo: without those that are done; at_once: how many; do: gives a run's record; stop: whether to begin no other.
+        do: gives a run's record; stop: whether to start no other.
+
+    Yields:
+        (run, record) as the runs end.
 
     Raises:
-        UserError: one failed; those that ran beside it are given first.
+        UserError: one failed; runs that were started are yielded first.
     """
     waiting, running, failed = list(todo), {}, None
     with ThreadPoolExecutor(at_once) as pool:
@@ -312,22 +293,15 @@ def done_together(todo, at_once, do, stop):
 
 
 def read_records(size):
-    path = RECORDS / f"{size}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_records(size, records):
-    RECORDS.mkdir(exist_ok=True)
-    write_json(RECORDS / f"{size}.json", records)
+    return tables.read_accuracy(RECORDS).get(size, {})
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(description="Make the tables of accuracy.", allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = Parser("Make the tables of accuracy.")
     parser.add_argument("--runs", default="results_runs", metavar="FOLDER", help="scenes and runs")
     parser.add_argument("--size", default="tiny", help="of the Vision Transformer: tiny, small, ...")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after so long")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no further run after so long")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables and run nothing")
     return parser
@@ -338,31 +312,36 @@ def main(args):
     records = read_records(args.size)
     if args.list:
         for run in todo:
-            print(f"{'done' if run.name in records else '    '} python {shlex.join(map(str, run.command))}")
-        return
-    if args.tables:
-        results_tables.update(RECORDS)
-        return
-    started, folder, device = time.monotonic(), Path(args.runs), pick_device(args.device)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--runs {args.runs}: expected a folder that can be written; {error.strerror}") from error
+            print(f"{'done' if run.name in records else '    '} python {run.command}")
+    elif args.tables:
+        tables.update_accuracy(RECORDS)
+    else:
+        with writable_folder(args.runs, f"--runs {args.runs}") as folder:
+            do_missing(todo, records, folder, args)
+
+
+def do_missing(todo, records, folder, args):
+    started, device = time.monotonic(), pick_device(args.device)
     make_sets(folder)
-    here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command)]
+    here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command.split())]
     if len(here) < len(todo):
-        print(f"{len(todo) - len(here)} runs left out: the shared data are not beside this repository", file=sys.stderr)
+        left_out = len(todo) - len(here)
+        print(f"{left_out} runs left out: the shared data are not beside this repository", file=sys.stderr)
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
     missing = missing_runs(here, records, folder)
-    for run, record in done_together(missing, at_once, lambda run: do(run, folder, device, threads),
-                                     lambda: time.monotonic() - started > 60 * args.minutes):  # fmt: skip
+
+    def time_is_up():
+        return time.monotonic() - started > 60 * args.minutes
+
+    ended = done_together(missing, at_once, lambda run: do(run, folder, device, threads), time_is_up)
+    for run, record in ended:
         records[run.name] = record
-        # Rows stand in the order of the runs, whichever ended first.
         records = {one.name: records[one.name] for one in todo if one.name in records}
-        write_records(args.size, records)
-        results_tables.update(RECORDS)
-        print(f"{run.name}: {record['minutes']} min, {sum(run.name in records for run in todo)} of {len(todo)}", flush=True)
+        RECORDS.mkdir(exist_ok=True)
+        write_json(RECORDS / f"{args.size}.json", records)
+        tables.update_accuracy(RECORDS)
+        print(f"{run.name}: {record['minutes']} min", flush=True)
     print(f"{sum(run.name in records for run in todo)} of {len(todo)} runs are there")
 
 

@@ -1,154 +1,349 @@
-"""The tables of speed in README.md and docs/SPEED.md, made of the records in `benchmarks/results`."""
+"""The tables in README.md, docs/SPEED.md and RESULTS.md, made from the records of the benchmarks.
 
+Speed: `benchmarks/results`, written by bench.py. Accuracy: `benchmarks/accuracy`, written by results.py.
+"""
+
+import json
+import statistics
 from pathlib import Path
 
 import common
+import label_efficiency
+import real_captures
+from bench_pretrain import HABIT, OURS, THEIRS
+from common import ROOT, cell, number, table
 
 from util.files import atomic_path
+from util.metrics import natural, overall
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- speed: made by benchmarks/bench.py -->", "<!-- end of speed -->"
-HABIT = "TIFF a sample"
+SPEED_MARKS = "<!-- speed: made by benchmarks/bench.py -->", "<!-- end of speed -->"
+ACCURACY_MARKS = "<!-- accuracy: made by benchmarks/results.py -->", "<!-- end of accuracy -->"
+
+# Speed
+
 SOURCES = {
-    HABIT: "the field's habit: open a float TIFF of the STFT, log, bicubic resize",
+    "TIFF a sample": "the field's habit: open a float TIFF of the STFT, log, bicubic resize",
     "spectrogram set": "spectrogram set",
     "SigMF ci16, with STFT": "SigMF ci16, STFT included",
     "npy complex64, with STFT": "`.npy` complex64, STFT included",
     "TIFF images": "TIFF images, by `data/images.py`",
     "PNG images, 256 x 256": "PNG images of 256 x 256",
 }
-OURS, THEIRS, USUAL = "radio-mae", "transformers", "the field's habit"
 
 
-def number(value):
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(header, rows):
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
-
-
-def cell(found, spread):
-    """A median, with `spread` the least and greatest too."""
-    if not found:
-        return ""
-    text = number(found["median"])
-    return f"{text} ({number(found['min'])} .. {number(found['max'])})" if spread else text
-
-
-def by_device(records, name):
-    """(device, record) of a benchmark, the same benchmark of several devices beside each other."""
+def of_benchmark(records, name):
+    """(device, record) of a benchmark on each device."""
     return [(record["device"], record) for known, record in records if known == name]
 
 
-def data(records, spread):
-    found = by_device(records, "bench_data")
+def data(records, full):
+    found = of_benchmark(records, "bench_data")
     rows = []
-    for source, said in SOURCES.items():
+    for source, text in SOURCES.items():
         cells = []
         for _, record in found:
-            one = record["sources"].get(source)
-            cells += [cell(one["windows_per_s"], spread), f"{one['times_tiff_a_sample']:.3g}"] if one else ["", ""]
-        rows.append((said, *cells))
-    if not spread:
-        rows = rows[:4]
-    header = ["windows of 16 ms at 61.44 Msps to images of 224 x 224, one core"]
-    for device, _ in found:
-        header += [f"{device}: windows/s", "times TIFF"]
-    return table(header, rows) if found else ""
+            rate = record["sources"][source]
+            cells += [cell(rate["windows_per_s"], full), f"{rate['times_tiff_a_sample']:.3g}"]
+        rows.append((text, *cells))
+    header = "windows of 16 ms at 61.44 Msps to images of 224 x 224, one core"
+    devices = "".join(f" | {device}: windows/s | times TIFF" for device, _ in found)
+    return table(header + devices, rows if found else [])
 
 
-def steps(records, spread):
+def steps(records, full):
+    """A row for each model, batch and precision, with the peers beside it."""
     rows = []
-    for device, record in by_device(records, "bench_pretrain"):
-        entries = record["candidates"]
-        for model, batch, amp in dict.fromkeys((one["model"], one["batch_size"], one["amp"]) for one in entries):
-            def of(name, compiled, model=model, batch=batch, amp=amp, entries=entries, any_amp=False):
-                for one in entries:
-                    same = one["model"] == model and one["batch_size"] == batch and (any_amp or one["amp"] == amp)
-                    if same and one["name"] == name and one["compiled"] == compiled:
-                        return one
-                return {}
-
-            best = of(OURS, "compiled") or of(OURS, "")
-            if not best:
-                continue
-            peer, compiled, usual = of(THEIRS, ""), of(THEIRS, "compiled"), of(USUAL, "", any_amp=True)
-            ratio = best["images_per_s"]["median"] / peer["images_per_s"]["median"]
-            rows.append((
-                f"`{model}`, {batch}", device, {"off": "fp32"}.get(amp, amp), cell(best["images_per_s"], spread),
-                f"{best['mfu']:.0%}" if "mfu" in best else "", cell(peer["images_per_s"], spread),
-                cell(compiled.get("images_per_s"), spread), cell(usual.get("images_per_s"), spread), f"{ratio:.2f}",
-            ))  # fmt: skip
-    header = ("pretraining step: model, batch", "on", "precision", "radio-mae, images/s", "MFU",
-              "transformers' `ViTMAEForPreTraining`", "compiled", "the field's habit", "radio-mae / transformers")
-    return table(header, rows) if rows else ""
+    for device, record in of_benchmark(records, "bench_pretrain"):
+        models = {}
+        for one in record["candidates"]:
+            models.setdefault((one["model"], one["batch_size"]), []).append(one)
+        for (model, batch), candidates in models.items():
+            habit = next((one for one in candidates if one["name"] == HABIT), {})
+            for amp in dict.fromkeys(one["amp"] for one in candidates if one["name"] == OURS):
+                named = {(one["name"], one["compiled"]): one for one in candidates if one["amp"] == amp}
+                best = named.get((OURS, "compiled")) or named[OURS, ""]
+                peers = named[THEIRS, ""], named.get((THEIRS, "compiled"), {}), habit
+                rates = [one.get("images_per_s") for one in peers]
+                ratio = best["images_per_s"]["median"] / rates[0]["median"]
+                precision = "fp32" if amp == "off" else amp
+                ours = cell(best["images_per_s"], full), f"{best['mfu']:.0%}" if "mfu" in best else ""
+                theirs = [cell(rate, full) for rate in rates]
+                rows.append((f"`{model}`, {batch}", device, precision, *ours, *theirs, f"{ratio:.2f}"))
+    ours = "pretraining step: model, batch | on | precision | radio-mae, images/s | MFU"
+    theirs = "transformers' `ViTMAEForPreTraining` | compiled | the field's habit | radio-mae / transformers"
+    return table(f"{ours} | {theirs}", rows)
 
 
-def fed(records, spread):
+def fed(records, full):
     rows = []
-    for device, record in by_device(records, "bench_end_to_end"):
-        for source, entry in record["fed_from"].items():
-            wait = f"{entry['data_wait']['median']:.1%}" if "data_wait" in entry else ""
-            rows.append((f"`{record['model']}`, {record['batch_size']}, {source}", device,
-                         cell(entry["images_per_s"], spread), f"{entry.get('of_the_step', 1):.0%}", wait))  # fmt: skip
-    header = ("`main_pretrain.py`: model, batch, fed from", "on", "images/s", "of the step alone", "waits for data")
-    return table(header, rows) if rows else ""
+    for device, record in of_benchmark(records, "bench_end_to_end"):
+        for source, one in record["fed_from"].items():
+            what = f"`{record['model']}`, {record['batch_size']}, {source}"
+            wait = f"{one['data_wait']['median']:.1%}" if "data_wait" in one else ""
+            rate, share = cell(one["images_per_s"], full), f"{one.get('of_the_step', 1):.0%}"
+            rows.append((what, device, rate, share, wait))
+    header = "`main_pretrain.py`: model, batch, fed from | on | images/s | of the step alone | waits for data"
+    return table(header, rows)
 
 
-def rest(records, spread):
+def others(records, full):
     rows = []
-    for device, record in by_device(records, "bench_segment"):
-        for kind, entry in record["devices"].items():
-            rows.append(("labelling 61.44 Msps ci16 with `vit_tiny_patch16`, 40 ms windows: s of signal a second",
-                         device if kind == "cuda" or "cuda" not in record["devices"] else "its host's CPU",
-                         cell(entry["real_time_factor"], spread)))  # fmt: skip
-    for device, record in by_device(records, "bench_synthesize"):
-        for preset, entry in record["presets"].items():
+    for device, record in of_benchmark(records, "bench_segment"):
+        window = f"{record.get('window_ms', 40):g} ms windows"
+        what = f"labelling 61.44 Msps ci16 with `vit_tiny_patch16`, {window}: s of signal a second"
+        for kind, one in record["devices"].items():
+            on = "its host's CPU" if kind == "cpu" and "cuda" in record["devices"] else device
+            rows.append((what, on, cell(one["real_time_factor"], full)))
+    for device, record in of_benchmark(records, "bench_synthesize"):
+        for preset, one in record["presets"].items():
             name, _, on = preset.partition(", ")
             what = f"`{name}` scenes to spectrograms, {'one core' if on == 'cpu' else on}: s a scene"
-            rows.append((what, device, cell(entry["seconds_a_scene"], spread)))
-    for device, record in by_device(records, "bench_start"):
-        for count, entry in record["seconds"].items():
-            for key, how in (("first", "the first time"), ("with_index", "with the index of an earlier run")):
-                if spread or int(count) == 100_000:
-                    rows.append((f"to open {int(count):,} SigMF recordings, {how}: s", device, cell(entry[key], spread)))
-    return table(("", "on", "median"), rows) if rows else ""
+            rows.append((what, device, cell(one["seconds_a_scene"], full)))
+    return table(" | on | median", rows)
 
 
-def growth(records, spread):
+def growth(records, full):
     rows = []
-    for device, record in by_device(records, "bench_growth"):
-        for entry in record["growth"]:
-            memory = f"{entry['memory_bytes'] / 2**30:.1f}" if "memory_bytes" in entry else ""
-            rows.append((f"`{record['model']}`, {record['batch_size']}: {entry['what']} {entry['value']}", device,
-                         cell(entry["images_per_s"], spread), f"{entry['gflop_an_image']:.1f}", memory))  # fmt: skip
-    header = ("how it grows, not compiled: model, batch: what is another", "on", "images/s", "GFLOP an image", "GiB")
-    return table(header, rows) if rows else ""
+    for device, record in of_benchmark(records, "bench_growth"):
+        for one in record["growth"]:
+            what = f"`{record['model']}`, {record['batch_size']}: {one['what']} {one['value']}"
+            memory = f"{one['memory_bytes'] / 2**30:.1f}" if "memory_bytes" in one else ""
+            rate, flops = cell(one["images_per_s"], full), f"{one['gflop_an_image']:.1f}"
+            rows.append((what, device, rate, flops, memory))
+    what = "how it grows, not compiled: model, batch: what is another"
+    return table(f"{what} | on | images/s | GFLOP an image | GiB", rows)
 
 
-# What stands in which document, and whether with the spread.
-DOCUMENTS = {"README.md": ((steps,), False), "docs/SPEED.md": ((data, steps, fed, rest, growth), True)}
+# The tables of each document, and whether cells are full: with minimum and maximum.
+SPEED = {
+    "README.md": ((steps,), False),
+    "docs/SPEED.md": ((data, steps, fed, others, growth), True),
+}
 
 
-def text(document, records):
+def speed(document, records):
     """The tables of a document."""
-    parts, spread = DOCUMENTS[document]
-    return "\n\n".join(found for part in parts if (found := part(records, spread)))
+    makers, full = SPEED[document]
+    return "\n\n".join(filter(None, (make(records, full) for make in makers)))
 
 
-def made(document, records):
-    """A document with its tables as the records have them."""
-    return common.with_tables(ROOT / document, BEGIN, END, text(document, records))
-
-
-def update(folder):
-    """Put the results of a folder into the documents."""
-    records = common.read_results(folder)
-    for document in DOCUMENTS:
-        new = made(document, records)
-        with atomic_path(ROOT / document) as temporary:
-            temporary.write_text(new)
+def update_speed(folder):
+    records = common.read_records(folder)
+    for document in SPEED:
+        common.write_tables(ROOT / document, SPEED_MARKS, speed(document, records))
         print(f"{document}: tables of {len({record['device'] for _, record in records})} devices")
+
+
+# Accuracy
+
+PICTURE = "benchmarks/accuracy/label_efficiency_{size}.png"
+FIGURES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "mean_iou": "mean IoU"}
+TITLES = " | ".join(FIGURES.values())
+# Of models, in the order of the tables.
+KINDS = ALL, FROZEN, SCRATCH, RANDOM, BASELINE = (
+    "pretrained, all of it trained",
+    "pretrained, frozen",
+    "from scratch",
+    "random, frozen",
+    "DeepLabV3-MobileNetV3",
+)
+# "Building 6G Radio Foundation Models with Transformer Architectures", arXiv 2411.09996: pixel accuracy.
+PUBLISHED = """
+| published, encoder frozen | 70 % | 75 % | 80 % | from scratch |
+|---|---|---|---|---|
+| ViT-S | 97.0 | 96.8 | 96.4 | 97.2 |
+| ViT-M | 97.9 | 97.6 | 97.5 | 97.1 |
+| ViT-L | 97.5 | 97.3 | 97.5 | 97.7 |
+""".strip()
+
+
+def percent(values):
+    """Mean, and with several seeds the least and greatest: 97.25 (96.94 .. 97.59)."""
+    values = [100 * value for value in values]
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} .. {max(values):.2f})"
+
+
+def grouped(records, section):
+    """{(data, kind): the records of its seeds, by seed}."""
+    found = {}
+    for one in sorted(records.values(), key=lambda one: one["seed"]):
+        if one["section"] == section:
+            found.setdefault((one["data"], one["kind"]), []).append(one)
+    return found
+
+
+def of_seeds(seeds, figures=FIGURES):
+    """A cell for each figure."""
+    return [percent([one["figures"][figure] for one in seeds]) for figure in figures]
+
+
+def minutes(seeds):
+    return number(sum(one["minutes"] for one in seeds))
+
+
+def segmentation(records):
+    found = grouped(records, "segmentation")
+    order = sorted(found, key=lambda names: (names[0], KINDS.index(names[1])))
+    rows = [
+        (*names, str(len(found[names])), *of_seeds(found[names]), minutes(found[names])) for names in order
+    ]
+    return table(f"data | model | seeds | {TITLES} | minutes", rows)
+
+
+def by_snr(records):
+    """Pixel accuracy by SNR, a table for each set of data."""
+    found, parts = grouped(records, "segmentation"), []
+    for data in dict.fromkeys(data for data, _ in found):
+        kinds = {kind: found.get((data, kind), []) for kind in KINDS}
+        kinds = {kind: [one["figures"]["by_snr"] for one in seeds] for kind, seeds in kinds.items() if seeds}
+        bands = sorted({band for seeds in kinds.values() for one in seeds for band in one}, key=natural)
+        rows = []
+        for kind, seeds in kinds.items():
+            cells = [[one[band]["pixel_accuracy"] for one in seeds if band in one] for band in bands]
+            means = [f"{100 * statistics.mean(values):.1f}" if values else "" for values in cells]
+            rows.append((kind, *means))
+        parts.append(table(" | ".join([f"{data}: pixel accuracy", *bands]), rows))
+    return "\n\n".join(parts)
+
+
+def masks(records):
+    found = {tuple(name.rsplit(", ", 1)): seeds for (_, name), seeds in grouped(records, "masks").items()}
+    rows = [(way, kind, *of_seeds(seeds)) for (kind, way), seeds in found.items()]
+    return table(f"pretrained with | then | {TITLES}", rows)
+
+
+def shares(records):
+    """{kind: {share of the labels: records of its seeds}}; those with all labels are in the first section."""
+    curves = {}
+    for (_, name), seeds in grouped(records, "labels").items():
+        kind, share = name.rsplit(", ", 1)
+        curves.setdefault(kind, {})[float(share)] = seeds
+    for kind, points in curves.items():
+        if whole := grouped(records, "segmentation").get(("classic, combined", kind)):
+            points[1.0] = whole
+    return {kind: dict(sorted(points.items())) for kind, points in curves.items()}
+
+
+def labels(records):
+    curves = shares(records)
+    found = sorted({share for points in curves.values() for share in points})
+    rows = []
+    for kind, points in curves.items():
+        cells = [of_seeds(points[share], ["pixel_accuracy"]) if share in points else [""] for share in found]
+        rows.append((kind, *(text for [text] in cells)))
+    return table(
+        "pixel accuracy with" + "".join(f" | {100 * share:g} % of the labels" for share in found), rows
+    )
+
+
+def picture(curves, caption):
+    """Mean and spread of each kind's pixel accuracy against the share of the labels."""
+    points = {kind: {} for kind in curves}
+    for kind, found in curves.items():
+        for share, seeds in found.items():
+            points[kind][share] = [one["figures"]["pixel_accuracy"] for one in seeds]
+    return label_efficiency.picture(points, caption, "pixel accuracy")
+
+
+def epochs(records):
+    """The first epoch at which validation is as good as scratch is at its end, by seed."""
+    found, rows = grouped(records, "segmentation"), []
+    for data in dict.fromkeys(data for data, _ in found):
+        scratch, pretrained = (found.get((data, kind), []) for kind in (SCRATCH, ALL))
+        for pair in ((one, other) for one in scratch for other in pretrained if one["seed"] == other["seed"]):
+            curves = [one["figures"]["validation"] for one in pair]
+            goal = list(curves[0].values())[-1]
+            reached = [
+                [str(int(epoch) + 1) for epoch, value in curve.items() if value >= goal] for curve in curves
+            ]
+            first = [epochs[0] if epochs else "never" for epochs in reached]
+            rows.append((data, str(pair[0]["seed"]), f"{100 * goal:.2f}", *first))
+    reached = "reached from scratch in epoch | pretrained in epoch"
+    return table(f"data | seed | from scratch at its end, validation | {reached}", rows)
+
+
+def sensing(records):
+    rows = []
+    for names, seeds in grouped(records, "sensing").items():
+        accuracy = percent([one["figures"][overall(one["figures"])] for one in seeds])
+        rows.append((*names, str(len(seeds)), accuracy, *of_seeds(seeds, ["mean_accuracy"]), minutes(seeds)))
+    return table("data | encoder | seeds | accuracy | mean class accuracy | minutes", rows)
+
+
+def recordings(records):
+    """What captures in the pretraining data bring to scenes, and to captures that were held back."""
+    judged = {kind: seeds for (_, kind), seeds in grouped(records, "captures").items()}
+    figures, rows = ("pixel_accuracy", "mean_iou"), []
+    for (_, kind), seeds in grouped(records, "recordings").items():
+        found = judged.get(kind, [])
+        counts = [one["figures"]["totals"]["captures"] for one in found]
+        cells = of_seeds(found, ["cells"]) if found else [""]
+        right = ", ".join(f"{right} of {count}" for right, count in counts)
+        rows.append((kind, str(len(seeds)), *of_seeds(seeds, figures), *cells, right))
+    scenes = " | ".join(f"scenes: {FIGURES[figure]}" for figure in figures)
+    return table(
+        f"pretrained on | seeds | {scenes} | captures: cells | captures that are right, by seed", rows
+    )
+
+
+def captures():
+    """Each real capture, from the newest record of `real_captures.py`."""
+    found = of_benchmark(common.read_records(ROOT / "benchmarks" / "results"), "real_captures")
+    if not found:
+        return ""
+    record = found[-1][1]
+    rows = table(" | ".join(real_captures.HEADER), real_captures.rows_of(record["captures"]))
+    return f"{rows}\n\nRight: {real_captures.counts(record['totals'])}. `{record['command']}`"
+
+
+def commands(records):
+    """Every run: its command, its time, when and on what."""
+    rows = []
+    for one in records.values():
+        rows.append((f"`{one['command']}`", str(one["minutes"]), one["device"], one["date"], one["commit"]))
+    return table("command | minutes | on | date | commit", rows)
+
+
+# What RESULTS.md has of each size of model, after the real captures; README.md has that of few labels.
+SECTIONS = {
+    "Segmentation": (segmentation, lambda _: PUBLISHED),
+    "By SNR": (by_snr,),
+    "How it is masked": (masks,),
+    "Few labels": (labels,),
+    "Epochs to what scratch reaches": (epochs,),
+    "Sensing": (sensing,),
+    "Captures to pretrain on": (recordings,),
+    "Commands": (commands,),
+}
+ACCURACY = ("README.md", "RESULTS.md")
+
+
+def accuracy(document, by_size):
+    """The tables of a document. `by_size`: {size of the model: its records}."""
+    if document == "README.md":
+        return "\n\n".join(filter(None, (labels(records) for records in by_size.values())))
+    parts = ["## Real captures", found] if (found := captures()) else []
+    for size, records in by_size.items():
+        for title, makers in SECTIONS.items():
+            made = list(filter(None, (make(records) for make in makers)))
+            if title == "Few labels" and made:
+                made.append(f"![pixel accuracy against the share of the labels]({PICTURE.format(size=size)})")
+            parts += [f"## {title}, ViT-{size}", *made] if made else []
+    return "\n\n".join(parts)
+
+
+def read_accuracy(folder):
+    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))}
+
+
+def update_accuracy(folder):
+    """Put the records of a folder into the documents, and draw the curves of few labels."""
+    by_size = read_accuracy(folder)
+    for document in ACCURACY:
+        common.write_tables(ROOT / document, ACCURACY_MARKS, accuracy(document, by_size))
+    for size, records in by_size.items():
+        if curves := shares(records):
+            with atomic_path(ROOT / PICTURE.format(size=size)) as temporary:
+                figure = picture(curves, f"ViT-{size}, `classic`, combined frames")
+                figure.savefig(temporary, format="png", dpi=110)

@@ -1,61 +1,93 @@
-"""The tables of speed in the documents are those that the recorded results give; the benchmarks that make these run."""
+"""The tables of speed in the documents are those of the recorded results; the benchmarks run."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from support import ROOT
+from support import ROOT, call, command
+
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
+
+import bench
+import common
+import label_efficiency
+import tables
+
+LEAST = ("--repeats", 1, "--device", "cpu", "--amp", "off", "--steps", 1)
 
 
-@pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as its scripts see each other
-    import tables
-
-    return tables
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/SPEED.md"])
-def test_the_documents_hold_what_was_measured(tables, document):
-    import common
-
-    records = common.read_results(ROOT / "benchmarks" / "results")
+@pytest.mark.parametrize("document", tables.SPEED)
+def test_the_documents_hold_what_was_measured(document):
+    records = common.read_records(ROOT / "benchmarks" / "results")
     assert len(records) > 3
-    assert tables.made(document, records) == (ROOT / document).read_text(), "python benchmarks/bench.py --tables mends it"
+    made = common.with_tables(ROOT / document, tables.SPEED_MARKS, tables.speed(document, records))
+    assert made == (ROOT / document).read_text(), "python benchmarks/bench.py --tables mends it"
 
 
-def test_a_step_stands_beside_its_peers(tables):
+def test_a_step_stands_beside_its_peers():
     def candidate(name, amp, median, compiled="", **more):
         spread = {"median": median, "min": median - 10.4, "max": median + 10}
-        return {"model": "m", "batch_size": 8, "name": name, "amp": amp, "compiled": compiled, "images_per_s": spread,
-                **more}  # fmt: skip
+        about = {"model": "m", "batch_size": 8, "name": name, "amp": amp, "compiled": compiled}
+        return {**about, "images_per_s": spread, **more}
 
-    entries = [candidate("radio-mae", "bf16", 3000.0, "compiled", mfu=0.314), candidate("radio-mae", "bf16", 2000.0),
-               candidate("transformers", "bf16", 1500.0), candidate("transformers", "bf16", 2500.0, "compiled"),
-               candidate("the field's habit", "fp16", 900.0)]  # fmt: skip
+    entries = [
+        candidate("radio-mae", "bf16", 3000.0, "compiled", mfu=0.314),
+        candidate("radio-mae", "bf16", 2000.0),
+        candidate("radio-mae", "bf16", 1900.0, "DDP"),
+        candidate("transformers", "bf16", 1500.0),
+        candidate("transformers", "bf16", 2500.0, "compiled"),
+        candidate("the field's habit", "fp16", 900.0),
+    ]
     records = [("bench_pretrain", {"device": "a GPU", "candidates": entries})]
-    header, _, row = tables.steps(records, spread=False).splitlines()
-    assert header.startswith("| pretraining step: model, batch | on | precision | radio-mae, images/s | MFU |")
+    header, _, row = tables.steps(records, full=False).splitlines()
+    assert header.startswith(
+        "| pretraining step: model, batch | on | precision | radio-mae, images/s | MFU |"
+    )
     assert row == "| `m`, 8 | a GPU | bf16 | 3,000 | 31% | 1,500 | 2,500 | 900 | 2.00 |"
-    assert "| 3,000 (2,990 .. 3,010) | 31% |" in tables.steps(records, spread=True)
-    assert tables.text("README.md", []) == ""
+    assert "| 3,000 (2,990 .. 3,010) | 31% |" in tables.steps(records, full=True)
+    assert tables.speed("README.md", []) == ""
 
 
-def test_what_benchmarks_record_makes_rows(tables, tmp_path):
-    """The step alone and main_pretrain.py fed from both sources; how the step grows: on as little as there can be."""
-    import common
-
-    least = {"bench_end_to_end": ("--samples", "4", "--windows", "2", "--batch_size", "2"),
-             "bench_growth": ("--batch_size", "1")}  # fmt: skip
-    for name, flags in least.items():
-        command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *flags, "--steps", "1", "--repeats", "1",
-                   "--output", tmp_path]  # fmt: skip
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_what_benchmarks_record_makes_rows(tmp_path):
+    """Benchmarks that a small machine runs in seconds, on as little as there can be."""
+    little = {
+        "bench_end_to_end": (
+            *LEAST,
+            "--samples",
+            4,
+            "--windows",
+            2,
+            "--batch_size",
+            2,
+            "--runs",
+            "set",
+            "wait",
+        ),
+        "bench_growth": (*LEAST, "--batch_size", 1),
+        "bench_segment": ("--durations", 0.04, "--repeats", 1, "--devices", "cpu"),
+    }
+    for name, flags in little.items():
+        run = command(f"benchmarks/{name}.py", *flags, "--output", tmp_path)
         assert run.returncode == 0, run.stderr
     [file] = tmp_path.glob("*.json")
-    assert set(json.loads(file.read_text())) == set(least)
-    found = tables.text("docs/SPEED.md", common.read_results(tmp_path))
-    assert "`mae_vit_tiny_patch16`, 2, spectrogram set |" in found
-    assert "`mae_vit_tiny_patch16`, 1: image 448 x 448 |" in found
+    assert set(json.loads(file.read_text())) == set(little)
+    found = tables.speed("docs/SPEED.md", common.read_records(tmp_path))
+    for row in (
+        "`mae_vit_tiny_patch16`, 2, spectrogram set |",
+        "`mae_vit_tiny_patch16`, 2, spectrogram set, a save an epoch that is waited for |",
+        "`mae_vit_tiny_patch16`, 1: image 448 x 448 |",
+        "`vit_tiny_patch16`, 5 ms windows: s of signal a second |",
+    ):
+        assert row in found
     assert str(tmp_path) not in file.read_text()
+
+
+def test_errors_end_in_a_line(tmp_path, capsys):
+    assert call(bench, "--only", "bench_nothing") == 2
+    assert capsys.readouterr().err.startswith("error: --only: expected some of bench_data, ")
+    (tmp_path / "file").touch()
+    run = command("benchmarks/bench_growth.py", "--output", tmp_path / "file")
+    assert run.returncode == 2
+    assert "expected a folder that can be written" in run.stderr
+    assert call(label_efficiency, "--seeds", 0) == 2
+    assert "--seeds: expected at least 1; found 0" in capsys.readouterr().err
