@@ -8,7 +8,7 @@ import models_vit
 from data import tasks
 from data.labelled import Part
 from data.splits import fewer_labels
-from util import checkpoint, distributed, lora, pretrained, recipes, resume
+from util import checkpoint, distributed, loading, lora, pretrained, recipes, resume
 from util import run as runs
 from util.errors import UserError, warn
 
@@ -244,7 +244,7 @@ def _report_trained(model, names, args):
     own = dict(model.named_parameters())
     plain = [name for name in names if not lora.is_adapter(name)]
     shown = ["adapters of query and value in every block"] * (len(plain) < len(names))
-    shown += pretrained.by_module(plain, own.keys() - set(names))
+    shown += loading.by_module(plain, own.keys() - set(names))
     count, total = (sum(own[name].numel() for name in some) for some in (names, own))
     mode = f"--lora {args.lora}" if args.lora else f"--train {args.train}"
     if not args.finetune and mode in ("--train head", "--train probe"):
