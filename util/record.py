@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from util import checkpoint, distributed, parallel
+from util import VERSION, checkpoint, distributed, parallel
 from util.errors import StoppedError, warn
 from util.files import atomic_path
 from util.saver import Saver
@@ -103,6 +103,7 @@ class Record:
                 self._events.flush()
         state = {
             "format": checkpoint.FORMAT,
+            "version": VERSION,
             **states,
             "scaler": scaler.state_dict(),
             "epoch": epoch if completed else epoch - 1,
