@@ -39,6 +39,7 @@ import models_deeplab
 import models_vit
 from data import registry, tasks
 from engine_evaluate import groupings, report, summary
+from engine_start import check_args
 from models_vit import ViTEncoder
 from util import checkpoint, compiling, distributed, parallel, pretrained, recipes, resume
 from util import run as runs
@@ -102,7 +103,7 @@ def run_seed(args, folder, log_dir, device, stop):
     started = time.perf_counter()
     start = engine_start.open_start(args, folder)
     args = engine_start.completed(args, start)
-    engine_start.check_args(args)
+    check_args(args)
     torch.manual_seed(args.seed)
     data = engine_start.open_data(args, start, device)
     num_samples = len(data.parts["train"])
@@ -234,7 +235,7 @@ def main(args):
         args = args.replaced(output_dir=str(Path(args.resume).parent / "eval") if named else "output_eval")
     every = []
     # The flags of a checkpoint that --resume names are checked when it is open.
-    with runs.started(args, check=lambda args: named or engine_start.check_args(args)) as (device, stop):
+    with runs.started(args, check=lambda args: named or check_args(args)) as (device, stop):
         for seed in range(args.seed, args.seed + args.seeds):
             name = f"seed-{seed}" if args.seeds > 1 else ""
             folder = Path(args.output_dir, name)
