@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def command(script, *flags, **kwargs):
     """The real command, as a process: subprocess.CompletedProcess with text output."""
     line = [sys.executable, str(ROOT / script), *(str(flag) for flag in flags)]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **kwargs)
+
+
+def wait_for(condition, going_on=lambda: True, timeout_s=300):
+    """What `condition` returns once that is true; fails as soon as `going_on` is false, or where nothing ever happens."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert going_on(), "ended too early"
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.01)
+    return found
 
 
 @contextlib.contextmanager

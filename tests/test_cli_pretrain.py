@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import CAPTURES, ROOT, call, command, needs_captures, write_ci16, write_sigmf
+from support import CAPTURES, ROOT, call, command, needs_captures, wait_for, write_ci16, write_sigmf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine_reconstruct
@@ -286,10 +285,7 @@ def test_a_killed_process_goes_on_by_the_same_command(air, tmp_path, monkeypatch
     line = [sys.executable, str(ROOT / "main_pretrain.py"), "--data_path", str(air), "--output_dir", str(out),
             *(str(flag) for flag in (*SMALL, *flags))]  # fmt: skip
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / checkpoint.LAST).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(0.1)
+    wait_for((out / checkpoint.LAST).exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     step = loaded(out)["step"]
