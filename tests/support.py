@@ -1,16 +1,25 @@
-"""What several test files need: recordings to read, and commands to run as a user would."""
+"""What several test files need: recordings and data sets to read, commands to run as a user would, what they leave."""
 
 import contextlib
+import itertools
 import json
 import resource
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
 
+from data.set_writer import spectrogram_set_writer
+from radio.spectrogram import Spectrogram
+from util import checkpoint
 from util.errors import reported
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +28,15 @@ CAPTURES = ROOT.parent / "shared" / "data" / "recordings"
 # A model of which a step takes milliseconds, for `models_mae.PRESETS` and `models_vit.PRESETS`.
 NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
         "decoder_embed_dim": 8, "decoder_depth": 3, "decoder_num_heads": 2}  # fmt: skip
+
+CLASSES = ["Noise", "NR", "LTE"]
+FRONT_END = Spectrogram(n_fft=64, duration_s=0.01, image_size=(16, 16))
+ACTIVITIES = ["box", "circle", "clean", "fall", "run", "walk"]
+WAVESFM_NAMES = ["run", "walk", "fall", "box", "circle", "clean"]
+FRAME_RATE_HZ = 61.44e6  # of MathWorks' frames
+# An annotation of what `write_ci16` writes.
+BAND = {"core:sample_start": 0, "core:sample_count": 3000, "core:freq_lower_edge": 2.39998e9,
+        "core:freq_upper_edge": 2.40002e9, "core:label": "NR"}  # fmt: skip
 
 needs_captures = pytest.mark.skipif(not CAPTURES.is_dir(), reason=f"the shared captures are not there ({CAPTURES.name})")
 
@@ -44,6 +62,235 @@ def write_ci16(folder, name="a", duration_s=0.1, sample_rate_hz=200e3, seed=0, l
     parts = np.stack([iq.real, iq.imag], axis=1) * 2**15
     captures = [{"core:sample_start": 0, "core:frequency": 2.4e9}]
     return write_sigmf(folder, parts.astype("<i2").tobytes(), "ci16_le", name, captures, sample_rate=sample_rate_hz, **info)
+
+
+# Sets of spectrograms
+
+
+def write_labelled_set(path, count=12, masks=True, labels=False, class_names=CLASSES, front_end=FRONT_END, recordings=0):
+    """Sample i has label i % 3, and a mask of that class on its upper half."""
+    with spectrogram_set_writer(path, count, front_end, 1, class_names, masks, labels) as packed:
+        for index in range(count):
+            values = np.random.default_rng(index).normal(-60, 5, (1, *front_end.image_size)).astype(np.float32)
+            about = {"name": f"{path.name} {index}"}
+            if recordings:
+                about |= {"name": "window", "path": f"r{index % recordings}", "start_s": index / 100}
+            mask = np.zeros(front_end.image_size, np.uint8)
+            mask[8:] = index % 3
+            packed.add(values, about, mask if masks else None, index % 3 if labels else None)
+    return path
+
+
+def write_scenes(folder, count=20, kinds=("masks",), classes=CLASSES, used=3, size=16):
+    """Spectrograms with a bright band whose level tells its class; labels are that class."""
+    front_end = FRONT_END if size == 16 else Spectrogram(64, 0.01, (size, size))
+    with spectrogram_set_writer(folder, count, front_end, 1, classes, "masks" in kinds, "labels" in kinds) as packed:
+        for index in range(count):
+            rng, label = np.random.default_rng(index), index % used
+            first = rng.integers(0, size // 2)
+            mask = np.zeros((size, size), np.uint8)
+            mask[first : first + size // 4] = label
+            values = rng.normal(0, 1, (1, size, size)) + 12.0 * mask
+            about = {"name": f"s{index}", "sample_rate_hz": 200e3, "center_freq_hz": 2.4e9, "num_samples": 2000}
+            scene = {"transmissions": [{"snr_db": -2.0 + 10 * label, "technology": CLASSES[label]}] if label else []}
+            packed.add(values, about | {"scene": scene}, *([mask] if "masks" in kinds else [None]),
+                       *([label] if "labels" in kinds else []))  # fmt: skip
+    return folder
+
+
+# Pictures and frames
+
+
+def write_png(path, seed=0, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (20, 30, 3) if mode == "RGB" else (20, 30)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), mode).save(path)
+
+
+def write_pngs(folder, classes=("zigbee", "LTE", "ble"), count=3, **kwargs):
+    for number, name in enumerate(classes):
+        for sample in range(count):
+            write_png(folder / name / f"{sample}.png", 100 * number + sample, **kwargs)
+
+
+# Every 16th colour of MATLAB's parula(256) (R2017a and later), and the last.
+PARULA = np.array([
+    [0.2422, 0.1504, 0.6603], [0.2704, 0.2138, 0.8346], [0.2813, 0.2985, 0.9397], [0.2710, 0.3860, 0.9898],
+    [0.2006, 0.4803, 0.9906], [0.1716, 0.5655, 0.9393], [0.1288, 0.6408, 0.8910], [0.0433, 0.7039, 0.8242],
+    [0.0770, 0.7468, 0.7224], [0.2061, 0.7808, 0.6065], [0.3671, 0.8021, 0.4563], [0.5886, 0.7913, 0.2833],
+    [0.7945, 0.7554, 0.1570], [0.9523, 0.7284, 0.2237], [0.9938, 0.7974, 0.1974], [0.9601, 0.8963, 0.1507],
+    [0.9769, 0.9839, 0.0805],
+])  # fmt: skip
+
+
+def through_parula(levels):
+    """[rows, columns] from 0 to 1 -> uint8 [rows, columns, 3]."""
+    positions = [*range(0, 256, 16), 255]
+    colours = [np.interp(levels * 255, positions, PARULA[:, channel]) for channel in range(3)]
+    return np.round(np.stack(colours, axis=-1) * 255).astype(np.uint8)
+
+
+def columns_of(low_hz, high_hz, value, size=256):
+    """Labels as the example paints them: `value` over the columns of a band, all rows."""
+    values = np.zeros((size, size), np.uint8)
+    first, last = (int((FRAME_RATE_HZ / 2 + edge) // (FRAME_RATE_HZ / size)) for edge in (low_hz, high_hz))
+    values[:, first : last + 1] = value
+    return values
+
+
+def hdf4(*blocks):
+    """An HDF4 file. A block is a list of (tag, ref, content); each gets an unused descriptor, and links to the next."""
+    sizes = [6 + 12 * (len(block) + 1) for block in blocks]
+    starts = np.cumsum([4, *sizes]).tolist()
+    descriptors, contents, position = b"", b"", starts[-1]
+    for block, following in zip(blocks, [*starts[1:-1], 0], strict=True):
+        descriptors += struct.pack(">HI", len(block) + 1, following)
+        for tag, ref, content in block:
+            descriptors += struct.pack(">HHII", tag, ref, position + len(contents), len(content))
+            contents += content
+        descriptors += struct.pack(">HHII", 1, 0, 2**32 - 1, 2**32 - 1)
+    return b"\x0e\x03\x13\x01" + descriptors + contents
+
+
+def dimensions(columns, rows, method=0, components=1):
+    return struct.pack(">iiHHhhHH", columns, rows, 106, 1, components, 0, method, 2)
+
+
+def raster(pixels, columns=None, bits=8, image_tag=302, data=None, **kwargs):
+    """The elements of a raster image: type of its numbers, dimensions, pixels, and the group of these."""
+    data = pixels.tobytes() if data is None else data
+    return [
+        (106, 1, bytes([1, 3, bits, 0])),
+        (300, 2, dimensions(columns or pixels.shape[1], pixels.shape[0], **kwargs)),
+        (image_tag, 2, data),
+        (306, 2, struct.pack(">4H", 300, 2, image_tag, 2)),
+    ]
+
+
+def write_frame(folder, technology, number, picture=None, labels=None, params=None):
+    """A frame as published. `picture` is uint8 [rows, columns(, 3)]; labels of the three-class edition."""
+    if labels is None:
+        nr, lte = columns_of(-20e6, -10e6, 127), columns_of(5e6, 10e6, 255)
+        labels = {"NR": nr, "LTE": lte, "LTE_NR": nr + lte}[technology]
+    if picture is None:
+        picture = through_parula(np.random.default_rng(number).random(labels.shape))
+    folder = folder / "LTE_NR" if technology == "LTE_NR" else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{technology}_frame_{number}"
+    Image.fromarray(picture).save(f"{stem}.png")
+    stem.with_suffix(".hdf").write_bytes(hdf4(raster(labels)))
+    if params:
+        savemat(f"{stem}.mat", {"params": params})
+    return stem.with_suffix(".png")
+
+
+def write_frames(folder, count=12, size=16):
+    """`count` frames of each kind, as MathWorks' example publishes them."""
+    nr, lte = (columns_of(*band, value, size) for band, value in (((-20e6, -5e6), 127), ((5e6, 25e6), 255)))
+    for number in range(count):
+        for technology, labels in (("NR", nr), ("LTE", lte), ("LTE_NR", nr + lte)):
+            write_frame(folder, technology, number, labels=labels)
+    return folder
+
+
+def write_resaved(folder, number, spectrogram_db, labels, **metadata):
+    folder.mkdir(exist_ok=True)
+    savemat(folder / f"LTE_NR_spect_frame_{number}.mat", {"rxSpectrogram": spectrogram_db})
+    savemat(folder / f"LTE_NR_labels_frame_{number}.mat", {"data": labels})
+    if metadata:
+        savemat(folder / f"LTE_NR_metadata_frame_{number}.mat", metadata)
+
+
+def write_fork(folder, counts=(("train", 6), ("val", 3)), form="mat"):
+    """The radio fork's folders, each numbered from 0."""
+    for part, count in counts:
+        (folder / part).mkdir(parents=True)
+        for number in range(count):
+            labels = columns_of(-20e6, -10e6, 127, 16) + columns_of(5e6, 10e6, 255, 16)
+            values = np.random.default_rng([number, len(part)]).integers(0, 256, (16, 16)).astype(np.uint8)
+            if form == "mat":
+                write_resaved(folder / part / "LTE_NR", number, values - 90.0, labels, SNRdB=float(number))
+            else:
+                write_frame(folder / part, "LTE_NR", number, values, labels)
+    return folder
+
+
+# CSI and IQ in files of others
+
+
+def write_mat(path, values, key="CSIamp"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {key: values})
+    return path
+
+
+def amplitudes(level=42):
+    """What a file holds: 342 × 2000, small on disk."""
+    return np.full((342, 2000), level, np.uint8)
+
+
+def write_ntu_fi(folder, parts=("train_amp", "test_amp"), count=1, level=42):
+    for part, name, number in itertools.product(parts, ACTIVITIES, range(count)):
+        write_mat(folder / part / name / f"{name}{number}.mat", amplitudes(level))
+    return folder
+
+
+def write_npz(path, count=6, **arrays):
+    rng = np.random.default_rng(0)
+    held = {"x": rng.uniform(10, 20, (count, 4, 10)), "label": np.array(["sit", "lie", "walk"] * (count // 3))}
+    np.savez(path, **{name: values for name, values in (held | arrays).items() if values is not None})
+    return path
+
+
+def write_npz_of_days(path):
+    x = np.random.default_rng(0).random((24, 10, 30)).astype(np.float32) + 1
+    return write_npz(path, x=x, label=np.array(["sit", "walk"] * 12), day=np.repeat(["D1", "D2", "D3"], 8))
+
+
+def write_radioml(path, classes=24, snrs=(-20, 0, 18), each=4, samples=1024, seed=0, **changes):
+    """As GOLD_XYZ_OSC.0001_1024.hdf5: X, Y, Z, sorted by class, then SNR. Class k is a tone at bin k of `classes`."""
+    rows = [(label, snr) for label in range(classes) for snr in snrs for _ in range(each)]
+    rng, time = np.random.default_rng(seed), np.arange(samples)
+    iq = rng.standard_normal((len(rows), samples, 2)) * 0.1
+    for row, (label, _) in enumerate(rows):
+        tone = np.exp(2j * np.pi * (label + 0.5 - classes / 2) / classes * time)
+        iq[row] += np.stack([tone.real, tone.imag], axis=1)
+    content = {"X": iq.astype(np.float32), "Y": np.eye(classes, dtype=np.int64)[[label for label, _ in rows]],
+               "Z": np.array([[snr] for _, snr in rows], np.int64)} | changes  # fmt: skip
+    return write_hdf5(path, content)
+
+
+def write_hdf5(path, content, **attributes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in content.items():
+            if values is not None:
+                file[name] = values
+        file.attrs.update(attributes)
+    return path
+
+
+def write_wavesfm(path, data="csi", shape=(3, 20, 20), classes=6, each=4, names=WAVESFM_NAMES, **changes):
+    """As WavesFM's preprocessing: chunks of several rows, the names as JSON, and where each row is from."""
+    labels = np.tile(np.arange(classes), each)
+    values = np.random.default_rng(0).standard_normal((len(labels), *shape)).astype(np.float32)
+    values += labels.reshape(-1, *[1] * len(shape))
+    content = {data: values, "label": labels} | changes
+    attributes = {"version": "v1", "mu": json.dumps([0.7]), "std": json.dumps([0.1])}
+    if names is not None:
+        attributes["labels"] = json.dumps(list(names)[:classes])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, own in content.items():
+            if own is not None and name == data:
+                file.create_dataset(name, data=own, chunks=(min(4, len(own)), *own.shape[1:]))
+            elif own is not None:
+                file[name] = own
+        file.attrs.update(attributes)
+    return path
+
+
+# Commands
 
 
 def call(module, *flags):
@@ -81,3 +328,44 @@ def largest_file(size_bytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# What a run leaves
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def loaded(folder, name=checkpoint.LAST):
+    return checkpoint.load(folder / name)
+
+
+def leaves(value, name=""):
+    """(name, leaf) of a nested state."""
+    if isinstance(value, dict):
+        for key in value:
+            yield from leaves(value[key], f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from leaves(part, f"{name}.{number}")
+    else:
+        yield name, value
+
+
+def assert_same_run(first, second):
+    """Weights, optimizer state, random state and position equal to the last bit."""
+    for part in ("model", "optimizer", "scaler", "rng", "step", "epoch"):
+        ours, theirs = dict(leaves(first[part])), dict(leaves(second[part]))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            assert same, f"{part}{name}"

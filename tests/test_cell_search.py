@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from support import CAPTURES, needs_captures
 
 from radio.recordings import open_recording
 from tests import cell_search
 from tests.cell_search import find_lte, find_nr
-from tests.support import CAPTURES, needs_captures
 
 PREFIXES = np.array([160] + [144] * 6)  # of a slot of 15 kHz, in samples of 30.72 MHz; TS 36.211 table 6.12-1
 

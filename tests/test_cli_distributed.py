@@ -13,10 +13,8 @@ import time
 import pytest
 import torch
 from processes import finish, start, wait
-from support import write_ci16
+from support import assert_same_run, write_ci16, write_scenes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cli_finetune import write_scenes
-from test_cli_pretrain import assert_same_run
 
 from util import checkpoint
 

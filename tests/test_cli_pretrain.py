@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import CAPTURES, ROOT, call, command, needs_captures, wait_for, write_ci16, write_sigmf
+from support import CAPTURES, ROOT, assert_same_run, call, command, loaded, needs_captures, wait_for, write_ci16, write_sigmf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine_reconstruct
@@ -53,32 +53,6 @@ def air(tmp_path):
 
 def train(data, output, *flags):
     return call(main_pretrain, "--data_path", data, "--output_dir", output, *SMALL, *flags)
-
-
-def loaded(folder, name=checkpoint.LAST):
-    return checkpoint.load(folder / name)
-
-
-def leaves(value, name=""):
-    """(name, leaf) of a nested state."""
-    if isinstance(value, dict):
-        for key in value:
-            yield from leaves(value[key], f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from leaves(part, f"{name}.{number}")
-    else:
-        yield name, value
-
-
-def assert_same_run(first, second):
-    """Weights, optimizer state, random state and position equal to the last bit."""
-    for part in ("model", "optimizer", "scaler", "rng", "step", "epoch"):
-        ours, theirs = dict(leaves(first[part])), dict(leaves(second[part]))
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
-            assert same, f"{part}{name}"
 
 
 def moved(state):

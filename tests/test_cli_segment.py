@@ -14,7 +14,7 @@ import pytest
 import sigmf
 import torch
 from matplotlib.figure import Figure
-from support import ROOT, call, command, largest_file, write_sigmf
+from support import ROOT, call, command, contents, largest_file, write_sigmf
 
 import engine_label
 import engine_segment
@@ -108,10 +108,6 @@ def fails(capsys, weights, output, *recordings_and_flags):
 
 def found_in(output, name="000003"):
     return json.loads((output / f"{name}.json").read_text())["carriers"]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def carriers_of(meta, generator_only=True):

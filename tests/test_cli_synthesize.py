@@ -13,7 +13,7 @@ import pytest
 import sigmf
 import torch
 from PIL import Image
-from support import ROOT, call, command, largest_file, wait_for
+from support import ROOT, call, command, contents, largest_file, wait_for
 
 import main_synthesize
 from data.spectrogram_set import SpectrogramSet
@@ -45,10 +45,6 @@ def synthesize(output, counts=COUNTS, *more):
 
 def scene_of(kind, number, settings=(), seed=0):
     return draw(with_settings(WILD, [*SETTINGS, *settings]), Stream(seed, kind, number))
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def error_line(capsys):

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from processes import finish, free_port, start, wait
-from support import ROOT, write_ci16
+from support import ROOT, assert_same_run, loaded, write_ci16
 from test_cli_distributed import losses, step_of
-from test_cli_pretrain import assert_same_run, loaded
 
 from util import checkpoint
 

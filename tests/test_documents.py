@@ -15,10 +15,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from support import NANO, ROOT, call, write_ci16
-from test_csi import write_ntu_fi
-from test_hdf5 import write_radioml
-from test_mathworks import write_set as write_frames
+from support import NANO, ROOT, call, write_ci16, write_frames, write_ntu_fi, write_radioml
 
 import models_mae
 import models_vit

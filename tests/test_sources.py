@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import largest_file, write_ci16, write_sigmf
-from test_class_folders import write_pngs
-from test_csi import write_npz, write_ntu_fi
-from test_mathworks import write_frame, write_resaved
+from support import largest_file, write_ci16, write_frame, write_npz, write_ntu_fi, write_pngs, write_resaved, write_sigmf
 
 from data import registry, set_writer
 from data.annotated import AnnotatedWindows
