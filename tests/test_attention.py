@@ -31,6 +31,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which torch brings on Linux")
 @pytest.mark.skipif(torch.__version__ < "2.12" and np.lib.NumpyVersion(np.__version__) >= "2.5.0",
                     reason="the interpreter of torch 2.11's triton fails with numpy 2.5")  # fmt: skip

@@ -48,6 +48,7 @@ def test_a_step_stands_beside_its_peers():
     assert tables.speed("README.md", []) == ""
 
 
+@pytest.mark.slow
 def test_what_benchmarks_record_makes_rows(tmp_path):
     """Benchmarks that a small machine runs in seconds, on as little as there can be."""
     little = {

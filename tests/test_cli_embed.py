@@ -246,6 +246,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, weights, monkeypatch)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "through.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, weights):
     """Killed after a commit and in the middle of the rows after it."""
     air = write_air(tmp_path / "air", 4)
@@ -468,6 +469,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights, capsys):
 
 
 @needs_captures
+@pytest.mark.slow
 def test_neighbours_of_real_captures(tmp_path):
     flags = ("--task", "segmentation", "--classes", "Noise,NR,LTE", "--knn", "--output", tmp_path / "f.npz")
     done = command("main_embed.py", CAPTURES, "--weights", ROOT / "weights" / "radio_seg_vit_tiny.safetensors", *flags)

@@ -680,6 +680,7 @@ def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, c
     assert checkpoint.load(tmp_path / "more" / checkpoint.LAST)["front_end"] == best["front_end"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path, capsys):
     assert finetune(labelled, tmp_path / "out", task="classification") == 0
     best = checkpoint.load(tmp_path / "out" / checkpoint.BEST)

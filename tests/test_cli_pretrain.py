@@ -250,6 +250,7 @@ def test_a_run_resumed_after_any_step_ends_the_same_to_the_bit(air, tmp_path, ev
         assert last[0]["train_loss"] == pytest.approx(last[1]["train_loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_by_the_same_command(air, tmp_path, monkeypatch):
     """SIGKILL, then the same command: it resumes by itself and ends as the run that was not killed."""
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_tiny_patch16", TINY)
@@ -483,6 +484,7 @@ def test_the_script_itself(air, tmp_path):
     assert wrong.stderr.splitlines() == ["error: --data_path nowhere: expected a file or folder; found none"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_recording(tmp_path):
     """A sparse recording of 4 GB: opened and trained on within 1.5 GB."""
     path = write_sigmf(tmp_path, b"", "ci16_le", sample_rate=61.44e6)
@@ -507,6 +509,7 @@ print("peak", max(peak_memory_bytes(torch.device("cpu")), workers))
 
 
 @needs_captures
+@pytest.mark.slow
 def test_the_real_captures_train(tmp_path, capsys):
     """All of them in one run, at their nine sample rates."""
     flags = ("--window_ms", 2, "--input_size", 64, "--n_fft", 256, "--batch_size", 64, "--epochs", 1, "--val_fraction", 0.2)

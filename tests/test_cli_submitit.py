@@ -102,6 +102,7 @@ def task_of(pid):
 # To the end, with the real trainer
 
 
+@pytest.mark.slow
 def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in range(2):
@@ -133,6 +134,7 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
         assert torch.equal(ours["optimizer"]["state"][number]["exp_avg_sq"], moments["exp_avg_sq"])
 
 
+@pytest.mark.slow
 def test_a_trainer_that_fails_ends_the_job_with_its_status_and_message(slurm, monkeypatch):
     """With the real torchrun, and two processes that fail as the trainers do."""
     monkeypatch.setattr(submitit_launch, "TORCHRUN", (sys.executable, "-m", "torch.distributed.run"))
@@ -211,6 +213,7 @@ def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "state", "requeued"), [
     (signal.SIGUSR2, "", True), (signal.SIGUSR1, "", True), (signal.SIGTERM, "RUNNING", True),
     (signal.SIGTERM, "COMPLETING", False),
@@ -244,6 +247,7 @@ def test_a_signal_of_slurm(slurm, number, state, requeued):
         assert "trained" in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_not_the_first_saves_and_waits_to_be_stopped_with_the_job(slurm, monkeypatch):
     """Were it to end, it might take the first one along, which has the job requeued."""
     monkeypatch.setitem(JOB, "SLURM_PROCID", "1")
@@ -259,6 +263,7 @@ def test_a_node_that_is_not_the_first_saves_and_waits_to_be_stopped_with_the_job
     assert not (slurm / "asked").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_does_not_outlive_a_task_that_is_killed(slurm):
     job = submitted("--nodes", 1, "--gpus_per_node", 2)
     process = job.start()
@@ -268,6 +273,7 @@ def test_torchrun_does_not_outlive_a_task_that_is_killed(slurm):
     process.wait(300)
 
 
+@pytest.mark.slow
 def test_torchrun_failing_without_a_word_is_no_reason_to_requeue(slurm):
     (slurm / "fails").touch()
     job = submitted("--nodes", 1, "--gpus_per_node", 2)
@@ -278,6 +284,7 @@ def test_torchrun_failing_without_a_word_is_no_reason_to_requeue(slurm):
     assert not (slurm / "asked").exists()
 
 
+@pytest.mark.slow
 def test_a_local_job_is_cancelled_with_kill_and_saves(slurm, capsys):
     assert call(submitit_launch, "--executor", "local", "main_pretrain.py", "--data_path", "air") == 0
     with local_job(capsys) as (pid, log):
@@ -289,6 +296,7 @@ def test_a_local_job_is_cancelled_with_kill_and_saves(slurm, capsys):
     assert printed.splitlines()[-1] == "stopped: SIGTERM: not requeued from here, as the job is cancelled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
 def test_the_sbatch_file_of_the_manual(slurm, number):
     """Requeued after a signal, which torchrun gets as SIGTERM, and not after a failure."""

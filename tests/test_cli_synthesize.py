@@ -271,6 +271,7 @@ with reported():
     return process.wait(), errors.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(hold, tmp_path, monkeypatch):
     counts = {"train": 60, "val": 2}
     assert synthesize(tmp_path / "through", counts, "--iq") == 0
@@ -347,6 +348,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, monkeypatch, capsys):
     assert len(SpectrogramSet(out / "train")) == 10
 
 
+@pytest.mark.slow
 def test_workers_that_outlive_a_killed_run_do_not_hold_up_the_next(hold, tmp_path):
     """This one is in a scene when the next run begins."""
     assert killed(hold, tmp_path / "out", {"train": 10}, "--num_workers", 1, at=4, lines=2)[0] == -signal.SIGKILL
@@ -503,6 +505,7 @@ def test_the_script_itself(tmp_path):
     assert "Warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sets_and_training_on_them_do_without_sigmf():
     hidden = "import sys; sys.modules['sigmf'] = None; import main_synthesize, main_pretrain, main_finetune"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, check=False)

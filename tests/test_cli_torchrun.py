@@ -152,6 +152,7 @@ def launch(tmp_path):
 # One machine
 
 
+@pytest.mark.slow
 def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(air, undisturbed, launch, tmp_path):
     out = tmp_path / "out"
     run = launch(TORCHRUN, "--nproc_per_node=2", "--max-restarts=3", "main_pretrain.py", *flags(air, out))
@@ -163,6 +164,7 @@ def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(
     assert_as_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
     """torchrun keeps its store, and in it the addresses and the failure of processes that have ended."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -173,6 +175,7 @@ def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
     finish(tmp_path, 2, "at_work", "exchange", **torchrun)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undone(air, undisturbed, launch, tmp_path):
     """SIGTERM reaches the workers through torchrun, SIGKILL through the kernel; they save either way."""
     out = tmp_path / "out"
@@ -310,6 +313,7 @@ def said(machines):
     return "\n".join(machine.said for machine in machines)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_machines_survives_a_link_that_is_cut(machines, network, undisturbed, tmp_path):
     out = tmp_path / "out"
     trained(machines, out, STEPS_PER_EPOCH + 1)

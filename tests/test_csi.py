@@ -297,6 +297,7 @@ def doppler_statistics(decibels):
     return np.concatenate([np.log(bands.mean(0)), np.log(bands).std(0), [np.log(bands.sum(1)).std()]])
 
 
+@pytest.mark.slow
 def test_activities_can_be_told_apart_by_their_doppler_though_not_by_that_alone():
     source = SyntheticCsi(360, seed=5)
     statistics = np.array([doppler_statistics(source._values(index)) for index in range(360)])

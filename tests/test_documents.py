@@ -109,6 +109,7 @@ def short(module, flags):
     return more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", WITH_DATA)
 def test_commands_in_their_order(user, capsys, document):
     ran = []
@@ -153,6 +154,7 @@ def prepare(user, module, flags):
             assert call(importlib.import_module("main_synthesize"), *made) == 0
 
 
+@pytest.mark.slow
 def test_python(user):
     """The encoder is one of a real size: what a reader has from --export."""
     weights = models_mae.mae_vit_tiny_patch16().state_dict()

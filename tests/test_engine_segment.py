@@ -163,6 +163,7 @@ def test_a_stretch_is_given_to_its_finder_block_by_block(tmp_path, pooled):
         assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_they_look_for(tmp_path):
     """By SIGKILL too."""
     code = f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom labelling.region_pool import RegionPool\n" \

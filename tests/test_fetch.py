@@ -330,6 +330,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(web, tmp_path):
     web.slow_s = 0.1
     part = tmp_path / "home" / "weights" / "tiny.pth.part"

@@ -87,6 +87,7 @@ def test_every_entry_is_listed_and_explained():
         assert getattr(hubconf, name).__name__ == name
 
 
+@pytest.mark.slow
 def test_the_dependencies_are_what_is_imported():
     """Everything that is not of the standard library, of a process that labels."""
     program = """
@@ -102,6 +103,7 @@ print(*sorted(own - set(hubconf.dependencies)))
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
+@pytest.mark.slow
 def test_it_works_from_elsewhere(tmp_path):
     """From another folder, by a path that is put on `sys.path` for the call alone."""
     program = f"""

@@ -16,6 +16,8 @@ from radio.scenes.config import WILD, with_settings
 from radio.scenes.draw import draw
 from radio.scenes.scene import render
 
+pytestmark = pytest.mark.slow
+
 SCENES = 200
 WINDOW_S = 0.015
 

@@ -520,6 +520,7 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_set_goes_on_wherever_its_writer_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(set_writer, "COMMIT_S", -1.0)  # after each sample
     write_labelled(tmp_path / "whole", count=4)
