@@ -1,25 +1,39 @@
 """What several test files need: recordings and data sets to read, commands to run as a user would, what they leave."""
 
 import contextlib
+import importlib
 import itertools
 import json
+import multiprocessing
+import os
+import random
 import resource
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.io import savemat
 
+import engine_evaluate
+import engine_reconstruct
+import models_mae
+import models_vit
 from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
-from util import checkpoint
+from util import checkpoint, fetch, flops, transfer
 from util.errors import reported
 
 ROOT = Path(__file__).parents[1]
@@ -369,3 +383,237 @@ def assert_same_run(first, second):
         for name, value in ours.items():
             same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
             assert same, f"{part}{name}"
+
+
+# The processes of a distributed run
+
+# Forks of a server that has imported torch, which takes seconds
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["support", "at_work", "pytest", "main_finetune", "torch.utils.tensorboard", "sigmf"])
+SHALLOW = NANO | {"decoder_depth": 1}
+
+
+def free_port():
+    """Not of those that the kernel gives to connections (from 32768 on): other tests run meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _begin(module, flags, environment, output):
+    """What a process does: its command, with what it prints in two files, a tiny preset, and pictures without contents.
+
+    What the machine could do at best, for the log, is measured with matrices that take no time.
+    """
+    os.environ.update(environment)
+    for descriptor, suffix in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{output}.{suffix}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = SHALLOW
+    flops.SIDE = {"cpu": 16, "cuda": 16}
+    engine_reconstruct.reconstruction_figure = lambda *_: Figure(figsize=(1, 1))
+    engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = engine_reconstruct.reconstruction_figure
+    module = importlib.import_module(module)
+    with reported():
+        module.main(module.get_args_parser().parse_args(flags))
+
+
+@dataclass
+class Rank:
+    process: object
+    output: Path
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def status(self):
+        """The exit status, a negative signal, or None of a process that still runs."""
+        return self.process.exitcode
+
+    @property
+    def out(self):
+        return Path(f"{self.output}.out").read_text()
+
+    @property
+    def err(self):
+        return Path(f"{self.output}.err").read_text()
+
+
+def start(folder, world_size, module, *flags, **environment):
+    """Start the processes of a run, as a launcher does; a single one without what a launcher sets.
+
+    Args:
+        folder: where what they print goes; module: "main_pretrain", or another with `main` and `get_args_parser`.
+
+    Returns:
+        A list of `Rank`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {"OMP_NUM_THREADS": "1"}
+    if world_size > 1:
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
+                   "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
+    ranks = []
+    for rank in range(world_size):
+        own = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}) | environment
+        output = folder / f"{rank}-{time.monotonic_ns()}"
+        process = _context.Process(target=_begin, args=(module, [str(flag) for flag in flags], own, output))
+        with pytest.MonkeyPatch.context() as patch:  # for the server to find what it is to import
+            patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+            process.start()
+        ranks.append(Rank(process, output))
+    return ranks
+
+
+def wait(ranks, timeout_s=120):
+    """Wait for all to end; those that do not are killed, and the test fails."""
+    deadline = time.monotonic() + timeout_s
+    for rank in ranks:
+        rank.process.join(max(0, deadline - time.monotonic()))
+    late = [number for number, rank in enumerate(ranks) if rank.process.is_alive()]
+    for rank in ranks:
+        rank.process.kill()
+        rank.process.join()
+    assert not late, f"ranks {late} did not end within {timeout_s} s: {[ranks[number].err[-2000:] for number in late]}"
+    return [rank.status for rank in ranks]
+
+
+def finish(folder, world_size, module, *flags, **environment):
+    """Run to the end, which has to be a good one; the ranks."""
+    ranks = start(folder, world_size, module, *flags, **environment)
+    statuses = wait(ranks)
+    assert statuses == [0] * world_size, [rank.err[-3000:] for rank in ranks]
+    return ranks
+
+
+# A web server that behaves as badly as a test wants, and a registry of a test's own
+
+
+class Web:
+    """What is served, how, and what was asked for.
+
+    files: {path: bytes}. headers: of all files; about: {path: headers}, also of files that are not there.
+    redirects: {path: address}. behaviours: of the next answers to a GET, then good ones; always: of all.
+    requests: [(path, Range or None)].
+
+    Behaviours: "drop", the connection ends in the middle; "hang", nothing comes after the middle; "drip", a
+    byte now and then; "silent", no answer; "busy", status 503; "no range", the whole file; "any version", the
+    range of whatever is there now; "chunked", without a length; "gzip", said to be compressed; "short", too
+    small a length.
+    """
+
+    def __init__(self):
+        self.files, self.redirects, self.headers, self.about = {}, {}, {"ETag": '"1"'}, {}
+        self.behaviours, self.always = [], ""
+        self.requests = []
+        self.slow_s = 0  # between pieces of 64 KiB
+        self.released = threading.Event()
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.port}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    web = None
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        web, asked, path = self.web, self.headers.get("Range"), self.path.partition("?")[0]
+        way = web.always
+        if self.command == "GET":
+            web.requests.append((path, asked))
+            way = web.behaviours.pop(0) if web.behaviours else way
+        if way == "silent":
+            web.released.wait(20)
+        if path in web.redirects:
+            return self.answer(302, b"", Location=web.redirects[path])
+        if way == "busy" or path not in web.files:
+            return self.answer(503 if way == "busy" else 404, b"none", **web.about.get(path, {}))
+        data, headers = web.files[path], web.headers | web.about.get(path, {})
+        current = self.headers.get("If-Range") in (None, *headers.values()) or way == "any version"
+        if not asked or not current or way == "no range":
+            return self.answer(200, data, way, **headers)
+        start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if start >= len(data):
+            return self.answer(416, b"")
+        headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        return self.answer(206, data[start:], way, **headers)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def answer(self, status, body, way="", **headers):
+        length = {"Content-Length": len(body) - 1000 * (way == "short")}
+        headers |= {"Transfer-Encoding": "chunked"} if way == "chunked" else length
+        headers |= {"Content-Encoding": "gzip"} if way == "gzip" else {}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            with contextlib.suppress(OSError):  # a client that is gone
+                self.send_body(body[: len(body) // 2] if way in ("drop", "hang") else body, way)
+        self.close_connection = way != ""
+
+    def send_body(self, body, way):
+        web, size = self.web, 1 if way == "drip" else 2**16
+        for begin in range(0, len(body), size):
+            piece = body[begin : begin + size]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if way == "chunked" else piece)
+            if web.slow_s or way == "drip":
+                web.released.wait(web.slow_s or 0.02)
+        if way == "chunked":
+            self.wfile.write(b"0\r\n\r\n")
+        if way == "hang":
+            web.released.wait(20)
+
+
+@contextlib.contextmanager
+def site(monkeypatch, tmp_path):
+    """A `Web`, a registry of its own (see `register`), and an empty cache in `tmp_path / "home"`."""
+    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "downloads.json")
+    monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("no_proxy", "*")
+    web = Web()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"web": web}))
+    server.daemon_threads, server.handle_error = True, lambda *args: None
+    web.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield web
+    finally:
+        web.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def register(tmp_path, *rows):
+    (tmp_path / "downloads.json").write_text(json.dumps(rows))
+
+
+def table_row(name="tiny", kind="weights", **fields):
+    fields = {
+        "url": f"http://weights.invalid/{name}.pth",
+        "licence": "MIT",
+        "holds": f"what {name} holds",
+        "citation": "Nobody",
+        "use": f"python use.py {name} PATH",
+    } | fields
+    return {"name": name, "kind": kind, **fields}
+
+
+def files(folder):
+    """What is below a folder, without locks and records."""
+    found = (str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if not name.endswith((".lock", ".json")))

@@ -232,6 +232,7 @@ def test_a_wider_search_finds_a_cell_far_off():
     assert find_nr(nr, 30.72e6, max_offset_hz=2e6).offset_hz == pytest.approx(1.2e6, abs=500)
 
 
+@pytest.mark.slow
 def test_metrics_of_noise_stay_far_under_the_threshold(monkeypatch):
     """40 recordings each. Each step of 1 is ten times rarer: of 750, one was over 6."""
     monkeypatch.setattr(cell_search, "THRESHOLD", -np.inf)

@@ -12,8 +12,7 @@ import time
 
 import pytest
 import torch
-from processes import finish, start, wait
-from support import assert_same_run, write_ci16, write_scenes
+from support import assert_same_run, finish, start, wait, write_ci16, write_scenes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from util import checkpoint

@@ -35,7 +35,6 @@ WIDTH, PATCHES = NANO["embed_dim"], 24
 def nano(monkeypatch):
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
     monkeypatch.setitem(models_vit.PRESETS, "vit_nano", NANO)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -257,7 +256,6 @@ import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import engine_embed, main_embed, models_mae, models_vit, torch
 from support import NANO
-torch.set_num_threads(1)
 models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = NANO
 add = engine_embed.Rows.add
 def killed(rows, values):

@@ -60,7 +60,6 @@ def quick(monkeypatch, request):
     if "pictures" not in request.function.__name__:
         for name in ("confusion_figure", "prediction_sheet"):
             monkeypatch.setattr(engine_evaluate, name, lambda *_: Figure(figsize=(1, 1)))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -472,6 +472,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
 # The real command
 
 
+@pytest.mark.slow
 def test_the_script_itself(air, tmp_path):
     """As a process in another folder: status, output, and one line without traceback for a mistake."""
     flags = ("--data_path", air, "--output_dir", "out", *SMALL, "--epochs", 1)

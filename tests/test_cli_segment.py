@@ -57,7 +57,6 @@ def quick(monkeypatch, request):
     nano(monkeypatch)
     if "picture" not in request.function.__name__:
         monkeypatch.setattr(engine_label, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,6 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         nano(patch)
         patch.setattr(main_synthesize, "SHEET_SCENES", 1)
-        torch.set_num_threads(1)
         sets, air = folder / "sets", folder / "air"
         assert call(main_synthesize, "--output", sets, *FRONT_END, "--train", 160, "--val", 8, "--test", 2, *SETTINGS) == 0
         assert call(main_synthesize, "--output", air, *FRONT_END, "--train", 0, "--val", 0, "--test", 6, "--iq", "only",

@@ -12,11 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
 import submitit
 import torch
-from support import ROOT, call, wait_for, write_ci16
+from support import ROOT, call, finish, wait_for, write_ci16
 
 import submitit_launch
 from util import checkpoint
@@ -126,7 +125,7 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
     assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, 3 * epoch + 3) for epoch in range(EPOCHS)]
 
-    processes.finish(tmp_path / "through", 2, "main_pretrain", *flags, "--output_dir", "through/out")
+    finish(tmp_path / "through", 2, "main_pretrain", *flags, "--output_dir", "through/out")
     ours, theirs = (checkpoint.load(folder / "out" / checkpoint.LAST) for folder in (tmp_path, tmp_path / "through"))
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())

@@ -309,7 +309,8 @@ def test_a_killed_run_of_recordings_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch gives a worker 5 s to end
 def test_control_c_is_one_line_and_loses_nothing(hold, tmp_path, workers):
-    status, error = killed(hold, tmp_path / "out", {"train": 20}, "--num_workers", workers, at=12, signal_number=signal.SIGINT)
+    more = ("--num_workers", workers)
+    status, error = killed(hold, tmp_path / "out", {"train": 20}, *more, at=12, signal_number=signal.SIGINT)
     assert status == 1
     assert error.endswith(f"\nerror: --output {tmp_path / 'out'}: stopped; the same command goes on\n")
     assert "Traceback" not in error

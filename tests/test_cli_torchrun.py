@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from processes import finish, free_port, start, wait
-from support import ROOT, assert_same_run, loaded, write_ci16
+from support import ROOT, assert_same_run, finish, free_port, loaded, start, wait, write_ci16
 from test_cli_distributed import losses, step_of
 
 from util import checkpoint
@@ -196,7 +195,8 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
 
 
 def test_a_worker_that_fails_is_named_once_and_ends_all(launch):
-    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training")
+    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training",
+                 PYTHONPATH=str(ROOT))  # fmt: skip
     until(lambda: "found 4" in run.said, "the error", lambda: run.said)
     assert run.wait() != 0
     run.gone()

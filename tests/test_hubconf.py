@@ -30,14 +30,6 @@ def load(name, *args, **kwargs):
     return torch.hub.load(str(ROOT), name, *args, source="local", **kwargs)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def labeller():
     return load("labeller", device="cpu", amp="off")

@@ -39,7 +39,6 @@ def here(monkeypatch):
             raise RunError(script)
 
     monkeypatch.setattr(make, "run", run)
-    torch.set_num_threads(1)
     return ran
 
 
