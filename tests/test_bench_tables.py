@@ -83,6 +83,7 @@ def test_what_benchmarks_record_makes_rows(tmp_path):
     assert str(tmp_path) not in file.read_text()
 
 
+@pytest.mark.slow
 def test_errors_end_in_a_line(tmp_path, capsys):
     assert call(bench, "--only", "bench_nothing") == 2
     assert capsys.readouterr().err.startswith("error: --only: expected some of bench_data, ")
