@@ -1,11 +1,14 @@
-# make demo   label captures with the weights of this repository, then pretrain and fine-tune for two minutes
-# make test   lint and test
-# make bench  measure this machine (minutes)
+# make demo      label captures with the weights of this repository, then pretrain and fine-tune for two minutes
+# make test      lint, and the tests that are not marked slow (minutes)
+# make test-all  those, and then the slow ones
+# make bench     measure this machine (minutes)
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo_output
+# One process a core; the tests of a file stay together, as they share what its fixtures make.
+PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 10
 # What the demo labels: real captures, where the project's are beside the repository, else two scenes of its own.
 RECORDINGS := ../shared/data/recordings
 CAPTURES := $(wildcard $(RECORDINGS)/lte-f1815.3-s19.2-bw20-0.08s-hackrf.sigmf-meta \
@@ -13,7 +16,7 @@ CAPTURES := $(wildcard $(RECORDINGS)/lte-f1815.3-s19.2-bw20-0.08s-hackrf.sigmf-m
 # Clean frames of 5G NR and LTE: of other scenes a minute teaches nothing.
 FRAMES := --n_fft 512 --window_ms 5 --input_size 224 --preset classic --set duration_ms=2,12 snr_db=10,40
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-all bench clean
 
 demo: $(VENV)/.installed $(if $(CAPTURES),,$(DEMO)/air)
 	$(RUN) main_segment.py $(or $(CAPTURES),$(DEMO)/air/iq) --weights weights/radio_seg_vit_tiny.safetensors \
@@ -37,7 +40,10 @@ $(DEMO)/air: | $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
-	$(RUN) -m pytest
+	$(PYTEST) -m "not slow"
+
+test-all: test
+	$(PYTEST) -m slow
 
 bench: $(VENV)/.installed-bench
 	$(RUN) benchmarks/bench.py

@@ -48,6 +48,7 @@ def test_a_step_stands_beside_its_peers():
     assert tables.speed("README.md", []) == ""
 
 
+@pytest.mark.slow
 def test_what_benchmarks_record_makes_rows(tmp_path):
     """Benchmarks that a small machine runs in seconds, on as little as there can be."""
     little = {
@@ -82,6 +83,7 @@ def test_what_benchmarks_record_makes_rows(tmp_path):
     assert str(tmp_path) not in file.read_text()
 
 
+@pytest.mark.slow
 def test_errors_end_in_a_line(tmp_path, capsys):
     assert call(bench, "--only", "bench_nothing") == 2
     assert capsys.readouterr().err.startswith("error: --only: expected some of bench_data, ")

@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from support import CAPTURES, needs_captures
 
 from radio.recordings import open_recording
 from tests import cell_search
 from tests.cell_search import find_lte, find_nr
-from tests.support import CAPTURES, needs_captures
 
 PREFIXES = np.array([160] + [144] * 6)  # of a slot of 15 kHz, in samples of 30.72 MHz; TS 36.211 table 6.12-1
 
@@ -232,6 +232,7 @@ def test_a_wider_search_finds_a_cell_far_off():
     assert find_nr(nr, 30.72e6, max_offset_hz=2e6).offset_hz == pytest.approx(1.2e6, abs=500)
 
 
+@pytest.mark.slow
 def test_metrics_of_noise_stay_far_under_the_threshold(monkeypatch):
     """40 recordings each. Each step of 1 is ten times rarer: of 750, one was over 6."""
     monkeypatch.setattr(cell_search, "THRESHOLD", -np.inf)

@@ -4,8 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
-from support import write_ci16
+from support import write_ci16, write_png, write_pngs
 
 from data.class_folders import ClassFolders, class_of_name
 from data.images import load_image
@@ -21,18 +20,6 @@ SIZE = (16, 24)
 
 def front_end(**kwargs):
     return Spectrogram(**{"n_fft": 64, "duration_s": 0.01, "image_size": SIZE} | kwargs)
-
-
-def write_png(path, seed=0, mode="L"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (20, 30, 3) if mode == "RGB" else (20, 30)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), mode).save(path)
-
-
-def write_pngs(folder, classes=("zigbee", "LTE", "ble"), count=3, **kwargs):
-    for number, name in enumerate(classes):
-        for sample in range(count):
-            write_png(folder / name / f"{sample}.png", 100 * number + sample, **kwargs)
 
 
 def opened(path, **kwargs):

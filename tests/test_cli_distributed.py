@@ -12,11 +12,8 @@ import time
 
 import pytest
 import torch
-from processes import finish, start, wait
-from support import write_ci16
+from support import assert_same_run, finish, start, wait, write_ci16, write_scenes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cli_finetune import write_scenes
-from test_cli_pretrain import assert_same_run
 
 from util import checkpoint
 
@@ -113,6 +110,7 @@ def test_pretraining_does_not_depend_on_how_it_is_spread(air, tmp_path):
                 assert theirs[key] == pytest.approx(ours[key], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "flags"), [
     ("segmentation", ("--class_weights", "median_frequency")),
     ("classification", ("--mixup", 0.8, "--cutmix", 1)),
@@ -136,6 +134,7 @@ def test_fine_tuning_does_not_depend_on_how_it_is_spread(scenes, labelled, tmp_p
     assert (again["test"], again["groups"]) == (ours["test"], ours["groups"])
 
 
+@pytest.mark.slow
 def test_a_model_that_is_divided_trains_as_one_that_is_copied(air, scenes, through, tmp_path):
     """And its checkpoints are whole: a run of copies goes on from them."""
     flags = ("--batch_size", 8, "--val_fraction", 0.3)
@@ -181,6 +180,7 @@ def stopped(ranks, output, step, number=signal.SIGTERM, who=0):
     return step
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_any_number_of_processes(air, through, tmp_path):
     """Told to stop in the middle of an epoch with 2 processes, then with 4 that accumulate; finished by one."""
     whole, out = through(1, *LONG), tmp_path / "out"
@@ -194,6 +194,7 @@ def test_a_run_goes_on_with_any_number_of_processes(air, through, tmp_path):
     assert [line["epoch"] for line in log_of(out)] == list(range(20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "number"), [(1, signal.SIGUSR1), (4, signal.SIGTERM)])
 def test_a_run_that_was_stopped_ends_the_same_to_the_bit(air, through, tmp_path, count, number):
     flags = ("--epochs", 7, "--val_fraction", 0, "--batch_size", 4 // count, "--accum_iter", 2)
@@ -205,6 +206,7 @@ def test_a_run_that_was_stopped_ends_the_same_to_the_bit(air, through, tmp_path,
     assert losses(out) == losses(whole)
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_was_stopped_ends_the_same_to_the_bit(scenes, tmp_path):
     flags = ("--epochs", 6, "--save_every_steps", 1, "--batch_size", 2)
     finish(tmp_path, 2, *finetune(scenes, tmp_path / "through", *flags))
@@ -219,6 +221,7 @@ def test_fine_tuning_that_was_stopped_ends_the_same_to_the_bit(scenes, tmp_path)
     assert results[0]["test"] == results[1]["test"]
 
 
+@pytest.mark.slow
 def test_fewer_processes_accumulate_to_the_same_step_and_other_flags_are_named(air, through, tmp_path):
     flags = ("--val_fraction", 0, "--batch_size", 4)
     for name in ("through", "out"):
@@ -234,6 +237,7 @@ def test_fewer_processes_accumulate_to_the_same_step_and_other_flags_are_named(a
     assert_same_losses(tmp_path / "through", tmp_path / "out", 21)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(air, through, tmp_path):
     """20 times, some of them within a save: the same weights to the last bit, and a log that has each step once."""
     flags = ("--epochs", 30, "--val_fraction", 0.3, "--batch_size", 4)
@@ -285,6 +289,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ails", ["full", "read-only"])
 def test_training_goes_on_while_saves_fail_and_says_so(air, through, tmp_path, small_disk, ails):
     """A disk that fills up, or is mounted read-only: each failing save is said, the last one ends the run with status 2."""
@@ -316,6 +321,7 @@ def test_training_goes_on_while_saves_fail_and_says_so(air, through, tmp_path, s
     assert_same_run(*(checkpoint.load(folder / checkpoint.LAST) for folder in (through(1, *LONG), out)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_a_damaged_newest_checkpoint_is_passed_over(air, through, tmp_path, how):
     flags = ("--epochs", 3, "--val_fraction", 0, "--batch_size", 8, "--save_every_steps", 2)
@@ -338,6 +344,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(air, through, tmp_path, how)
 # Failures
 
 
+@pytest.mark.slow
 def test_data_that_are_cut_while_training_are_named_and_all_processes_end(air, tmp_path):
     data = shutil.copytree(air, tmp_path / "air")
     ranks = start(tmp_path, 2, *pretrain(data, tmp_path / "out", "--epochs", 10000, "--val_fraction", 0, "--batch_size", 4,

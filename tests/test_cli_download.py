@@ -4,9 +4,8 @@ import json
 import os
 
 import pytest
-from support import ROOT, call, command
+from support import ROOT, call, command, files, register, site, table_row
 from test_fetch import member, tar
-from web import files, register, row, site
 
 import main_download
 
@@ -19,8 +18,12 @@ def web(monkeypatch, tmp_path):
     tar(tmp_path / "set.tar.gz", member("inner/train/a.npy", b"1"), member("inner/test/a.npy", b"2"))
     with site(monkeypatch, tmp_path) as web:
         web.files = {"/tiny.pth": DATA, "/set": (tmp_path / "set.tar.gz").read_bytes()}
-        register(tmp_path, row(url=web.url("/tiny.pth"), licence="CC-BY-NC-4.0"), row("set", "dataset", url=web.url("/set")),
-                 row("hand", "dataset", how="ask nicely", checksum="md5:00"))  # fmt: skip
+        register(
+            tmp_path,
+            table_row(url=web.url("/tiny.pth"), licence="CC-BY-NC-4.0"),
+            table_row("set", "dataset", url=web.url("/set")),
+            table_row("hand", "dataset", how="ask nicely", checksum="md5:00"),
+        )
         yield web
 
 

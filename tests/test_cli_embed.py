@@ -35,7 +35,6 @@ WIDTH, PATCHES = NANO["embed_dim"], 24
 def nano(monkeypatch):
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
     monkeypatch.setitem(models_vit.PRESETS, "vit_nano", NANO)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -246,6 +245,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, weights, monkeypatch)
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "through.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, weights):
     """Killed after a commit and in the middle of the rows after it."""
     air = write_air(tmp_path / "air", 4)
@@ -256,7 +256,6 @@ import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import engine_embed, main_embed, models_mae, models_vit, torch
 from support import NANO
-torch.set_num_threads(1)
 models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = NANO
 add = engine_embed.Rows.add
 def killed(rows, values):
@@ -468,6 +467,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights, capsys):
 
 
 @needs_captures
+@pytest.mark.slow
 def test_neighbours_of_real_captures(tmp_path):
     flags = ("--task", "segmentation", "--classes", "Noise,NR,LTE", "--knn", "--output", tmp_path / "f.npz")
     done = command("main_embed.py", CAPTURES, "--weights", ROOT / "weights" / "radio_seg_vit_tiny.safetensors", *flags)

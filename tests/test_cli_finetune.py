@@ -12,13 +12,28 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import NANO, call, write_ci16
+from support import (
+    BAND,
+    CLASSES,
+    NANO,
+    amplitudes,
+    call,
+    columns_of,
+    log_of,
+    results,
+    write_ci16,
+    write_fork,
+    write_frame,
+    write_frames,
+    write_mat,
+    write_npz_of_days,
+    write_ntu_fi,
+    write_radioml,
+    write_resaved,
+    write_scenes,
+    write_wavesfm,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_csi import amplitudes, write_mat, write_ntu_fi
-from test_hdf5 import write_radioml, write_wavesfm
-from test_mathworks import columns_of, write_fork, write_frame, write_resaved
-from test_mathworks import write_set as write_frames
-from test_tasks import CLASSES, FRONT_END
 
 import engine_evaluate
 import engine_finetune
@@ -27,7 +42,6 @@ import main_finetune
 import main_pretrain
 import models_mae
 import models_vit
-from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from util import checkpoint, convert
 from util.metrics import Confusion
@@ -38,10 +52,6 @@ QUICK = ("--model", "vit_nano", "--epochs", 1, "--warmup_epochs", 0, "--batch_si
          "--device", "cpu", "--amp", "off", "--val_fraction", 0.2)  # fmt: skip
 SIZED = ("--input_size", 16)
 WINDOWS = (*SIZED, "--n_fft", 64, "--window_ms", 10)
-BAND = {"core:sample_start": 0, "core:sample_count": 3000, "core:freq_lower_edge": 2.39998e9,
-        "core:freq_upper_edge": 2.40002e9, "core:label": "NR"}  # fmt: skip
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
     """A model of which a step takes milliseconds, and pictures without anything in them where none looks at them."""
@@ -50,24 +60,6 @@ def quick(monkeypatch, request):
     if "pictures" not in request.function.__name__:
         for name in ("confusion_figure", "prediction_sheet"):
             monkeypatch.setattr(engine_evaluate, name, lambda *_: Figure(figsize=(1, 1)))
-    torch.set_num_threads(1)
-
-
-def write_scenes(folder, count=20, kinds=("masks",), classes=CLASSES, used=3, size=16):
-    """Spectrograms with a bright band whose level tells its class; labels are that class."""
-    front_end = FRONT_END if size == 16 else type(FRONT_END)(64, 0.01, (size, size))
-    with spectrogram_set_writer(folder, count, front_end, 1, classes, "masks" in kinds, "labels" in kinds) as packed:
-        for index in range(count):
-            rng, label = np.random.default_rng(index), index % used
-            first = rng.integers(0, size // 2)
-            mask = np.zeros((size, size), np.uint8)
-            mask[first : first + size // 4] = label
-            values = rng.normal(0, 1, (1, size, size)) + 12.0 * mask
-            about = {"name": f"s{index}", "sample_rate_hz": 200e3, "center_freq_hz": 2.4e9, "num_samples": 2000}
-            scene = {"transmissions": [{"snr_db": -2.0 + 10 * label, "technology": CLASSES[label]}] if label else []}
-            packed.add(values, about | {"scene": scene}, *([mask] if "masks" in kinds else [None]),
-                       *([label] if "labels" in kinds else []))  # fmt: skip
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +90,8 @@ def finetune(data, output, *flags, task="segmentation"):
     return call(main_finetune, "--task", task, "--data_path", data, "--output_dir", output, *QUICK, *flags)
 
 
-def results(folder):
-    return json.loads((folder / "results.json").read_text(), parse_constant=pytest.fail)
-
-
 def parts(folder):
     return json.loads((folder / "split.json").read_text())["parts"]
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
 def refused(capsys, says, data, output, *flags, **kwargs):
@@ -565,13 +549,6 @@ def write_recording(folder, name, number, rng):
     write_ci16(folder, name, 0.02, seed=number)
 
 
-def write_npz(path):
-    rng = np.random.default_rng(0)
-    np.savez(path, x=rng.random((24, 10, 30)).astype(np.float32) + 1, label=np.array(["sit", "walk"] * 12),
-             day=np.repeat(["D1", "D2", "D3"], 8))  # fmt: skip
-    return path
-
-
 def annotated(folder):
     for number in range(5):
         write_ci16(folder, f"r{number}", 0.03, seed=number, annotations=[BAND])
@@ -604,7 +581,7 @@ KINDS = {
     "frames in parts": ("segmentation", write_fork, ("--train", "probe", "--head", "linear"), 3),
     "activities made": ("sensing", lambda folder: "synthetic", (*SIZED, "--scenes", 12, "--train", "probe"), 6),
     "NTU-Fi": ("sensing", lambda folder: write_ntu_fi(folder, count=3), (*SIZED, "--cls_token", "--smoothing", 0), 18),
-    "npz": ("sensing", lambda folder: write_npz(folder.with_suffix(".npz")),
+    "npz": ("sensing", lambda folder: write_npz_of_days(folder.with_suffix(".npz")),
             (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"), 8),
     "pictures": ("classification", lambda folder: classes_of(folder, write_png), (*SIZED, "--train", "head"), 2),
     "RadioML": ("classification", lambda folder: write_radioml(folder.with_suffix(".hdf5"), classes=3, samples=128),
@@ -702,6 +679,7 @@ def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, c
     assert checkpoint.load(tmp_path / "more" / checkpoint.LAST)["front_end"] == best["front_end"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path, capsys):
     assert finetune(labelled, tmp_path / "out", task="classification") == 0
     best = checkpoint.load(tmp_path / "out" / checkpoint.BEST)

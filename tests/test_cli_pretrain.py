@@ -6,14 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import CAPTURES, ROOT, call, command, needs_captures, write_ci16, write_sigmf
+from support import CAPTURES, ROOT, assert_same_run, call, command, loaded, needs_captures, wait_for, write_ci16, write_sigmf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine_reconstruct
@@ -54,32 +53,6 @@ def air(tmp_path):
 
 def train(data, output, *flags):
     return call(main_pretrain, "--data_path", data, "--output_dir", output, *SMALL, *flags)
-
-
-def loaded(folder, name=checkpoint.LAST):
-    return checkpoint.load(folder / name)
-
-
-def leaves(value, name=""):
-    """(name, leaf) of a nested state."""
-    if isinstance(value, dict):
-        for key in value:
-            yield from leaves(value[key], f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from leaves(part, f"{name}.{number}")
-    else:
-        yield name, value
-
-
-def assert_same_run(first, second):
-    """Weights, optimizer state, random state and position equal to the last bit."""
-    for part in ("model", "optimizer", "scaler", "rng", "step", "epoch"):
-        ours, theirs = dict(leaves(first[part])), dict(leaves(second[part]))
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
-            assert same, f"{part}{name}"
 
 
 def moved(state):
@@ -277,6 +250,7 @@ def test_a_run_resumed_after_any_step_ends_the_same_to_the_bit(air, tmp_path, ev
         assert last[0]["train_loss"] == pytest.approx(last[1]["train_loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_by_the_same_command(air, tmp_path, monkeypatch):
     """SIGKILL, then the same command: it resumes by itself and ends as the run that was not killed."""
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_tiny_patch16", TINY)
@@ -286,10 +260,7 @@ def test_a_killed_process_goes_on_by_the_same_command(air, tmp_path, monkeypatch
     line = [sys.executable, str(ROOT / "main_pretrain.py"), "--data_path", str(air), "--output_dir", str(out),
             *(str(flag) for flag in (*SMALL, *flags))]  # fmt: skip
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / checkpoint.LAST).exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(0.1)
+    wait_for((out / checkpoint.LAST).exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     step = loaded(out)["step"]
@@ -501,6 +472,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(
 # The real command
 
 
+@pytest.mark.slow
 def test_the_script_itself(air, tmp_path):
     """As a process in another folder: status, output, and one line without traceback for a mistake."""
     flags = ("--data_path", air, "--output_dir", "out", *SMALL, "--epochs", 1)
@@ -513,6 +485,7 @@ def test_the_script_itself(air, tmp_path):
     assert wrong.stderr.splitlines() == ["error: --data_path nowhere: expected a file or folder; found none"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_recording(tmp_path):
     """A sparse recording of 4 GB: opened and trained on within 1.5 GB."""
     path = write_sigmf(tmp_path, b"", "ci16_le", sample_rate=61.44e6)
@@ -537,6 +510,7 @@ print("peak", max(peak_memory_bytes(torch.device("cpu")), workers))
 
 
 @needs_captures
+@pytest.mark.slow
 def test_the_real_captures_train(tmp_path, capsys):
     """All of them in one run, at their nine sample rates."""
     flags = ("--window_ms", 2, "--input_size", 64, "--n_fft", 256, "--batch_size", 64, "--epochs", 1, "--val_fraction", 0.2)

@@ -14,7 +14,7 @@ import pytest
 import sigmf
 import torch
 from matplotlib.figure import Figure
-from support import ROOT, call, command, largest_file, write_sigmf
+from support import ROOT, call, command, contents, largest_file, write_sigmf
 
 import engine_label
 import engine_segment
@@ -36,10 +36,10 @@ from util.pretrained import write_weights
 
 NANO = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2,
         "decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
-# Five narrow carriers beside each other, LTE of 3 MHz and NR of 5, through flat channels.
+# Five narrow carriers beside each other, LTE of 1.4 MHz and NR of 5, through flat channels.
 RATE, DURATION_S, ROWS = 30.72e6, 5e-3, 64
 ROW_HZ = RATE / ROWS
-SETTINGS = ("--set", "num_carriers=5", "sample_rates_hz=30.72e6", "duration_ms=5", "lte_bandwidths_mhz=3",
+SETTINGS = ("--set", "num_carriers=5", "sample_rates_hz=30.72e6", "duration_ms=5", "lte_bandwidths_mhz=1.4",
             "nr_bandwidths_mhz=5", "nr_spacings_khz=15", "snr_db=20,30", "raster_hz=1", "gap_hz=5e5,1e6",
             "doppler_hz=0")  # fmt: skip
 FRONT_END = ("--preset", "classic", "--n_fft", 512, "--input_size", ROWS, "--num_workers", 0)
@@ -57,23 +57,21 @@ def quick(monkeypatch, request):
     nano(monkeypatch)
     if "picture" not in request.function.__name__:
         monkeypatch.setattr(engine_label, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with scenes as recordings in iq/, and a model that was trained on others for half a minute in model/."""
+    """A folder with scenes as recordings in iq/, and a model that was trained on others for seconds in model/."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         nano(patch)
         patch.setattr(main_synthesize, "SHEET_SCENES", 1)
-        torch.set_num_threads(1)
         sets, air = folder / "sets", folder / "air"
-        assert call(main_synthesize, "--output", sets, *FRONT_END, "--train", 200, "--val", 8, "--test", 2, *SETTINGS) == 0
+        assert call(main_synthesize, "--output", sets, *FRONT_END, "--train", 160, "--val", 8, "--test", 2, *SETTINGS) == 0
         assert call(main_synthesize, "--output", air, *FRONT_END, "--train", 0, "--val", 0, "--test", 6, "--iq", "only",
                     *SETTINGS) == 0  # fmt: skip
-        assert call(main_finetune, "--task", "segmentation", "--data_path", sets, "--model", "vit_nano", "--epochs", 40,
-                    "--warmup_epochs", 2, "--batch_size", 16, "--blr", 4e-2, "--drop_path", 0, "--val_every", 8,
+        assert call(main_finetune, "--task", "segmentation", "--data_path", sets, "--model", "vit_nano", "--epochs", 30,
+                    "--warmup_epochs", 2, "--batch_size", 16, "--blr", 8e-2, "--drop_path", 0, "--val_every", 8,
                     "--num_workers", 0, "--device", "cpu", "--amp", "off",
                     "--output_dir", folder / "model") == 0  # fmt: skip
     shutil.move(air / "iq" / "test", folder / "iq")
@@ -108,10 +106,6 @@ def fails(capsys, weights, output, *recordings_and_flags):
 
 def found_in(output, name="000003"):
     return json.loads((output / f"{name}.json").read_text())["carriers"]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def carriers_of(meta, generator_only=True):
@@ -498,12 +492,14 @@ def test_a_stream_is_labelled_a_line_a_window(weights, scene, tmp_path):
         assert one["freq_lower_hz"] == pytest.approx(other["freq_lower_hz"], abs=ROW_HZ / 10)
 
 
+@pytest.mark.slow
 def test_a_whole_stream_ends_well(weights, scene, tmp_path):
     done = stream(weights, shifted(scene, tmp_path)[: 4 * 200])  # less than an FFT: nothing to say
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"real-time factor" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["reader", "signal"])
 def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
     """Nobody reads its lines any more, or Ctrl-C: no traceback, exit status 0."""
@@ -529,6 +525,7 @@ def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_ten_gigabytes_in_constant_memory(weights, tmp_path):
     """A sparse file: its samples are zeros, but they are read and go through front end and network like any others."""
@@ -664,6 +661,7 @@ def test_truth_names_what_it_leaves_out(weights, scene, tmp_path, capsys):
     assert "left out of the truth: radar (1), without frequency edges (1)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_real_command(weights, tmp_path):
     """Without the small model of these tests: the manual, and a mistake in one line."""
     assert "--bridge_s" in command("main_segment.py", "--help").stdout

@@ -1,14 +1,12 @@
 """Starting from weights: what the files say need not be said again, and the cost of a run is said before its first step."""
 
 import argparse
-import json
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
-from support import NANO, call, write_ci16
-from test_cli_finetune import BAND, results, write_npz, write_scenes
+from support import BAND, NANO, call, log_of, results, write_ci16, write_npz_of_days, write_scenes
 
 import engine_evaluate
 import engine_reconstruct
@@ -70,10 +68,6 @@ def finetune(*flags):
 
 def args_of(folder):
     return checkpoint.load(folder / checkpoint.LAST)["args"]
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
 # --init
@@ -229,7 +223,7 @@ def test_weights_of_another_project_are_evaluated_under_the_names_of_the_data(sc
 
 def test_a_sensing_model_of_the_radio_fork_is_evaluated(tmp_path, capsys):
     """timm's names, a head on the class token; the number of classes has to be that of the data."""
-    data = write_npz(tmp_path / "csi.npz")
+    data = write_npz_of_days(tmp_path / "csi.npz")
     torch.manual_seed(1)
     for classes, status in ((2, 0), (6, 2)):
         model = models_vit.create_model("vit_nano", "classification", classes, (16, 16), global_pool=False)

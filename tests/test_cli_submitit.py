@@ -10,14 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import processes
 import pytest
 import submitit
 import torch
-from support import ROOT, call, write_ci16
+from support import ROOT, call, finish, wait_for, write_ci16
 
 import submitit_launch
 from util import checkpoint
@@ -71,14 +69,6 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path
 
 
-def wait_for(condition, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-    return found
-
-
 def text(path):
     return path.read_text() if path.exists() else ""
 
@@ -111,6 +101,7 @@ def task_of(pid):
 # To the end, with the real trainer
 
 
+@pytest.mark.slow
 def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in range(2):
@@ -119,14 +110,12 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
     job_flags = ("--executor", "local", "--gpus_per_node", 0, "--processes_per_node", 2, "--max_restarts", 0)
     assert call(submitit_launch, *job_flags, "main_pretrain.py", *flags) == 0
     with local_job(capsys) as (pid, log):
-        wait_for(lambda: text(tmp_path / "out" / "log.txt"), 300)
+        wait_for(lambda: text(tmp_path / "out" / "log.txt"))
         (task,) = task_of(pid)
-        signalled = time.monotonic()
         os.kill(task, signal.SIGUSR2)
         wait_for(lambda: "stopped: " in log.read_text())
-        assert time.monotonic() - signalled < 30
         step = checkpoint.load(tmp_path / "out" / checkpoint.LAST)["step"]  # what is said to be saved is
-        wait_for(lambda: not alive(pid), 300)
+        wait_for(lambda: not alive(pid))
         printed = log.read_text()
 
     order = re.findall(rf"stopped: .*SIGTERM after step {step}; saved in out, |resumed from out/checkpoint-last.pth: .*, "
@@ -136,7 +125,7 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
     assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, 3 * epoch + 3) for epoch in range(EPOCHS)]
 
-    processes.finish(tmp_path / "through", 2, "main_pretrain", *flags, "--output_dir", "through/out")
+    finish(tmp_path / "through", 2, "main_pretrain", *flags, "--output_dir", "through/out")
     ours, theirs = (checkpoint.load(folder / "out" / checkpoint.LAST) for folder in (tmp_path, tmp_path / "through"))
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())
@@ -144,6 +133,7 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
         assert torch.equal(ours["optimizer"]["state"][number]["exp_avg_sq"], moments["exp_avg_sq"])
 
 
+@pytest.mark.slow
 def test_a_trainer_that_fails_ends_the_job_with_its_status_and_message(slurm, monkeypatch):
     """With the real torchrun, and two processes that fail as the trainers do."""
     monkeypatch.setattr(submitit_launch, "TORCHRUN", (sys.executable, "-m", "torch.distributed.run"))
@@ -158,7 +148,7 @@ while not all(pathlib.Path(attempt + rank).exists() for rank in "01"):
     time.sleep(0.01)
 sys.exit(2)""")
     job = submitted("--nodes", 1, "--gpus_per_node", 2, "--max_restarts", 1, command=[str(slurm / "trainer.py")])
-    assert job.start().wait(120) == 2
+    assert job.start().wait(300) == 2
     assert job.log.read_text().splitlines()[-1] == (
         "error: trainer.py: expected it to end well; found status 2, rank 0 of 2: no such data"
     )
@@ -222,6 +212,7 @@ def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "state", "requeued"), [
     (signal.SIGUSR2, "", True), (signal.SIGUSR1, "", True), (signal.SIGTERM, "RUNNING", True),
     (signal.SIGTERM, "COMPLETING", False),
@@ -237,7 +228,7 @@ def test_a_signal_of_slurm(slurm, number, state, requeued):
     job.signal(number)
     wait_for(lambda: "told" in job.log.read_text())
     assert not (slurm / "asked").exists()
-    status = process.wait(30)
+    status = process.wait(300)
     printed = job.log.read_text()
     assert printed.count("told") == printed.count("saved") == 1
     if not requeued:
@@ -250,11 +241,12 @@ def test_a_signal_of_slurm(slurm, number, state, requeued):
     if number == signal.SIGUSR2:
         # what is in the queue is the same
         (slurm / "ends").touch()
-        assert job.start().wait(30) == 0
+        assert job.start().wait(300) == 0
         assert len(set(re.findall("^torchrun .*", job.log.read_text(), re.MULTILINE))) == 1
         assert "trained" in job.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_not_the_first_saves_and_waits_to_be_stopped_with_the_job(slurm, monkeypatch):
     """Were it to end, it might take the first one along, which has the job requeued."""
     monkeypatch.setitem(JOB, "SLURM_PROCID", "1")
@@ -264,43 +256,46 @@ def test_a_node_that_is_not_the_first_saves_and_waits_to_be_stopped_with_the_job
     job.signal(signal.SIGUSR2)
     wait_for(lambda: "I am a slave" in job.log.read_text())
     assert "saved" in job.log.read_text()
-    time.sleep(0.3)
     assert process.poll() is None
-    assert not (slurm / "asked").exists()
     job.signal(signal.SIGKILL)
-    process.wait(30)
+    assert process.wait() == 128 + signal.SIGKILL  # it did not end by itself
+    assert not (slurm / "asked").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_does_not_outlive_a_task_that_is_killed(slurm):
     job = submitted("--nodes", 1, "--gpus_per_node", 2)
     process = job.start()
     job.torchrun()
     job.signal(signal.SIGKILL)
-    wait_for(lambda: "saved" in job.log.read_text(), 10)
-    process.wait(30)
+    wait_for(lambda: "saved" in job.log.read_text())
+    process.wait(300)
 
 
+@pytest.mark.slow
 def test_torchrun_failing_without_a_word_is_no_reason_to_requeue(slurm):
     (slurm / "fails").touch()
     job = submitted("--nodes", 1, "--gpus_per_node", 2)
-    assert job.start().wait(30) == 1
+    assert job.start().wait(300) == 1
     assert job.log.read_text().splitlines()[-1] == (
         "error: main_pretrain.py: expected it to end well; found status 1, see above"
     )
     assert not (slurm / "asked").exists()
 
 
+@pytest.mark.slow
 def test_a_local_job_is_cancelled_with_kill_and_saves(slurm, capsys):
     assert call(submitit_launch, "--executor", "local", "main_pretrain.py", "--data_path", "air") == 0
     with local_job(capsys) as (pid, log):
         wait_for(lambda: "ready" in text(log))
         os.kill(pid, signal.SIGTERM)
-        wait_for(lambda: not alive(pid), 30)
+        wait_for(lambda: not alive(pid))
         printed = log.read_text()
     assert printed.count("torchrun") == printed.count("saved") == 1
     assert printed.splitlines()[-1] == "stopped: SIGTERM: not requeued from here, as the job is cancelled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
 def test_the_sbatch_file_of_the_manual(slurm, number):
     """Requeued after a signal, which torchrun gets as SIGTERM, and not after a failure."""
@@ -313,7 +308,7 @@ def test_the_sbatch_file_of_the_manual(slurm, number):
         if number is not None:
             wait_for(lambda: "ready" in text(slurm / "log"))
             Submitted().signal(number)
-        status = process.wait(30)
+        status = process.wait(300)
     printed = text(slurm / "log")
     assert "--nnodes=2 --nproc_per_node=8 " in printed
     assert " --rdzv_endpoint=gpu3:10012 --rdzv_id=12 " in printed

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from unittest.mock import Mock
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import sigmf
 import torch
 from PIL import Image
-from support import ROOT, call, command, largest_file
+from support import ROOT, call, command, contents, largest_file, wait_for
 
 import main_synthesize
 from data.spectrogram_set import SpectrogramSet
@@ -46,10 +45,6 @@ def synthesize(output, counts=COUNTS, *more):
 
 def scene_of(kind, number, settings=(), seed=0):
     return draw(with_settings(WILD, [*SETTINGS, *settings]), Stream(seed, kind, number))
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def error_line(capsys):
@@ -234,38 +229,52 @@ def test_the_contact_sheet_shows_what_there_is(tmp_path, monkeypatch, iq):
 # Runs that are stopped
 
 
-def killed(output, counts, *more, lines=10, pause_s=0.02, signal_number=signal.SIGKILL):
-    """Start the command as a process, stop it when its set has so many lines, and return how it ended: (status, stderr)."""
+@pytest.fixture
+def hold(tmp_path):
+    """A file; while it exists, no process of `killed` gets beyond the scene that it names."""
+    path = tmp_path / "hold"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def killed(hold, output, counts, *more, at, lines=10, signal_number=signal.SIGKILL):
+    """Start the command as a process, and stop it when its set has so many lines: in scene `at`, or before.
+
+    Returns how it ended: (status, stderr).
+    """
     code = f"""
-import signal, sys, time
+import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 import main_synthesize as command
 from data import set_writer
 from util.errors import reported
-set_writer.COMMIT_S = 0.05
+set_writer.COMMIT_S = -1.0
 render = command.render
-command.render = lambda scene: (time.sleep({pause_s}), render(scene))[1]
+def held(scene):
+    while scene.stream.index == {at} and os.path.exists({str(hold)!r}):
+        time.sleep(0.01)
+    return render(scene)
+command.render = held
 with reported():
     command.main(command.get_args_parser().parse_args({[str(flag) for flag in flags(output, counts, *more)]!r}))
 """
     errors = output.with_name("stderr.txt")  # a pipe would be waited for until its workers are gone too
     with open(errors, "w") as file:
         process = subprocess.Popen([sys.executable, "-c", code], stderr=file)
-    written, deadline = output / ".train.partial" / "metadata.jsonl", time.monotonic() + 60
-    while not written.exists() or written.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, errors.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    written = output / ".train.partial" / "metadata.jsonl"
+    wait_for(lambda: written.exists() and written.read_bytes().count(b"\n") >= lines, lambda: process.poll() is None)
     process.send_signal(signal_number)
     return process.wait(), errors.read_text()
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_stopped(hold, tmp_path, monkeypatch):
     counts = {"train": 60, "val": 2}
     assert synthesize(tmp_path / "through", counts, "--iq") == 0
     out = tmp_path / "out"
-    assert killed(out, counts, "--iq", "--num_workers", 2)[0] == -signal.SIGKILL
+    assert killed(hold, out, counts, "--iq", "--num_workers", 2, at=40)[0] == -signal.SIGKILL
     assert not (out / "train").exists()
     lines = (out / ".train.partial" / "metadata.jsonl").read_bytes().count(b"\n")
     assert 10 <= lines < 60
@@ -298,8 +307,10 @@ def test_a_killed_run_of_recordings_goes_on(tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == whole
 
 
-def test_control_c_is_one_line_and_loses_nothing(tmp_path):
-    status, error = killed(tmp_path / "out", {"train": 600}, "--num_workers", 1, signal_number=signal.SIGINT)
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch gives a worker 5 s to end
+def test_control_c_is_one_line_and_loses_nothing(hold, tmp_path, workers):
+    more = ("--num_workers", workers)
+    status, error = killed(hold, tmp_path / "out", {"train": 20}, *more, at=12, signal_number=signal.SIGINT)
     assert status == 1
     assert error.endswith(f"\nerror: --output {tmp_path / 'out'}: stopped; the same command goes on\n")
     assert "Traceback" not in error
@@ -337,9 +348,10 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, monkeypatch, capsys):
     assert len(SpectrogramSet(out / "train")) == 10
 
 
-def test_workers_that_outlive_a_killed_run_do_not_hold_up_the_next(tmp_path):
-    """This one is in a scene for longer than the next run needs to begin."""
-    assert killed(tmp_path / "out", {"train": 10}, "--num_workers", 1, lines=2, pause_s=0.5)[0] == -signal.SIGKILL
+@pytest.mark.slow
+def test_workers_that_outlive_a_killed_run_do_not_hold_up_the_next(hold, tmp_path):
+    """This one is in a scene when the next run begins."""
+    assert killed(hold, tmp_path / "out", {"train": 10}, "--num_workers", 1, at=4, lines=2)[0] == -signal.SIGKILL
     assert synthesize(tmp_path / "out", {"train": 10}) == 0
     assert len(SpectrogramSet(tmp_path / "out" / "train")) == 10
 
@@ -493,6 +505,7 @@ def test_the_script_itself(tmp_path):
     assert "Warning" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sets_and_training_on_them_do_without_sigmf():
     hidden = "import sys; sys.modules['sigmf'] = None; import main_synthesize, main_pretrain, main_finetune"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from processes import finish, free_port, start, wait
-from support import ROOT, write_ci16
+from support import ROOT, assert_same_run, finish, free_port, loaded, start, wait, write_ci16
 from test_cli_distributed import losses, step_of
-from test_cli_pretrain import assert_same_run, loaded
 
 from util import checkpoint
 
@@ -153,6 +151,7 @@ def launch(tmp_path):
 # One machine
 
 
+@pytest.mark.slow
 def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(air, undisturbed, launch, tmp_path):
     out = tmp_path / "out"
     run = launch(TORCHRUN, "--nproc_per_node=2", "--max-restarts=3", "main_pretrain.py", *flags(air, out))
@@ -164,6 +163,7 @@ def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(
     assert_as_undisturbed(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
     """torchrun keeps its store, and in it the addresses and the failure of processes that have ended."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -174,6 +174,7 @@ def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
     finish(tmp_path, 2, "at_work", "exchange", **torchrun)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undone(air, undisturbed, launch, tmp_path):
     """SIGTERM reaches the workers through torchrun, SIGKILL through the kernel; they save either way."""
     out = tmp_path / "out"
@@ -194,7 +195,8 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
 
 
 def test_a_worker_that_fails_is_named_once_and_ends_all(launch):
-    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training")
+    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training",
+                 PYTHONPATH=str(ROOT))  # fmt: skip
     until(lambda: "found 4" in run.said, "the error", lambda: run.said)
     assert run.wait() != 0
     run.gone()
@@ -311,6 +313,7 @@ def said(machines):
     return "\n".join(machine.said for machine in machines)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_machines_survives_a_link_that_is_cut(machines, network, undisturbed, tmp_path):
     out = tmp_path / "out"
     trained(machines, out, STEPS_PER_EPOCH + 1)

@@ -4,7 +4,6 @@ import argparse
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 import models_mae
 import models_vit
@@ -17,18 +16,17 @@ EAGER = {"backend": "eager"}
 
 
 @pytest.fixture
-def graphs():
-    """Number of graphs compiled so far in the test."""
-    torch._dynamo.reset()
-    counters.clear()
-    yield lambda: counters["stats"]["unique_graphs"]
-    torch._dynamo.reset()
-
-
-@pytest.fixture
 def quick(monkeypatch):
+    torch._dynamo.reset()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, **options | EAGER))
+    yield
+    torch._dynamo.reset()
+
+
+def nothing_compiles():
+    """What would be compiled anew within this block is an error."""
+    return torch.compiler.set_stance("fail_on_recompile")
 
 
 def small(**kwargs):
@@ -51,42 +49,34 @@ def step(model, images, *rest):
 
 
 @pytest.mark.parametrize("grad_ckpt", [False, True])
-def test_pretraining_compiles_each_shape_of_block_once(quick, graphs, grad_ckpt):
+def test_pretraining_is_the_same_compiled_and_compiles_once(quick, grad_ckpt):
     model = models_mae.MaskedAutoencoderViT(**small(decoder_depth=3)).train()
     model.grad_ckpt = grad_ckpt
     images, noise = torch.randn(BATCH, 1, 32, 32), torch.rand(BATCH, 16)
     expected = step(model, images, 0.75, noise)
     names = list(model.state_dict())
     compiling.compile_model(model, "on", BATCH, "off", 4)
-    found = step(model, images, 0.75, noise)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(step(model, images, 0.75, noise), expected)
     assert list(model.state_dict()) == names
-    compiled = graphs()
-    assert compiled == 5  # blocks of the encoder and of the decoder, and what is before, between and after
-
-    # the last, smaller batch; evaluation; the next epoch
-    step(model, images[:3], 0.75, noise[:3])
-    with torch.no_grad():
-        model.eval()(images, 0.75, noise)
-    step(model.train(), images, 0.75, noise)
-    assert graphs() == compiled
+    with nothing_compiles():
+        step(model, images[:3], 0.75, noise[:3])  # the last batch, which is smaller
+        with torch.no_grad():
+            model.eval()(images, 0.75, noise)
+        step(model.train(), images, 0.75, noise)
 
 
-def test_fine_tuning_compiles_each_shape_of_block_once(quick, graphs):
-    """Drop path, which grows from block to block, does not make a graph for each."""
+def test_fine_tuning_is_the_same_compiled_and_compiles_once(quick):
+    """Drop path, which grows from block to block and is drawn anew in each step, makes no difference."""
     model = models_vit.SegmentationViT(3, **small(drop_path=0.3, depth=6)).train()
     images, numbers = torch.randn(BATCH, 1, 32, 32), torch.rand(BATCH, len(model.drop_paths))
     expected = step(model, images, numbers)
     compiling.compile_model(model, "on", BATCH, "off", 4)
-    found = step(model, images, numbers)
-    torch.testing.assert_close(found, expected)
-    assert graphs() <= 4  # the embedding; blocks without drop path, with it, and of the head
-    compiled = graphs()
-    step(model, images, torch.rand(BATCH, len(model.drop_paths)))
-    assert graphs() == compiled
+    torch.testing.assert_close(step(model, images, numbers), expected)
+    with nothing_compiles():
+        step(model, images, torch.rand(BATCH, len(model.drop_paths)))
 
 
-def test_warming_up_changes_no_weight_and_says_how_long_it_took(quick, graphs, capsys):
+def test_warming_up_changes_no_weight_and_says_how_long_it_took(quick, capsys):
     model = models_mae.MaskedAutoencoderViT(**small(decoder_depth=1)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = torch.get_rng_state()
@@ -96,9 +86,8 @@ def test_warming_up_changes_no_weight_and_says_how_long_it_took(quick, graphs, c
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), numbers)
-    compiled = graphs()
-    step(model, torch.randn(BATCH, 1, 32, 32), 0.75, torch.rand(BATCH, 16))
-    assert compiled == graphs() == 5
+    with nothing_compiles():
+        step(model, torch.randn(BATCH, 1, 32, 32), 0.75, torch.rand(BATCH, 16))
 
 
 def test_a_compiler_that_does_not_work_is_a_line(monkeypatch):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
-from support import CAPTURES
+from support import ACTIVITIES, CAPTURES, amplitudes, write_mat, write_npz, write_ntu_fi
 
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
 from data.sampling import IMAGE
@@ -17,7 +16,6 @@ from radio.rng import CSI, Stream
 from radio.scenes import csi_room
 from util.errors import UserError
 
-CLASSES = ["box", "circle", "clean", "fall", "run", "walk"]
 ESP32 = CAPTURES.parent / "csi" / "geotec_esp32_csihar.npz"
 LIGHT = 299_792_458.0
 
@@ -56,7 +54,7 @@ def test_a_single_path_has_the_gain_of_free_space_and_the_phase_slope_of_its_len
 def test_subcarriers_and_the_ceiling_of_the_amplitude_are_those_of_ntu_fi():
     assert len(csi_room.SUBCARRIERS) == 114
     assert round(csi_room.MAX_DB, 1) == 57.2  # the largest value in NTU-Fi HAR
-    assert list(csi_room.ACTIVITIES) == CLASSES
+    assert list(csi_room.ACTIVITIES) == ACTIVITIES
 
 
 def test_image_sources_are_reflections_in_the_six_surfaces():
@@ -162,7 +160,7 @@ def test_a_person_on_the_line_of_sight_dims_it():
 # The body
 
 
-@pytest.mark.parametrize("activity", CLASSES)
+@pytest.mark.parametrize("activity", ACTIVITIES)
 def test_everybody_stays_in_the_room_and_below_the_speed(activity):
     speeds = []
     for index in range(40):
@@ -299,6 +297,7 @@ def doppler_statistics(decibels):
     return np.concatenate([np.log(bands.mean(0)), np.log(bands).std(0), [np.log(bands.sum(1)).std()]])
 
 
+@pytest.mark.slow
 def test_activities_can_be_told_apart_by_their_doppler_though_not_by_that_alone():
     source = SyntheticCsi(360, seed=5)
     statistics = np.array([doppler_statistics(source._values(index)) for index in range(360)])
@@ -317,7 +316,7 @@ def test_activities_can_be_told_apart_by_their_doppler_though_not_by_that_alone(
 def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     source = SyntheticCsi(13, seed=3, kind=1, image_size=(32, 48))
     assert (source.in_chans, source.image_size, len(source), source.task) == (3, (32, 48), 13, "classification")
-    assert source.class_names == CLASSES
+    assert source.class_names == ACTIVITIES
     assert [source.target(index) for index in range(13)] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0]
     assert (source.parts(), source.groups) == (None, {})
     with pytest.raises(RuntimeError, match="fit"):
@@ -331,7 +330,7 @@ def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     assert image.dtype == np.float32
     assert np.array_equal(image, source.load(4, np.random.default_rng(0), epoch=7)[1])
     values = np.stack(
-        [csi_room.render(csi_room.draw(CLASSES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)]
+        [csi_room.render(csi_room.draw(ACTIVITIES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)]
     )
     settings = source.normalization()
     assert settings["mean"][0][0][0] == pytest.approx(values.mean(), rel=1e-5)
@@ -354,25 +353,8 @@ def test_many_scenes_are_fitted_by_some_of_every_class():
 # NTU-Fi HAR
 
 
-def write_mat(path, values, key="CSIamp"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(path, {key: values})
-    return path
-
-
-def amplitudes(level=42):
-    """What a file holds: 342 × 2000, small on disk."""
-    return np.full((342, 2000), level, np.uint8)
-
-
-def write_ntu_fi(folder, parts=("train_amp", "test_amp"), count=1, level=42):
-    for part, name, number in itertools.product(parts, CLASSES, range(count)):
-        write_mat(folder / part / name / f"{name}{number}.mat", amplitudes(level))
-    return folder
-
-
 def write_flat(folder):
-    for name in reversed(CLASSES):
+    for name in reversed(ACTIVITIES):
         write_mat(folder / f"{name}12.mat", amplitudes())
         write_mat(folder / f"{name}3.mat", amplitudes())
     return folder
@@ -380,7 +362,7 @@ def write_flat(folder):
 
 def test_ntu_fi_has_the_published_parts_and_a_fixed_order_of_classes(tmp_path):
     source = NtuFiHar(write_ntu_fi(tmp_path, count=2))
-    assert source.class_names == CLASSES
+    assert source.class_names == ACTIVITIES
     assert (len(source), source.in_chans, source.image_size, source.groups) == (24, 3, (224, 224), {})
     parts = source.parts()
     assert list(parts) == ["train", "test"]
@@ -388,7 +370,7 @@ def test_ntu_fi_has_the_published_parts_and_a_fixed_order_of_classes(tmp_path):
     for part, indices in parts.items():
         for index in indices:
             name = source.describe(index, None)["name"]
-            assert name.startswith(f"{part}_amp/{CLASSES[source.target(index)]}/")
+            assert name.startswith(f"{part}_amp/{ACTIVITIES[source.target(index)]}/")
 
 
 def test_the_order_of_samples_is_not_the_file_systems(tmp_path, monkeypatch):
@@ -408,14 +390,14 @@ def test_the_flat_variant_takes_classes_from_names(tmp_path, parts):
     assert list(source.parts() or ()) == list(parts)
     for index in range(len(source)):
         name = source.describe(index, None)["name"].removeprefix("train/").removeprefix("test/")
-        assert name.startswith(CLASSES[source.target(index)])
+        assert name.startswith(ACTIVITIES[source.target(index)])
 
 
 def test_statistics_are_those_of_the_training_part(tmp_path):
     source = NtuFiHar(write_ntu_fi(tmp_path), image_size=(8, 8))
     rng = np.random.default_rng(0)
-    training = [rng.integers(30, 50, (342, 2000)).astype(np.uint8) for _ in CLASSES]
-    for name, values in zip(CLASSES, training, strict=True):
+    training = [rng.integers(30, 50, (342, 2000)).astype(np.uint8) for _ in ACTIVITIES]
+    for name, values in zip(ACTIVITIES, training, strict=True):
         write_mat(tmp_path / "train_amp" / name / f"{name}0.mat", values)
     source.fit(source.parts()["train"])
     settings = source.normalization()
@@ -424,7 +406,7 @@ def test_statistics_are_those_of_the_training_part(tmp_path):
     assert settings["std"] == [[[pytest.approx(taken.std(), rel=1e-6)]]]
 
     image = source.load(0, None)[1]
-    for name in CLASSES:
+    for name in ACTIVITIES:
         write_mat(tmp_path / "test_amp" / name / f"{name}0.mat", amplitudes(57))
     source.fit(source.parts()["train"])
     assert source.normalization() == settings
@@ -503,13 +485,6 @@ def test_what_is_wrong_with_a_mat_file_is_said_when_it_is_read(tmp_path):
 
 
 # CSI in .npz files
-
-
-def write_npz(path, count=6, **arrays):
-    rng = np.random.default_rng(0)
-    held = {"x": rng.uniform(10, 20, (count, 4, 10)), "label": np.array(["sit", "lie", "walk"] * (count // 3))}
-    np.savez(path, **{name: values for name, values in (held | arrays).items() if values is not None})
-    return path
 
 
 def test_an_npz_has_its_labels_sorted_or_as_its_classes_say(tmp_path):

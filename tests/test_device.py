@@ -76,6 +76,7 @@ def test_mixed_precision(amp, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is another one")
 def test_freed_memory_is_kept():
     """Buffers of 24 MB that come and go cost no page faults after the first; in processes of their own."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import finish, free_port, start, wait
+from support import finish, free_port, start, wait
 
 from util import distributed, joining
 from util.errors import StoppedError, UserError

@@ -15,10 +15,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from support import NANO, ROOT, call, write_ci16
-from test_csi import write_ntu_fi
-from test_hdf5 import write_radioml
-from test_mathworks import write_set as write_frames
+from support import NANO, ROOT, call, write_ci16, write_frames, write_ntu_fi, write_radioml
 
 import models_mae
 import models_vit
@@ -112,6 +109,7 @@ def short(module, flags):
     return more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", WITH_DATA)
 def test_commands_in_their_order(user, capsys, document):
     ran = []
@@ -156,6 +154,7 @@ def prepare(user, module, flags):
             assert call(importlib.import_module("main_synthesize"), *made) == 0
 
 
+@pytest.mark.slow
 def test_python(user):
     """The encoder is one of a real size: what a reader has from --export."""
     weights = models_mae.mae_vit_tiny_patch16().state_dict()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_tasks import CLASSES, FRONT_END, write_set
+from support import CLASSES, FRONT_END, write_labelled_set
 
 import engine_evaluate
 from data.batches import Batches
@@ -49,7 +49,7 @@ def measured(source, cells):
 
 
 def open_set(path, masks):
-    source = SpectrogramSet(write_set(path, 12, masks=masks, labels=not masks))
+    source = SpectrogramSet(write_labelled_set(path, 12, masks=masks, labels=not masks))
     source.groups = {}
     return source
 

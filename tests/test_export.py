@@ -93,6 +93,7 @@ def test_the_name_of_the_file_says_whether_the_encoder_is_alone(tmp_path):
 # ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_onnxruntime_gives_the_logits_for_any_number_of_images(tmp_path, kind, capfd):
     model = drawn(MODELS[kind]()).train()
@@ -123,6 +124,7 @@ def test_onnxruntime_gives_the_logits_for_any_number_of_images(tmp_path, kind, c
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_an_onnx_model_says_what_it_is_and_nothing_of_the_machine(tmp_path):
     model = models_vit.ClassificationViT(3, IMAGE, **SIZES | {"depth": 1}, in_chans=2)
     for name in "ab":
@@ -141,6 +143,7 @@ def test_an_onnx_model_says_what_it_is_and_nothing_of_the_machine(tmp_path):
     assert (words["preset"], words["licence"], words["holds"]) == ("vit_nano", "CC0-1.0", "segmentation")
 
 
+@pytest.mark.slow
 def test_an_onnx_model_that_cannot_be_written_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.onnx"
     path.write_text("mine")

@@ -284,6 +284,7 @@ def fill(slots, connection):
     connection.send(slots.put(1, piece_of(np.full(4, 5, np.int16))))
 
 
+@pytest.mark.slow
 def test_processes_that_are_no_copies_share_slots_too():
     """As they are by default from Python 3.14 on."""
     slots, (ours, theirs) = Slots(2, 1000), multiprocessing.Pipe(duplex=False)

@@ -20,8 +20,7 @@ import pytest
 import requests
 from huggingface_hub import constants
 from safetensors import safe_open
-from support import ROOT, command, largest_file
-from web import files, register, row, site
+from support import ROOT, command, files, largest_file, register, site, table_row
 
 from util import fetch as module
 from util import transfer
@@ -36,7 +35,7 @@ MD5, SHA256 = hashlib.md5(DATA).hexdigest(), hashlib.sha256(DATA).hexdigest()
 def web(monkeypatch, tmp_path):
     with site(monkeypatch, tmp_path) as web:
         web.files["/tiny.pth"] = DATA
-        register(tmp_path, row(url=web.url("/tiny.pth")))
+        register(tmp_path, table_row(url=web.url("/tiny.pth")))
         yield web
 
 
@@ -125,8 +124,8 @@ def test_checksums(web, tmp_path, checksum, capsys):
     wrong = checksum[:-1] + ("0" if checksum[-1] != "0" else "1")
     register(
         tmp_path,
-        row(url=url, checksum=checksum, size=len(DATA), licence="CC-BY-NC-4.0"),
-        row("other", url=url, checksum=wrong),
+        table_row(url=url, checksum=checksum, size=len(DATA), licence="CC-BY-NC-4.0"),
+        table_row("other", url=url, checksum=wrong),
     )
     assert resolve("tiny").read_bytes() == DATA
     assert "warning: tiny: licence CC-BY-NC-4.0: NOT FOR COMMERCIAL USE\n" in capsys.readouterr().err
@@ -136,7 +135,7 @@ def test_checksums(web, tmp_path, checksum, capsys):
 
 def test_files_and_mistakes(web, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    register(tmp_path, row(), row("tiniest"), row("other"), row("data", "dataset"))
+    register(tmp_path, table_row(), table_row("tiniest"), table_row("other"), table_row("data", "dataset"))
     (tmp_path / "own").write_bytes(b"x")
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "saved").mkdir()
@@ -220,7 +219,7 @@ def test_a_server_that_does_not_answer_is_asked_once(web, tmp_path, monkeypatch)
     assert len(web.requests) == 1
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        register(tmp_path, row(url=f"http://127.0.0.1:{closed.getsockname()[1]}/a"))
+        register(tmp_path, table_row(url=f"http://127.0.0.1:{closed.getsockname()[1]}/a"))
         failed("expected a file; found Connection refused")
 
 
@@ -265,7 +264,7 @@ def test_a_part_of_something_else_is_thrown_away(web, part, tmp_path, change):
         web.headers, web.always = {"ETag": '"2"'}, change
     elif change == "url":
         web.files["/b.pth"] = expected
-        register(tmp_path, row(url=web.url("/b.pth")))
+        register(tmp_path, table_row(url=web.url("/b.pth")))
     elif change != "shorter":
         record.write_text("{") if change == "damaged record" else record.unlink()
     assert resolve("tiny").read_bytes() == expected
@@ -275,10 +274,10 @@ def test_a_part_of_something_else_is_thrown_away(web, part, tmp_path, change):
 def test_sizes(web, tmp_path, monkeypatch, way):
     web.always = way
     found = {"": "1000000", "chunked": r"\d+", "short": "999000"}[way]
-    register(tmp_path, row(url=web.url("/tiny.pth"), size=5))
+    register(tmp_path, table_row(url=web.url("/tiny.pth"), size=5))
     failed(f"expected 5 bytes; found {found}")
     monkeypatch.setitem(module.LARGEST, "weights", 5 * 10**5)
-    register(tmp_path, row(url=web.url("/tiny.pth")))
+    register(tmp_path, table_row(url=web.url("/tiny.pth")))
     failed(f"expected at most 500000 bytes; found {found}")
     assert kept(tmp_path) == []
 
@@ -287,9 +286,9 @@ def test_compressed_web_page_and_not_found(web, tmp_path):
     web.files["/page"] = b"\n<!DOCTYPE html><title>Log in</title>"
     register(
         tmp_path,
-        row(url=web.url("/tiny.pth")),
-        row("page", url=web.url("/page")),
-        row("none", url=web.url("/none")),
+        table_row(url=web.url("/tiny.pth")),
+        table_row("page", url=web.url("/page")),
+        table_row("none", url=web.url("/none")),
     )
     failed("page: expected what page holds; found a web page", "page")
     failed(r"none: expected a file; found HTTP status 404 \(Not Found\)", "none")
@@ -300,7 +299,7 @@ def test_compressed_web_page_and_not_found(web, tmp_path):
 
 def test_redirections(web, tmp_path, monkeypatch):
     web.redirects = {"/here": "/there", "/there": web.url("/tiny.pth")}
-    register(tmp_path, row(url=web.url("/here")), row("safe", url="https://a.invalid/"))
+    register(tmp_path, table_row(url=web.url("/here")), table_row("safe", url="https://a.invalid/"))
     assert resolve("tiny").read_bytes() == DATA
     real = requests.get
     monkeypatch.setattr(requests, "get", lambda url, **kwargs: real(web.url("/tiny.pth"), **kwargs))
@@ -330,6 +329,7 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(web, tmp_path):
     web.slow_s = 0.1
     part = tmp_path / "home" / "weights" / "tiny.pth.part"
@@ -399,8 +399,8 @@ def dataset(web, tmp_path):
         tmp_path / "set.tar.gz", member("NTU/train/1.mat", b"1"), member("NTU/test/2.mat", b"2", mode=0o6777)
     )
     web.files["/set"] = archive.read_bytes()
-    hand = row("hand", "dataset", how="ask nicely")
-    register(tmp_path, row("set", "dataset", url=web.url("/set"), largest_unpacked=10**6), hand, row())
+    hand = table_row("hand", "dataset", how="ask nicely")
+    register(tmp_path, table_row("set", "dataset", url=web.url("/set"), largest_unpacked=10**6), hand, table_row())
     return entries()["set"]
 
 
@@ -443,7 +443,7 @@ def test_a_full_disk_keeps_the_archive(web, dataset, tmp_path):
 
 
 def unpacked(tmp_path, archive):
-    register(tmp_path, row("hand", "dataset", how="ask", largest_unpacked=10**6))
+    register(tmp_path, table_row("hand", "dataset", how="ask", largest_unpacked=10**6))
     return fetch(entries()["hand"], source=archive)
 
 

@@ -6,40 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from support import hdf4, raster
 
 from data.hdf4 import read_raster
 from util.errors import UserError
 
 needs_hdf4 = pytest.mark.skipif(not shutil.which("r8tohdf"), reason="r8tohdf is not there (Debian: hdf4-tools)")
-
-
-def hdf4(*blocks):
-    """An HDF4 file. A block is a list of (tag, ref, content); each gets an unused descriptor, and links to the next."""
-    sizes = [6 + 12 * (len(block) + 1) for block in blocks]
-    starts = np.cumsum([4, *sizes]).tolist()
-    descriptors, contents, position = b"", b"", starts[-1]
-    for block, following in zip(blocks, [*starts[1:-1], 0], strict=True):
-        descriptors += struct.pack(">HI", len(block) + 1, following)
-        for tag, ref, content in block:
-            descriptors += struct.pack(">HHII", tag, ref, position + len(contents), len(content))
-            contents += content
-        descriptors += struct.pack(">HHII", 1, 0, 2**32 - 1, 2**32 - 1)
-    return b"\x0e\x03\x13\x01" + descriptors + contents
-
-
-def dimensions(columns, rows, method=0, components=1):
-    return struct.pack(">iiHHhhHH", columns, rows, 106, 1, components, 0, method, 2)
-
-
-def raster(pixels, columns=None, bits=8, image_tag=302, data=None, **kwargs):
-    """The elements of a raster image: type of its numbers, dimensions, pixels, and the group of these."""
-    data = pixels.tobytes() if data is None else data
-    return [
-        (106, 1, bytes([1, 3, bits, 0])),
-        (300, 2, dimensions(columns or pixels.shape[1], pixels.shape[0], **kwargs)),
-        (image_tag, 2, data),
-        (306, 2, struct.pack(">4H", 300, 2, image_tag, 2)),
-    ]
 
 
 def read(tmp_path, content):

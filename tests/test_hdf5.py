@@ -1,6 +1,5 @@
 """data.hdf5 and data.formats: files as RadioML and WavesFM write them, and what is refused by the name of its format."""
 
-import json
 import pickle
 import shlex
 import struct
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from support import WAVESFM_NAMES, write_hdf5, write_radioml, write_wavesfm
 from test_tasks import opened, refused
 
 from data import hdf5, registry
@@ -27,52 +27,6 @@ from radio.spectrogram import Spectrogram
 from util.errors import UserError
 
 CPU = torch.device("cpu")
-ACTIVITIES = ["run", "walk", "fall", "box", "circle", "clean"]
-
-
-def write_radioml(path, classes=24, snrs=(-20, 0, 18), each=4, samples=1024, seed=0, **changes):
-    """As GOLD_XYZ_OSC.0001_1024.hdf5: X, Y, Z, sorted by class, then SNR. Class k is a tone at bin k of `classes`."""
-    rows = [(label, snr) for label in range(classes) for snr in snrs for _ in range(each)]
-    rng, time = np.random.default_rng(seed), np.arange(samples)
-    iq = rng.standard_normal((len(rows), samples, 2)) * 0.1
-    for row, (label, _) in enumerate(rows):
-        tone = np.exp(2j * np.pi * (label + 0.5 - classes / 2) / classes * time)
-        iq[row] += np.stack([tone.real, tone.imag], axis=1)
-    content = {"X": iq.astype(np.float32), "Y": np.eye(classes, dtype=np.int64)[[label for label, _ in rows]],
-               "Z": np.array([[snr] for _, snr in rows], np.int64)} | changes  # fmt: skip
-    return write_file(path, content)
-
-
-def write_file(path, content, **attributes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for name, values in content.items():
-            if values is not None:
-                file[name] = values
-        file.attrs.update(attributes)
-    return path
-
-
-def write_wavesfm(path, data="csi", shape=(3, 20, 20), classes=6, each=4, names=ACTIVITIES, **changes):
-    """As WavesFM's preprocessing: chunks of several rows, the names as JSON, and where each row is from."""
-    labels = np.tile(np.arange(classes), each)
-    values = np.random.default_rng(0).standard_normal((len(labels), *shape)).astype(np.float32)
-    values += labels.reshape(-1, *[1] * len(shape))
-    content = {data: values, "label": labels} | changes
-    attributes = {"version": "v1", "mu": json.dumps([0.7]), "std": json.dumps([0.1])}
-    if names is not None:
-        attributes["labels"] = json.dumps(list(names)[:classes])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for name, own in content.items():
-            if own is not None and name == data:
-                file.create_dataset(name, data=own, chunks=(min(4, len(own)), *own.shape[1:]))
-            elif own is not None:
-                file[name] = own
-        file.attrs.update(attributes)
-    return path
-
-
 def batches_of(data, name, workers=0):
     """The batches of a part, in its order, as training and evaluation get them."""
     part = data.parts[name]
@@ -185,7 +139,7 @@ def test_images_of_a_cache_are_resized_and_no_more(tmp_path, data, kind, size):
     path = write_wavesfm(tmp_path / "cache.h5", data)
     for task in ("sensing", "classification"):
         found = opened(task, path, "--input_size", size)
-        assert found.class_names == ACTIVITIES
+        assert found.class_names == WAVESFM_NAMES
         assert found.settings == {"kind": kind, "image_size": [size, size]}
         assert found.source.in_chans == 3
     image_kind, image = found.source.load(5, None)
@@ -235,8 +189,8 @@ def test_iq_of_a_cache_has_an_antenna_in_each_channel(tmp_path, data, antennas):
 def test_names_may_be_an_array(tmp_path):
     path = write_wavesfm(tmp_path / "cache.h5", names=None)
     with h5py.File(path, "a") as file:
-        file.attrs["labels"] = ACTIVITIES
-    assert open_hdf5(path).class_names == ACTIVITIES
+        file.attrs["labels"] = WAVESFM_NAMES
+    assert open_hdf5(path).class_names == WAVESFM_NAMES
 
 
 def test_compressed_chunks_of_many_rows_are_said_to_be_slow(tmp_path, monkeypatch, capsys):
@@ -256,9 +210,9 @@ def test_compressed_chunks_of_many_rows_are_said_to_be_slow(tmp_path, monkeypatc
 
 NAN = np.full((24, 3, 20, 20), np.nan, np.float32)
 BAD = {
-    "no data sets": (lambda path: write_file(path, {}), "expected the data sets X and Y (RadioML|found none"),
-    "other data sets": (lambda path: write_file(path, {"a": [1], "b/c": [2.0]}), "the data sets X and Y|found a, b/c"),
-    "many others": (lambda path: write_file(path, {f"d{n}": [1] for n in range(12)}),
+    "no data sets": (lambda path: write_hdf5(path, {}), "expected the data sets X and Y (RadioML|found none"),
+    "other data sets": (lambda path: write_hdf5(path, {"a": [1], "b/c": [2.0]}), "the data sets X and Y|found a, b/c"),
+    "many others": (lambda path: write_hdf5(path, {f"d{n}": [1] for n in range(12)}),
                     "found d0, d1, d10, d11, d2, d3, d4, d5, ..."),
     "no labels": (lambda path: write_wavesfm(path, label=None), "found csi"),
     "no Y": (lambda path: write_radioml(path, classes=2, Y=None), "found X, Z"),
@@ -367,7 +321,7 @@ def test_pickles_are_told_by_what_is_in_them(tmp_path, protocol):
     (tmp_path / "empty.dat").write_bytes(b"")
     assert [format_of(tmp_path / f"{name}.dat") for name in ("iq", "start", "empty")] == [None] * 3
     assert format_of(mat73(tmp_path / "a.mat")) == MATLAB
-    assert format_of(write_file(tmp_path / "a.hdf", {})) == HDF5
+    assert format_of(write_hdf5(tmp_path / "a.hdf", {})) == HDF5
 
 
 @pytest.mark.parametrize("name", ["RML2016.10a_dict.pkl", "RML2016.10b.dat", "a file.pickle"])

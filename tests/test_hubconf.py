@@ -30,14 +30,6 @@ def load(name, *args, **kwargs):
     return torch.hub.load(str(ROOT), name, *args, source="local", **kwargs)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def labeller():
     return load("labeller", device="cpu", amp="off")
@@ -87,6 +79,7 @@ def test_every_entry_is_listed_and_explained():
         assert getattr(hubconf, name).__name__ == name
 
 
+@pytest.mark.slow
 def test_the_dependencies_are_what_is_imported():
     """Everything that is not of the standard library, of a process that labels."""
     program = """
@@ -102,6 +95,7 @@ print(*sorted(own - set(hubconf.dependencies)))
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
+@pytest.mark.slow
 def test_it_works_from_elsewhere(tmp_path):
     """From another folder, by a path that is put on `sys.path` for the call alone."""
     program = f"""

@@ -39,7 +39,6 @@ def here(monkeypatch):
             raise RunError(script)
 
     monkeypatch.setattr(make, "run", run)
-    torch.set_num_threads(1)
     return ran
 
 
@@ -47,6 +46,7 @@ def made(folder, *more):
     return call(make, "--output", folder, *TINY, *more)
 
 
+@pytest.mark.slow
 def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp_path):
     assert made(tmp_path) == 0
     assert here == ["main_synthesize.py"] * 3 + ["main_pretrain.py", "main_finetune.py"]
@@ -122,6 +122,7 @@ def test_shards_of_several_recipes_are_not_joined(here, tmp_path):
     assert not (tmp_path / "joined").exists()
 
 
+@pytest.mark.slow
 def test_errors_end_in_a_line(tmp_path):
     done = command("weights/make.py", "--output", tmp_path / "new", "--scenes", 0)
     assert (done.returncode, done.stderr) == (2, "error: --scenes: expected at least 1; found 0\n")

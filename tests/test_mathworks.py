@@ -7,73 +7,23 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 from scipy.signal import spectrogram
-from test_hdf4 import hdf4, raster
+from support import (
+    FRAME_RATE_HZ,
+    columns_of,
+    hdf4,
+    raster,
+    through_parula,
+    write_fork,
+    write_frame,
+    write_frames,
+    write_resaved,
+)
 
 from data.mathworks import PROTOCOLS, MathWorksFrames
 from data.mathworks_files import find_frames, holds_frames
 from data.sampling import IMAGE
 from data.splits import make_splits, sample_names
 from util.errors import UserError
-
-SAMPLE_RATE_HZ = 61.44e6
-
-# Every 16th colour of MATLAB's parula(256) (R2017a and later), and the last.
-PARULA = np.array([
-    [0.2422, 0.1504, 0.6603], [0.2704, 0.2138, 0.8346], [0.2813, 0.2985, 0.9397], [0.2710, 0.3860, 0.9898],
-    [0.2006, 0.4803, 0.9906], [0.1716, 0.5655, 0.9393], [0.1288, 0.6408, 0.8910], [0.0433, 0.7039, 0.8242],
-    [0.0770, 0.7468, 0.7224], [0.2061, 0.7808, 0.6065], [0.3671, 0.8021, 0.4563], [0.5886, 0.7913, 0.2833],
-    [0.7945, 0.7554, 0.1570], [0.9523, 0.7284, 0.2237], [0.9938, 0.7974, 0.1974], [0.9601, 0.8963, 0.1507],
-    [0.9769, 0.9839, 0.0805],
-])  # fmt: skip
-
-
-def through_parula(levels):
-    """[rows, columns] from 0 to 1 -> uint8 [rows, columns, 3]."""
-    positions = [*range(0, 256, 16), 255]
-    colours = [np.interp(levels * 255, positions, PARULA[:, channel]) for channel in range(3)]
-    return np.round(np.stack(colours, axis=-1) * 255).astype(np.uint8)
-
-
-def columns_of(low_hz, high_hz, value, size=256):
-    """Labels as the example paints them: `value` over the columns of a band, all rows."""
-    values = np.zeros((size, size), np.uint8)
-    first, last = (int((SAMPLE_RATE_HZ / 2 + edge) // (SAMPLE_RATE_HZ / size)) for edge in (low_hz, high_hz))
-    values[:, first : last + 1] = value
-    return values
-
-
-def write_frame(folder, technology, number, picture=None, labels=None, params=None):
-    """A frame as published. `picture` is uint8 [rows, columns(, 3)]; labels of the three-class edition."""
-    if labels is None:
-        nr, lte = columns_of(-20e6, -10e6, 127), columns_of(5e6, 10e6, 255)
-        labels = {"NR": nr, "LTE": lte, "LTE_NR": nr + lte}[technology]
-    if picture is None:
-        picture = through_parula(np.random.default_rng(number).random(labels.shape))
-    folder = folder / "LTE_NR" if technology == "LTE_NR" else folder
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{technology}_frame_{number}"
-    Image.fromarray(picture).save(f"{stem}.png")
-    stem.with_suffix(".hdf").write_bytes(hdf4(raster(labels)))
-    if params:
-        savemat(f"{stem}.mat", {"params": params})
-    return stem.with_suffix(".png")
-
-
-def write_set(folder, count=12, size=16):
-    """`count` frames of each kind."""
-    nr, lte = (columns_of(*band, value, size) for band, value in (((-20e6, -5e6), 127), ((5e6, 25e6), 255)))
-    for number in range(count):
-        for technology, labels in (("NR", nr), ("LTE", lte), ("LTE_NR", nr + lte)):
-            write_frame(folder, technology, number, labels=labels)
-    return folder
-
-
-def write_resaved(folder, number, spectrogram_db, labels, **metadata):
-    folder.mkdir(exist_ok=True)
-    savemat(folder / f"LTE_NR_spect_frame_{number}.mat", {"rxSpectrogram": spectrogram_db})
-    savemat(folder / f"LTE_NR_labels_frame_{number}.mat", {"data": labels})
-    if metadata:
-        savemat(folder / f"LTE_NR_metadata_frame_{number}.mat", metadata)
 
 
 def one_frame(folder, picture, labels, **kwargs):
@@ -83,16 +33,16 @@ def one_frame(folder, picture, labels, **kwargs):
 
 @pytest.fixture(scope="module")
 def frames_folder(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("frames") / "TrainingData")
+    return write_frames(tmp_path_factory.mktemp("frames") / "TrainingData")
 
 
 def test_frequency_grows_downwards_and_time_to_the_right_from_iq_to_image(tmp_path):
     rng = np.random.default_rng(0)
-    time_s = np.arange(2**18) / SAMPLE_RATE_HZ
+    time_s = np.arange(2**18) / FRAME_RATE_HZ
     iq = 1e-3 * rng.standard_normal((len(time_s), 2)) @ [1, 1j]
     iq += np.exp(2j * np.pi * 20e6 * time_s) + np.exp(-2j * np.pi * 9e6 * time_s) * (time_s < time_s[-1] / 4)
     # The example: |STFT|² centred, transposed, dB to [0, 1], nearest pixels, upside down, colours.
-    power = spectrogram(iq, SAMPLE_RATE_HZ, "hann", 256, 10, 4096, detrend=False, return_onesided=False)[2]
+    power = spectrogram(iq, FRAME_RATE_HZ, "hann", 256, 10, 4096, detrend=False, return_onesided=False)[2]
     decibels = 10 * np.log10(np.fft.fftshift(power, axes=0).T + np.finfo(float).eps)  # (time, frequency)
     levels = (decibels - decibels.min()) / np.ptp(decibels)
     nearest = [((np.arange(256) + 0.5) * side / 256).astype(int) for side in levels.shape]
@@ -107,7 +57,7 @@ def test_frequency_grows_downwards_and_time_to_the_right_from_iq_to_image(tmp_pa
     assert image.shape == (1, 256, 256)
     assert image.dtype == np.float32
     assert classes.dtype == np.uint8
-    row_hz = (np.arange(256) + 0.5) / 256 * SAMPLE_RATE_HZ - SAMPLE_RATE_HZ / 2
+    row_hz = (np.arange(256) + 0.5) / 256 * FRAME_RATE_HZ - FRAME_RATE_HZ / 2
     assert abs(row_hz[image[0, :, 200].argmax()] - 20e6) < 0.5e6
     off = image[0, :, 80:].mean(axis=1)
     assert (image[0, :, :60].mean(axis=1) - off).argmax() == np.abs(row_hz + 9e6).argmin()  # on for the first quarter
@@ -277,20 +227,6 @@ def test_a_folder_is_recognised_by_the_names_in_it(tmp_path, frames_folder):
 # Divided by folders
 
 
-def write_fork(folder, counts=(("train", 6), ("val", 3)), form="mat"):
-    """The radio fork's folders, each numbered from 0."""
-    for part, count in counts:
-        (folder / part).mkdir(parents=True)
-        for number in range(count):
-            labels = columns_of(-20e6, -10e6, 127, 16) + columns_of(5e6, 10e6, 255, 16)
-            values = np.random.default_rng([number, len(part)]).integers(0, 256, (16, 16)).astype(np.uint8)
-            if form == "mat":
-                write_resaved(folder / part / "LTE_NR", number, values - 90.0, labels, SNRdB=float(number))
-            else:
-                write_frame(folder / part, "LTE_NR", number, values, labels)
-    return folder
-
-
 @pytest.mark.parametrize("form", ["mat", "png"])
 def test_frames_of_one_number_in_train_and_val_are_different_frames(tmp_path, form):
     source = MathWorksFrames(write_fork(tmp_path / "fork", form=form))
@@ -349,7 +285,7 @@ def test_frames_beside_the_parts_and_protocols_that_divide_again_are_errors(tmp_
 
 @pytest.fixture
 def folder(tmp_path):
-    return write_set(tmp_path / "TrainingData", count=2, size=8)
+    return write_frames(tmp_path / "TrainingData", count=2, size=8)
 
 
 def test_a_file_that_is_missing_is_named_with_its_frame(folder):

@@ -11,6 +11,8 @@ sys.path.insert(0, str(ROOT / "demo"))  # as Python does for the script
 
 from run_notebooks import HERE, PICTURES, pictures, run
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 
 

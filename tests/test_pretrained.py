@@ -9,10 +9,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import web
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support import ROOT, largest_file
+from support import ROOT, largest_file, register, table_row
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
@@ -300,7 +299,7 @@ def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "downloads.json")
     monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
     about = {"preset": "mae_vit_nano", "norm_eps": 1e-5}
-    web.register(tmp_path, web.row("theirs", **about), web.row("own", **about))
+    register(tmp_path, table_row("theirs", **about), table_row("own", **about))
     place = tmp_path / "home" / "weights" / "theirs.pth"
     place.parent.mkdir(parents=True)
     torch.save({"model": mae_rgb()}, place)

@@ -8,13 +8,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from support import CAPTURES, needs_captures
 
 from radio.recordings import open_recording
 from radio.rng import TEST, Stream
 from radio.scenes.config import WILD, with_settings
 from radio.scenes.draw import draw
 from radio.scenes.scene import render
-from tests.support import CAPTURES, needs_captures
+
+pytestmark = pytest.mark.slow
 
 SCENES = 200
 WINDOW_S = 0.015

@@ -42,6 +42,7 @@ def test_they_are_small_and_say_what_they_are():
     assert json.loads(about["classes"]) == list(CLASS_NAMES)
 
 
+@pytest.mark.slow
 def test_they_are_read_without_unpickling_and_without_a_network():
     program = f"""
 import pickle, socket
@@ -80,18 +81,21 @@ def evaluated(data, output):
     return json.loads(results.read_text())["test"]
 
 
+@pytest.mark.slow
 def test_fresh_scenes_are_segmented(scenes, tmp_path):
     figures = evaluated(scenes, tmp_path)
     assert figures["pixel_accuracy"] > 0.84
     assert figures["mean_iou"] > 0.65
 
 
+@pytest.mark.slow
 def test_frames_of_the_published_kind_are_segmented(tmp_path):
     figures = evaluated(fresh(tmp_path / "frames", "frames", "--train", 2, "--val", 2, "--test", 48), tmp_path / "out")
     assert figures["pixel_accuracy"] > 0.97
     assert figures["mean_iou"] > 0.94
 
 
+@pytest.mark.slow
 def test_what_is_hidden_of_fresh_scenes_is_filled_in(scenes):
     """Better than the mean of what is seen, with which the loss would be about 1: images are of unit variance."""
     weights = read_weights(str(MAE))
@@ -105,11 +109,13 @@ def test_what_is_hidden_of_fresh_scenes_is_filled_in(scenes):
 
 
 @needs_captures
+@pytest.mark.slow
 def test_captures_of_the_air_are_labelled():
     verdicts = real_captures.judge([CAPTURES / f"{name}.sigmf-meta" for name in HEARD], SEG, "cpu")
     assert {name for name, one in verdicts.items() if one["right"]} == set(HEARD)
 
 
+@pytest.mark.slow
 def test_noise_is_left_empty(tmp_path):
     iq = np.random.default_rng(1).standard_normal((400_000, 2)) @ [1, 1j] * 0.01
     np.save(tmp_path / "noise.npy", iq.astype(np.complex64))

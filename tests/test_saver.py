@@ -449,6 +449,7 @@ def save_until_killed(folder):
             saving.save(state(step=step) | {"model": tensors}, epoch, best=step % 2 == 0)
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_whole_ones(tmp_path):
     rng = random.Random(0)
     torn = 0

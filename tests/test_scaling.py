@@ -142,6 +142,7 @@ def count_in_process(rank, path):
     return counts
 
 
+@pytest.mark.slow
 def test_bytes_are_those_that_two_processes_exchange(tmp_path, monkeypatch):
     monkeypatch.setitem(models_mae.PRESETS, "nano", NANO)
     monkeypatch.setattr(scaling.bench_pretrain, "IMAGE_SIZE", 16)

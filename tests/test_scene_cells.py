@@ -290,6 +290,7 @@ def shows_sync(scene, transmission):
     return bool(np.any((next_s > 1e-4) & (next_s + 5 * symbol_s < scene.duration_s)))
 
 
+@pytest.mark.slow
 def test_drawn_scenes_have_the_cells_they_say_where_they_say():
     """From 15 dB, through all that `wild` does: stronger neighbours, distractors, overdriven converters, clock errors. Of
     the first 150 such carriers all 150 were found."""

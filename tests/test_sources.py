@@ -9,10 +9,7 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from functools import partial
 from unittest.mock import Mock
 
@@ -20,10 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import ROOT, largest_file, write_ci16, write_sigmf
-from test_class_folders import write_pngs
-from test_csi import write_npz, write_ntu_fi
-from test_mathworks import write_frame, write_resaved
+from support import largest_file, write_ci16, write_frame, write_npz, write_ntu_fi, write_pngs, write_resaved, write_sigmf
 
 from data import registry, set_writer
 from data.annotated import AnnotatedWindows
@@ -526,6 +520,7 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_set_goes_on_wherever_its_writer_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(set_writer, "COMMIT_S", -1.0)  # after each sample
     write_labelled(tmp_path / "whole", count=4)
@@ -558,23 +553,15 @@ def test_a_set_whose_writers_are_killed_again_and_again(tmp_path, monkeypatch):
 
 
 def test_a_killed_process_loses_what_it_did_since_the_last_commit(tmp_path):
-    code = f"""
-import sys, time
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-import test_sources as t
-t.set_writer.COMMIT_S = 0.05
-t.write_labelled({str(tmp_path / "set")!r}, 300, sample=lambda index: (time.sleep(0.01), *t.labelled(index))[1:])
-"""
-    child = subprocess.Popen([sys.executable, "-c", code])
-    lines, deadline = tmp_path / ".set.partial" / "metadata.jsonl", time.monotonic() + 60
-    while not lines.exists() or lines.read_bytes().count(b"\n") <= 20:
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert 20 < write_labelled(tmp_path / "set", count=300) < 300
-    write_labelled(tmp_path / "whole", count=300)
+    def sample(index):
+        set_writer.COMMIT_S = -1.0 if index == 50 else float("inf")  # after sample 50 only
+        if index == 100:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return labelled(index)
+
+    assert in_child(lambda: write_labelled(tmp_path / "set", count=120, sample=sample)) == -signal.SIGKILL
+    assert write_labelled(tmp_path / "set", count=120) == 51
+    write_labelled(tmp_path / "whole", count=120)
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 

@@ -5,21 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from support import write_ci16
-from test_csi import CLASSES as ACTIVITIES
-from test_csi import write_ntu_fi
-from test_mathworks import write_fork
-from test_mathworks import write_set as write_frames
+from support import ACTIVITIES, CLASSES, FRONT_END, write_ci16, write_fork, write_frames, write_labelled_set, write_ntu_fi
 
 from data import registry, tasks
 from data.mathworks import MathWorksFrames
 from data.sampling import IQ
-from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
 
-CLASSES = ["Noise", "NR", "LTE"]
-FRONT_END = Spectrogram(n_fft=64, duration_s=0.01, image_size=(16, 16))
 NR = {"core:sample_start": 0, "core:sample_count": 1600, "core:freq_lower_edge": 2.4e9, "core:freq_upper_edge": 2.43e9,
       "core:label": "NR"}  # fmt: skip
 
@@ -35,20 +28,6 @@ def options(*flags):
 
 def opened(task, path, *flags, pretrained=None):
     return tasks.open_labelled(options("--task", task, "--data_path", path, *flags), pretrained)
-
-
-def write_set(path, count=12, masks=True, labels=False, class_names=CLASSES, front_end=FRONT_END, recordings=0):
-    """Sample i has label i % 3, and a mask of that class on its upper half."""
-    with spectrogram_set_writer(path, count, front_end, 1, class_names, masks, labels) as packed:
-        for index in range(count):
-            values = np.random.default_rng(index).normal(-60, 5, (1, *front_end.image_size)).astype(np.float32)
-            about = {"name": f"{path.name} {index}"}
-            if recordings:
-                about |= {"name": "window", "path": f"r{index % recordings}", "start_s": index / 100}
-            mask = np.zeros(front_end.image_size, np.uint8)
-            mask[8:] = index % 3
-            packed.add(values, about, mask if masks else None, index % 3 if labels else None)
-    return path
 
 
 def names(data):
@@ -69,7 +48,7 @@ def refused(says, task, path, *flags, **kwargs):
 def test_a_folder_with_three_sets_is_divided_already(tmp_path):
     counts = {"train": 6, "val": 3, "test": 4}
     for part, count in counts.items():
-        write_set(tmp_path / part, count)
+        write_labelled_set(tmp_path / part, count)
     data = opened("segmentation", tmp_path)
 
     assert names(data) == {part: [f"{part} {index}" for index in range(count)] for part, count in counts.items()}
@@ -82,7 +61,7 @@ def test_a_folder_with_three_sets_is_divided_already(tmp_path):
 
 def test_a_set_that_is_named_itself_is_divided_and_those_beside_it_are_left_alone(tmp_path):
     for part in ("train", "val", "test"):
-        write_set(tmp_path / part)
+        write_labelled_set(tmp_path / part)
     found = names(opened("segmentation", tmp_path / "train"))
 
     assert [len(found[part]) for part in found] == [9, 1, 2]
@@ -90,8 +69,8 @@ def test_a_set_that_is_named_itself_is_divided_and_those_beside_it_are_left_alon
 
 
 def test_a_folder_that_lacks_one_of_three_sets_is_refused(tmp_path):
-    write_set(tmp_path / "train")
-    write_set(tmp_path / "val")
+    write_labelled_set(tmp_path / "train")
+    write_labelled_set(tmp_path / "val")
     refused("train, val, test, or train alone; found train and val", "segmentation", tmp_path)
 
 
@@ -101,14 +80,14 @@ def test_a_folder_that_lacks_one_of_three_sets_is_refused(tmp_path):
     ({"masks": False, "labels": True}, "test: expected a spectrogram set with masks.npy"),
 ])  # fmt: skip
 def test_the_test_set_must_agree_with_the_training_set(tmp_path, change, says):
-    write_set(tmp_path / "train")
-    write_set(tmp_path / "val")
-    write_set(tmp_path / "test", **change)
+    write_labelled_set(tmp_path / "train")
+    write_labelled_set(tmp_path / "val")
+    write_labelled_set(tmp_path / "test", **change)
     refused(says, "segmentation", tmp_path)
 
 
 def test_a_set_with_masks_and_labels_gives_each_task_its_own(tmp_path):
-    path = write_set(tmp_path / "set", masks=True, labels=True)
+    path = write_labelled_set(tmp_path / "set", masks=True, labels=True)
     masks, labels = (list(opened(task, path).parts["train"].targets()) for task in ("segmentation", "classification"))
 
     assert {mask.shape for mask in masks} == {(16, 16)}
@@ -117,19 +96,19 @@ def test_a_set_with_masks_and_labels_gives_each_task_its_own(tmp_path):
 
 
 def test_a_set_without_what_the_task_learns_is_refused(tmp_path):
-    refused("with masks.npy", "segmentation", write_set(tmp_path / "labels", masks=False, labels=True))
-    refused("with labels.npy", "classification", write_set(tmp_path / "masks"))
+    refused("with masks.npy", "segmentation", write_labelled_set(tmp_path / "labels", masks=False, labels=True))
+    refused("with labels.npy", "classification", write_labelled_set(tmp_path / "masks"))
 
 
 def test_spectrograms_of_a_recording_stay_together(tmp_path):
-    data = opened("segmentation", write_set(tmp_path / "set", count=20, recordings=5))
+    data = opened("segmentation", write_labelled_set(tmp_path / "set", count=20, recordings=5))
     recordings = [{samples.describe(number)["path"] for number in range(len(samples))} for samples in data.parts.values()]
 
     assert sum(map(len, recordings)) == len(set.union(*recordings)) == 5
 
 
 def test_masks_outside_of_the_classes_are_said_when_they_are_read(tmp_path):
-    data = opened("segmentation", write_set(tmp_path / "set"))
+    data = opened("segmentation", write_labelled_set(tmp_path / "set"))
     masks = np.lib.format.open_memmap(tmp_path / "set" / "masks.npy", "r+")
     masks[:, 0, 0] = 7
     masks.flush()
@@ -241,7 +220,7 @@ def test_scenes_to_train_on_are_new_in_each_epoch_and_others_are_held_out():
     (("--val_fraction", 0.5, "--test_fraction", 0.5), "shares above 0 that leave some to train on"),
 ])  # fmt: skip
 def test_flags_are_used_or_refused(tmp_path, flags, says):
-    refused(says, "segmentation", write_set(tmp_path / "set"), *flags)
+    refused(says, "segmentation", write_labelled_set(tmp_path / "set"), *flags)
 
 
 def test_frames_in_folders_of_parts_are_tested_on_what_is_held_out(tmp_path):
