@@ -26,7 +26,6 @@ END_TO_END = "--model mae_vit_large_patch16 --batch_size 256 --samples 16384 --w
 BENCHMARKS = {
     "bench_data": ("", ""),
     "bench_pretrain": ("--ddp", f"--model {SIZES} --batch_size 1024 512 256 --steps 4 --repeats 5 --ddp"),
-    "bench_growth": ("", "--model mae_vit_small_patch16 --batch_size 256 --steps 4"),
     "bench_end_to_end": ("", END_TO_END),
     "bench_segment": ("", ""),
     "bench_synthesize": ("", ""),

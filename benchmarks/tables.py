@@ -8,10 +8,10 @@ import statistics
 from pathlib import Path
 
 import common
-import label_efficiency
 import real_captures
 from bench_pretrain import HABIT, OURS, THEIRS
 from common import ROOT, cell, number, table
+from matplotlib.figure import Figure
 
 from util.files import atomic_path
 from util.metrics import natural, overall
@@ -102,22 +102,10 @@ def others(records, full):
     return table(" | on | median", rows)
 
 
-def growth(records, full):
-    rows = []
-    for device, record in of_benchmark(records, "bench_growth"):
-        for one in record["growth"]:
-            what = f"`{record['model']}`, {record['batch_size']}: {one['what']} {one['value']}"
-            memory = f"{one['memory_bytes'] / 2**30:.1f}" if "memory_bytes" in one else ""
-            rate, flops = cell(one["images_per_s"], full), f"{one['gflop_an_image']:.1f}"
-            rows.append((what, device, rate, flops, memory))
-    what = "how it grows, not compiled: model, batch: what is another"
-    return table(f"{what} | on | images/s | GFLOP an image | GiB", rows)
-
-
 # The tables of each document, and whether cells are full: with minimum and maximum.
 SPEED = {
     "README.md": ((steps,), False),
-    "docs/SPEED.md": ((data, steps, fed, others, growth), True),
+    "docs/SPEED.md": ((data, steps, fed, others), True),
 }
 
 
@@ -239,11 +227,20 @@ def labels(records):
 
 def picture(curves, caption):
     """Mean and spread of each kind's pixel accuracy against the share of the labels."""
-    points = {kind: {} for kind in curves}
-    for kind, found in curves.items():
-        for share, seeds in found.items():
-            points[kind][share] = [one["figures"]["pixel_accuracy"] for one in seeds]
-    return label_efficiency.picture(points, caption, "pixel accuracy")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for kind, points in curves.items():
+        percents = [100 * share for share in points]
+        values = [[100 * one["figures"]["pixel_accuracy"] for one in seeds] for seeds in points.values()]
+        [line] = axis.plot(percents, list(map(statistics.mean, values)), marker="o", label=kind)
+        axis.fill_between(
+            percents, list(map(min, values)), list(map(max, values)), alpha=0.2, color=line.get_color()
+        )
+    axis.set_xscale("log")
+    axis.set_xticks(percents, [f"{percent:g} %" for percent in percents])
+    axis.set(xlabel="share of the labels", ylabel="pixel accuracy, %", title=caption)
+    axis.legend()
+    return figure
 
 
 def epochs(records):
@@ -297,14 +294,6 @@ def captures():
     return f"{rows}\n\nRight: {real_captures.counts(record['totals'])}. `{record['command']}`"
 
 
-def commands(records):
-    """Every run: its command, its time, when and on what."""
-    rows = []
-    for one in records.values():
-        rows.append((f"`{one['command']}`", str(one["minutes"]), one["device"], one["date"], one["commit"]))
-    return table("command | minutes | on | date | commit", rows)
-
-
 # What RESULTS.md has of each size of model, after the real captures; README.md has that of few labels.
 SECTIONS = {
     "Segmentation": (segmentation, lambda _: PUBLISHED),
@@ -314,7 +303,6 @@ SECTIONS = {
     "Epochs to what scratch reaches": (epochs,),
     "Sensing": (sensing,),
     "Captures to pretrain on": (recordings,),
-    "Commands": (commands,),
 }
 ACCURACY = ("README.md", "RESULTS.md")
 
