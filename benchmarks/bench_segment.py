@@ -14,6 +14,7 @@ import contextlib
 import io
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import common
@@ -36,7 +37,6 @@ def get_args_parser():
     parser.add_argument("--weights", default=str(WEIGHTS), help="of a segmentation model")
     parser.add_argument("--durations", type=float, nargs="+", metavar="S", help=f"else {DURATIONS_S}")
     parser.add_argument("--devices", nargs="+", choices=DURATIONS_S, help="where not given all")
-    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
     return parser
 
 
@@ -49,11 +49,11 @@ def write_recordings(folder, durations):
                 file.write(scenes[number % SCENES])
 
 
-def turn(recording, folder, device, args):
+def turn(recording, folder, device, weights):
     """One run of the command: (seconds, {part: seconds}, most bytes of the process's memory)."""
     torch.set_num_threads(THREADS)
-    flags = [str(recording), "--weights", args.weights, "--output", str(folder / "out"), "--device", device]
-    parsed = main_segment.get_args_parser().parse_args([*flags, "--compile", args.compile])
+    flags = [str(recording), "--weights", weights, "--output", str(folder / "out"), "--device", device]
+    parsed = main_segment.get_args_parser().parse_args(flags)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: starts the peak memory anew
     started = time.perf_counter()
@@ -80,10 +80,10 @@ def measure(args):
         folder = Path(name)
         write_recordings(folder, every)
         for device, durations in devices.items():
-            candidates = {}
-            for duration in sorted(durations):
-                given = folder / f"{duration:g}.sigmf-meta", folder, device, args
-                candidates[duration] = lambda given=given: turn(*given)
+            candidates = {
+                duration: partial(turn, folder / f"{duration:g}.sigmf-meta", folder, device, args.weights)
+                for duration in durations
+            }
             turns = common.by_turns(candidates, args.repeats)
             longest = max(turns)
             results[device] = {

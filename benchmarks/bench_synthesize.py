@@ -8,9 +8,9 @@ makes the largest scenes of `wild`. A GPU, where there is one, makes the scenes 
 """
 
 import time
+from functools import partial
 
 import common
-import numpy as np
 import torch
 
 from data.synthetic import SceneMaker
@@ -20,7 +20,6 @@ from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.progress import peak_memory_bytes
 
-PARTS = ("parameters", "IQ", "spectrogram")
 LARGEST = ("sample_rates_hz=122.88e6", "duration_ms=80")
 
 
@@ -31,22 +30,14 @@ def get_args_parser():
 
 
 def seconds_a_scene(maker, count, device):
-    """Seconds a scene of one turn: [all, parameters, IQ, spectrogram]; on a GPU parts end at launch."""
     front_end = Spectrogram().to(device)
     started = time.perf_counter()
-    parts = np.zeros(3)
     for number in range(count):
-        times = [time.perf_counter()]
-        scene = maker.draw(TRAINING, number)
-        times.append(time.perf_counter())
-        iq = render(scene, device)
-        times.append(time.perf_counter())
+        iq = render(maker.draw(TRAINING, number), device)
         front_end.decibels(iq[None])
         del iq  # as a worker does, before the next
-        times.append(time.perf_counter())
-        parts += np.diff(times)
     common.synchronize(device)
-    return [(time.perf_counter() - started) / count, *(parts / count).tolist()]
+    return (time.perf_counter() - started) / count
 
 
 @torch.inference_mode()
@@ -57,12 +48,9 @@ def measure(args):
     for device in devices:
         candidates = {}
         for preset, config in PRESETS.items():
-            given = SceneMaker(config, seed=0), args.scenes, device
-            candidates[preset] = lambda given=given: seconds_a_scene(*given)
+            candidates[preset] = partial(seconds_a_scene, SceneMaker(config, seed=0), args.scenes, device)
         for preset, turns in common.by_turns(candidates, args.repeats).items():
-            whole, *parts = zip(*turns, strict=True)
-            best = {name: common.digits(min(part)) for name, part in zip(PARTS, parts, strict=True)}
-            presets[f"{preset}, {device.type}"] = {"seconds_a_scene": common.spread(whole), "parts_s": best}
+            presets[f"{preset}, {device.type}"] = {"seconds_a_scene": common.spread(turns)}
         if memory is None:
             largest = SceneMaker(with_settings(PRESETS["wild"], LARGEST), seed=0)
             seconds_a_scene(largest, min(args.scenes, 4), common.CPU)

@@ -3,7 +3,6 @@
     python benchmarks/results.py --runs results_runs               # hours on two cores; the same continues
     python benchmarks/results.py --runs results_runs --minutes 60  # start no further run after an hour
     python benchmarks/results.py --runs results_runs --size small --device cuda
-    python benchmarks/results.py --list                            # the commands, in their order
     python benchmarks/results.py --tables                          # run nothing, write the tables anew
 
 Every run is a command of this project, started in `--runs`; on a CPU one run on each core at a time. Its
@@ -18,8 +17,9 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from tables import ALL, BASELINE, FROZEN, RANDOM, SCRATCH
 
 from util import checkpoint
 from util.device import pick_device, usable_cores
-from util.errors import UserError, reported
+from util.errors import reported
 from util.files import writable_folder, write_json
 from util.flags import Parser
 from util.metrics import overall
@@ -260,36 +260,31 @@ def missing_runs(todo, records, folder):
     return [run for run in todo if run.name in missing]
 
 
-def done_together(todo, at_once, do, stop):
+def do_together(todo, at_once, do, stop):
     """Do runs in their order, several at once, none before the one that it starts from.
 
     Args:
-        do: gives a run's record; stop: whether to start no other.
-
-    Yields:
-        (run, record) as the runs end.
+        do: called with a run; stop: whether to start no other.
 
     Raises:
-        UserError: one failed; runs that were started are yielded first.
+        UserError: one failed; runs that were started are done first, and no other is started.
     """
-    waiting, running, failed = list(todo), {}, None
+    begun, failed = {}, []
+
+    def begin(run):
+        if run.starts_from in begun:
+            begun[run.starts_from].result()
+        try:
+            if not failed and not stop():
+                do(run)
+        except Exception as error:
+            failed.append(error)
+
     with ThreadPoolExecutor(at_once) as pool:
-        while True:
-            not_done = {run.name for run in (*waiting, *running.values())}
-            can_start = [run for run in waiting if run.starts_from not in not_done]
-            for run in [] if failed or stop() else can_start[: at_once - len(running)]:
-                waiting.remove(run)
-                running[pool.submit(do, run)] = run
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                run = running.pop(future)
-                try:
-                    yield run, future.result()
-                except UserError as error:
-                    failed = failed or error
+        for run in todo:
+            begun[run.name] = pool.submit(begin, run)
     if failed:
-        raise failed
+        raise failed[0]
 
 
 def read_records(size):
@@ -302,26 +297,21 @@ def get_args_parser():
     parser.add_argument("--size", default="tiny", help="of the Vision Transformer: tiny, small, ...")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no further run after so long")
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables and run nothing")
     return parser
 
 
 def main(args):
-    todo = runs(args.size, args.device)
-    records = read_records(args.size)
-    if args.list:
-        for run in todo:
-            print(f"{'done' if run.name in records else '    '} python {run.command}")
-    elif args.tables:
+    if args.tables:
         tables.update_accuracy(RECORDS)
     else:
         with writable_folder(args.runs, f"--runs {args.runs}") as folder:
-            do_missing(todo, records, folder, args)
+            do_missing(folder, args)
 
 
-def do_missing(todo, records, folder, args):
-    started, device = time.monotonic(), pick_device(args.device)
+def do_missing(folder, args):
+    todo, records = runs(args.size, args.device), read_records(args.size)
+    end, device = time.monotonic() + 60 * args.minutes, pick_device(args.device)
     make_sets(folder)
     here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command.split())]
     if len(here) < len(todo):
@@ -329,19 +319,20 @@ def do_missing(todo, records, folder, args):
         print(f"{left_out} runs left out: the shared data are not beside this repository", file=sys.stderr)
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
+    recording = threading.Lock()
+
+    def do_and_record(run):
+        record = do(run, folder, device, threads)
+        with recording:
+            records[run.name] = record
+            RECORDS.mkdir(exist_ok=True)
+            in_order = {one.name: records[one.name] for one in todo if one.name in records}
+            write_json(RECORDS / f"{args.size}.json", in_order)
+            tables.update_accuracy(RECORDS)
+            print(f"{run.name}: {record['minutes']} min", flush=True)
+
     missing = missing_runs(here, records, folder)
-
-    def time_is_up():
-        return time.monotonic() - started > 60 * args.minutes
-
-    ended = done_together(missing, at_once, lambda run: do(run, folder, device, threads), time_is_up)
-    for run, record in ended:
-        records[run.name] = record
-        records = {one.name: records[one.name] for one in todo if one.name in records}
-        RECORDS.mkdir(exist_ok=True)
-        write_json(RECORDS / f"{args.size}.json", records)
-        tables.update_accuracy(RECORDS)
-        print(f"{run.name}: {record['minutes']} min", flush=True)
+    do_together(missing, at_once, do_and_record, lambda: time.monotonic() >= end)
     print(f"{sum(run.name in records for run in todo)} of {len(todo)} runs are there")
 
 
