@@ -87,19 +87,11 @@ def their_model(preset):
     return ViTMAEForPreTraining(config)
 
 
-def our_loss(model, images, noise):
-    return model(images, MASK_RATIO, noise)[0]
-
-
-def their_loss(model, images, noise):
-    return model(images, noise=noise).loss
-
-
 class Trainer:
     """A model with the optimizer and the precision of `main_pretrain.py`.
 
     Args:
-        loss_of: called with the model, images and noise; gives the loss.
+        loss_of: called with images and noise; gives the loss.
         habit: whether the loss is read in every step, and AdamW is not fused.
     """
 
@@ -113,7 +105,7 @@ class Trainer:
         """Take a training step; returns the loss on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = self.loss_of(self.model, images, noise)
+            loss = self.loss_of(images, noise)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
@@ -160,25 +152,25 @@ def our_trainer(preset, way, batch_size, amp, device):
     """`way`: to compile, as `main_pretrain.py` has it."""
     model = our_model(preset).to(device)
     compile_model(model, way, batch_size, amp, model.num_visible(MASK_RATIO))
-    return Trainer(model, our_loss, amp, device)
+    return Trainer(model, lambda images, noise: model(images, MASK_RATIO, noise)[0], amp, device)
+
+
+def their_trainer(preset, compiled, amp, device, habit=False):
+    model = their_model(preset)
+    if compiled:
+        model.compile(dynamic=False)
+    return Trainer(model, lambda images, noise: model(images, noise=noise).loss, amp, device, habit)
 
 
 def trainers(preset, batch_size, amp, device):
     """Functions that make the trainers, by (name, precision, how it is compiled)."""
-
-    def theirs(compiled):
-        model = their_model(preset)
-        if compiled:
-            model.compile(dynamic=False)
-        return Trainer(model, their_loss, amp, device)
-
-    usual = usual_amp(device)
     made = {}
     for compiled in ("", "compiled") if device.type == "cuda" else ("",):
         way = "on" if compiled else "off"
         made[OURS, amp, compiled] = partial(our_trainer, preset, way, batch_size, amp, device)
-        made[THEIRS, amp, compiled] = partial(theirs, compiled)
-    made[HABIT, usual, ""] = lambda: Trainer(their_model(preset), their_loss, usual, device, habit=True)
+        made[THEIRS, amp, compiled] = partial(their_trainer, preset, compiled, amp, device)
+    usual = usual_amp(device)
+    made[HABIT, usual, ""] = partial(their_trainer, preset, "", usual, device, habit=True)
     return made
 
 

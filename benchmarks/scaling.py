@@ -28,7 +28,7 @@ MODELS = {
     "L": "mae_vit_large_patch16",
     "H": "mae_vit_huge_patch14",
 }
-BATCH, LARGE_BATCH = 64, 256  # images a GPU; the first is the published setting
+BATCH = 64  # images a GPU, as published
 PEAK_FLOPS = 989.4e12  # H200, H100 SXM: dense bf16, NVIDIA's data sheets
 ASSUMED_MFU = 0.4
 
@@ -86,12 +86,11 @@ class Cluster:
         return start + rounds * (hops + sent / (share * self.bus))
 
 
-NARROW = "64, 400 Gb/s a machine"
 CLUSTERS = {
     "8, NVLink": Cluster(1, 8),
     "8, one a machine, 400 Gb/s": Cluster(8, 1),
     "64, 400 Gb/s a GPU": Cluster(8, 8, 8 * CARD),
-    NARROW: Cluster(8, 8),
+    "64, 400 Gb/s a machine": Cluster(8, 8),
     "512, 400 Gb/s a GPU": Cluster(64, 8, 8 * CARD),
     "512, 400 Gb/s a machine": Cluster(64, 8),
 }
@@ -173,7 +172,7 @@ def step_times(records):
 
 def tables(times):
     """The tables of SCALING.md for these step times, as Markdown."""
-    models, large = [], []
+    models = []
     efficiencies = {"DDP": (ddp, []), "`--shard` (FSDP2)": (shard, [])}
     for name, (step, source) in times.items():
         flops, groups = model_of(MODELS[name])
@@ -187,15 +186,12 @@ def tables(times):
                 milliseconds = exchange(groups, step, cluster)[0] * 1e3
                 cells.append(f"{efficiency(exchange, groups, step, cluster):.0%} ({milliseconds:.1f})")
             rows.append(cells)
-        large_step = step * LARGE_BATCH / BATCH
-        large.append(f"{name} {efficiency(ddp, groups, large_step, CLUSTERS[NARROW]):.0%}")
     exchanged = "gradients, MB | gathered with `--shard` by 8, by 512, MB"
     speed = f"GFLOP an image | step of {BATCH}, ms | of the peak | step time"
     parts = [common.table(f"model | {exchanged} | {speed}", models)]
     for title, (_, rows) in efficiencies.items():
         parts.append(f"{title}, {BATCH} images a GPU: efficiency, in brackets the exchange of a step in ms:")
         parts.append(common.table(" | ".join([title, *CLUSTERS]), rows))
-    parts.append(f"DDP on {NARROW}, {LARGE_BATCH} images a GPU: {', '.join(large)}.")
     return "\n\n".join(parts)
 
 

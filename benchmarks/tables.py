@@ -11,9 +11,7 @@ import common
 import real_captures
 from bench_pretrain import HABIT, OURS, THEIRS
 from common import ROOT, cell, number, table
-from matplotlib.figure import Figure
 
-from util.files import atomic_path
 from util.metrics import natural, overall
 
 SPEED_MARKS = "<!-- speed: made by benchmarks/bench.py -->", "<!-- end of speed -->"
@@ -91,9 +89,8 @@ def others(records, full):
     for device, record in of_benchmark(records, "bench_segment"):
         window = f"{record.get('window_ms', 40):g} ms windows"
         what = f"labelling 61.44 Msps ci16 with `vit_tiny_patch16`, {window}: s of signal a second"
-        for kind, one in record["devices"].items():
-            on = "its host's CPU" if kind == "cpu" and "cuda" in record["devices"] else device
-            rows.append((what, on, cell(one["real_time_factor"], full)))
+        for one in record["devices"].values():
+            rows.append((what, device, cell(one["real_time_factor"], full)))
     for device, record in of_benchmark(records, "bench_synthesize"):
         for preset, one in record["presets"].items():
             name, _, on = preset.partition(", ")
@@ -124,7 +121,6 @@ def update_speed(folder):
 
 # Accuracy
 
-PICTURE = "benchmarks/accuracy/label_efficiency_{size}.png"
 FIGURES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "mean_iou": "mean IoU"}
 TITLES = " | ".join(FIGURES.values())
 # Of models, in the order of the tables.
@@ -162,20 +158,21 @@ def grouped(records, section):
 
 
 def of_seeds(seeds, figures=FIGURES):
-    """A cell for each figure."""
-    return [percent([one["figures"][figure] for one in seeds]) for figure in figures]
+    """A cell for each figure: its name, or a function that gives the name for the figures of a run."""
+    found = [one["figures"] for one in seeds]
+    return [percent([one[name(one) if callable(name) else name] for one in found]) for name in figures]
 
 
-def minutes(seeds):
-    return number(sum(one["minutes"] for one in seeds))
+def row(names, seeds, figures=FIGURES):
+    """Data, kind, number of seeds, the figures, and the minutes of all seeds together."""
+    minutes = number(sum(one["minutes"] for one in seeds))
+    return *names, str(len(seeds)), *of_seeds(seeds, figures), minutes
 
 
 def segmentation(records):
     found = grouped(records, "segmentation")
     order = sorted(found, key=lambda names: (names[0], KINDS.index(names[1])))
-    rows = [
-        (*names, str(len(found[names])), *of_seeds(found[names]), minutes(found[names])) for names in order
-    ]
+    rows = [row(names, found[names]) for names in order]
     return table(f"data | model | seeds | {TITLES} | minutes", rows)
 
 
@@ -201,70 +198,41 @@ def masks(records):
     return table(f"pretrained with | then | {TITLES}", rows)
 
 
-def shares(records):
-    """{kind: {share of the labels: records of its seeds}}; those with all labels are in the first section."""
-    curves = {}
+def labels(records):
+    """Pixel accuracy by share of the labels; all labels are in the section of segmentation."""
+    cells = {}
     for (_, name), seeds in grouped(records, "labels").items():
         kind, share = name.rsplit(", ", 1)
-        curves.setdefault(kind, {})[float(share)] = seeds
-    for kind, points in curves.items():
+        cells.setdefault(kind, {})[float(share)] = of_seeds(seeds, ["pixel_accuracy"])[0]
+    for kind, found in cells.items():
         if whole := grouped(records, "segmentation").get(("classic, combined", kind)):
-            points[1.0] = whole
-    return {kind: dict(sorted(points.items())) for kind, points in curves.items()}
-
-
-def labels(records):
-    curves = shares(records)
-    found = sorted({share for points in curves.values() for share in points})
-    rows = []
-    for kind, points in curves.items():
-        cells = [of_seeds(points[share], ["pixel_accuracy"]) if share in points else [""] for share in found]
-        rows.append((kind, *(text for [text] in cells)))
+            found[1.0] = of_seeds(whole, ["pixel_accuracy"])[0]
+    shares = sorted({share for found in cells.values() for share in found})
+    rows = [(kind, *(found.get(share, "") for share in shares)) for kind, found in cells.items()]
     return table(
-        "pixel accuracy with" + "".join(f" | {100 * share:g} % of the labels" for share in found), rows
+        " | ".join(["pixel accuracy with", *(f"{100 * one:g} % of the labels" for one in shares)]), rows
     )
-
-
-def picture(curves, caption):
-    """Mean and spread of each kind's pixel accuracy against the share of the labels."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for kind, points in curves.items():
-        percents = [100 * share for share in points]
-        values = [[100 * one["figures"]["pixel_accuracy"] for one in seeds] for seeds in points.values()]
-        [line] = axis.plot(percents, list(map(statistics.mean, values)), marker="o", label=kind)
-        axis.fill_between(
-            percents, list(map(min, values)), list(map(max, values)), alpha=0.2, color=line.get_color()
-        )
-    axis.set_xscale("log")
-    axis.set_xticks(percents, [f"{percent:g} %" for percent in percents])
-    axis.set(xlabel="share of the labels", ylabel="pixel accuracy, %", title=caption)
-    axis.legend()
-    return figure
 
 
 def epochs(records):
     """The first epoch at which validation is as good as scratch is at its end, by seed."""
     found, rows = grouped(records, "segmentation"), []
-    for data in dict.fromkeys(data for data, _ in found):
-        scratch, pretrained = (found.get((data, kind), []) for kind in (SCRATCH, ALL))
-        for pair in ((one, other) for one in scratch for other in pretrained if one["seed"] == other["seed"]):
-            curves = [one["figures"]["validation"] for one in pair]
-            goal = list(curves[0].values())[-1]
-            reached = [
-                [str(int(epoch) + 1) for epoch, value in curve.items() if value >= goal] for curve in curves
-            ]
-            first = [epochs[0] if epochs else "never" for epochs in reached]
-            rows.append((data, str(pair[0]["seed"]), f"{100 * goal:.2f}", *first))
+    for (data, kind), seeds in found.items():
+        pretrained = {one["seed"]: one for one in found.get((data, ALL), [])}
+        for one in seeds if kind == SCRATCH else ():
+            if other := pretrained.get(one["seed"]):
+                curves = [each["figures"]["validation"] for each in (one, other)]
+                goal = list(curves[0].values())[-1]
+                reached = [[int(epoch) + 1 for epoch in curve if curve[epoch] >= goal] for curve in curves]
+                first = [str(epochs[0]) if epochs else "never" for epochs in reached]
+                rows.append((data, str(one["seed"]), f"{100 * goal:.2f}", *first))
     reached = "reached from scratch in epoch | pretrained in epoch"
     return table(f"data | seed | from scratch at its end, validation | {reached}", rows)
 
 
 def sensing(records):
-    rows = []
-    for names, seeds in grouped(records, "sensing").items():
-        accuracy = percent([one["figures"][overall(one["figures"])] for one in seeds])
-        rows.append((*names, str(len(seeds)), accuracy, *of_seeds(seeds, ["mean_accuracy"]), minutes(seeds)))
+    found = grouped(records, "sensing").items()
+    rows = [row(names, seeds, (overall, "mean_accuracy")) for names, seeds in found]
     return table("data | encoder | seeds | accuracy | mean class accuracy | minutes", rows)
 
 
@@ -315,8 +283,6 @@ def accuracy(document, by_size):
     for size, records in by_size.items():
         for title, makers in SECTIONS.items():
             made = list(filter(None, (make(records) for make in makers)))
-            if title == "Few labels" and made:
-                made.append(f"![pixel accuracy against the share of the labels]({PICTURE.format(size=size)})")
             parts += [f"## {title}, ViT-{size}", *made] if made else []
     return "\n\n".join(parts)
 
@@ -326,12 +292,7 @@ def read_accuracy(folder):
 
 
 def update_accuracy(folder):
-    """Put the records of a folder into the documents, and draw the curves of few labels."""
+    """Put the records of a folder into the documents."""
     by_size = read_accuracy(folder)
     for document in ACCURACY:
         common.write_tables(ROOT / document, ACCURACY_MARKS, accuracy(document, by_size))
-    for size, records in by_size.items():
-        if curves := shares(records):
-            with atomic_path(ROOT / PICTURE.format(size=size)) as temporary:
-                figure = picture(curves, f"ViT-{size}, `classic`, combined frames")
-                figure.savefig(temporary, format="png", dpi=110)

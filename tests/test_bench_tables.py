@@ -51,7 +51,7 @@ def test_what_benchmarks_record_makes_rows(tmp_path):
     """Benchmarks that a small machine runs in seconds, on as little as there can be."""
     little = {
         "bench_end_to_end": (*LEAST, "--samples", 4, "--windows", 2, "--batch_size", 2),
-        "bench_segment": ("--durations", 0.04, "--repeats", 1, "--devices", "cpu"),
+        "bench_segment": ("--durations", 0.04, "--repeats", 1, "--device", "cpu"),
     }
     for name, flags in little.items():
         run = command(f"benchmarks/{name}.py", *flags, "--output", tmp_path)

@@ -98,7 +98,6 @@ def test_tables_say_what_the_records_do():
     assert text.startswith("| pixel accuracy with | 1 % of the labels |")
     assert "| from scratch | 85.00 (80.00 .. 90.00) |" in text
     assert "wild" not in text
-    assert tables.picture(tables.shares(records), "").axes
 
 
 def test_sensing_has_an_accuracy_and_older_records_a_pixel_accuracy(tmp_path):
