@@ -10,7 +10,6 @@ Each benchmark runs in a process of its own and can be run alone. The results go
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import common
@@ -48,11 +47,9 @@ def main(args):
     for name in args.only:
         flags = BENCHMARKS[name][torch.cuda.is_available()]
         print(f"\n{name} {flags}", flush=True)
-        started = time.monotonic()
         script = Path(__file__).with_name(f"{name}.py")
         command = [sys.executable, script, *flags.split(), "--output", args.output]
         failed += [name] * bool(subprocess.run(command, check=False).returncode)
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     print(f"\n{tables.speed('docs/SPEED.md', common.read_records(args.output))}")
     if Path(args.output).resolve() == common.ROOT / "benchmarks" / "results":
         tables.update_speed(args.output)

@@ -182,11 +182,8 @@ def compare(preset, batch_size, amp, device, args):
         free(device)
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         torch.manual_seed(SEED)
-        started = time.perf_counter()
         trainer = make()
-        trainer.images_per_s(*batch, 1)
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        found[key] = {"parameters": parameters, "first_step_s": common.digits(time.perf_counter() - started)}
+        found[key] = {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
         trainer.images_per_s(*batch, WARM_UP_STEPS)
         if device.type == "cuda":
             found[key]["memory_bytes"] = peak_memory_bytes(device) - held

@@ -1,5 +1,4 @@
-"""How fast a recording is labelled, by its length: from a file to written annotations, with the released
-weights.
+"""How fast a recording is labelled, by its length: from a file to written annotations.
 
     python benchmarks/bench_segment.py
     python benchmarks/bench_segment.py --weights output_finetune/checkpoint-best.pth --durations 2 8 32

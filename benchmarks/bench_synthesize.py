@@ -3,8 +3,8 @@
     python benchmarks/bench_synthesize.py
 
 On one core, as a loader's worker makes scenes: the preset `classic`, 40 ms at 61.44 Msps, and `wild`, of
-several rates and lengths. Every turn makes the same scenes. The memory is that of the process, which also
-makes the largest scenes of `wild`. A GPU, where there is one, makes the scenes of both presets too.
+several rates and lengths. Every turn makes the same scenes. The memory is that of a process that makes the
+largest scenes of `wild`. A GPU, where there is one, makes the scenes of both presets too.
 """
 
 import time
@@ -44,17 +44,16 @@ def seconds_a_scene(maker, count, device):
 def measure(args):
     common.use_one_core()
     devices = [common.CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    presets, memory = {}, None
+    largest = SceneMaker(with_settings(PRESETS["wild"], LARGEST), seed=0)
+    seconds_a_scene(largest, min(args.scenes, 4), common.CPU)
+    memory = peak_memory_bytes(common.CPU)  # before a GPU takes some
+    candidates = {}
     for device in devices:
-        candidates = {}
         for preset, config in PRESETS.items():
-            candidates[preset] = partial(seconds_a_scene, SceneMaker(config, seed=0), args.scenes, device)
-        for preset, turns in common.by_turns(candidates, args.repeats).items():
-            presets[f"{preset}, {device.type}"] = {"seconds_a_scene": common.spread(turns)}
-        if memory is None:
-            largest = SceneMaker(with_settings(PRESETS["wild"], LARGEST), seed=0)
-            seconds_a_scene(largest, min(args.scenes, 4), common.CPU)
-            memory = peak_memory_bytes(common.CPU)
+            made = partial(seconds_a_scene, SceneMaker(config, seed=0), args.scenes, device)
+            candidates[f"{preset}, {device.type}"] = made
+    turns = common.by_turns(candidates, args.repeats)
+    presets = {name: {"seconds_a_scene": common.spread(found)} for name, found in turns.items()}
     about = {"scenes": args.scenes, "repeats": args.repeats}
     return devices[-1], {**about, "presets": presets, "worker_memory_bytes": memory}
 

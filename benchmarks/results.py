@@ -13,7 +13,6 @@ valuable runs come first.
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -106,7 +105,7 @@ class Run:
     @property
     def weights(self):
         """The file of another run that this one starts from, or ""."""
-        files = re.findall(rf"\S+/(?:{checkpoint.LAST}|{MODEL})(?=\s|$)", self.command)
+        files = [word for word in self.command.split() if word.endswith((f"/{checkpoint.LAST}", f"/{MODEL}"))]
         return next((path for path in files if not path.startswith(f"{self.name}/")), "")
 
     @property
@@ -119,25 +118,19 @@ def slug(text):
     return text.replace(",", "").replace(" %", "").replace(" ", "-")
 
 
-def run_of(section, data, kind, seed, command):
-    """A run; in its command {folder} stands for its name."""
-    name = f"{section}-{slug(data)}-{slug(kind)}-{seed}"
-    if section == "pretraining":
-        name = f"pretrain-{data}-{slug(kind)}"
-    if section == "captures":
-        name = f"captures-recordings-{slug(data)}-{slug(kind)}-{seed}"
-    about = {"section": section, "data": data, "kind": kind, "seed": seed}
-    return Run(name, " ".join(command.format(folder=name).split()), about)
-
-
 def runs(size, device):
     """Every run, in the order in which they are done: a run comes after the one that it starts from."""
     order = {}
 
-    def add(*given):
-        run = run_of(*given)
-        order.setdefault(run.name, run)
-        return run.name
+    def add(section, data, kind, seed, command):
+        """Add a run, if it is new; in its command {folder} stands for its name, which is returned."""
+        prefix = {"captures": "captures-recordings"}.get(section, section)
+        name = f"{prefix}-{slug(data)}-{slug(kind)}-{seed}"
+        if section == "pretraining":
+            name = f"pretrain-{data}-{slug(kind)}"
+        about = {"section": section, "data": data, "kind": kind, "seed": seed}
+        order.setdefault(name, Run(name, " ".join(command.format(folder=name).split()), about))
+        return name
 
     def pretrain(data, kind="75 %", flags="", more_data=""):
         model = f"--data_path {data} {more_data} --model mae_vit_{size}_patch16 --device {device}"
@@ -219,9 +212,8 @@ def make_sets(folder):
 def figures_of(run, folder):
     """What the tables need of a run's results."""
     if run.about["section"] == "captures":
-        paths = (folder / run.name).glob("*.json")  # one for each machine that did it
-        path = max(paths, key=os.path.getmtime)
-        found = json.loads(path.read_text())["real_captures"]
+        newest = max((folder / run.name).glob("*.json"), key=os.path.getmtime)  # of the machines that did it
+        found = json.loads(newest.read_text())["real_captures"]
         cells = statistics.mean(one["cells"] for one in found["captures"].values())
         return {"totals": found["totals"], "cells": cells}
     log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
@@ -287,10 +279,6 @@ def do_together(todo, at_once, do, stop):
         raise failed[0]
 
 
-def read_records(size):
-    return tables.read_accuracy(RECORDS).get(size, {})
-
-
 def get_args_parser():
     parser = Parser("Make the tables of accuracy.")
     parser.add_argument("--runs", default="results_runs", metavar="FOLDER", help="scenes and runs")
@@ -310,12 +298,11 @@ def main(args):
 
 
 def do_missing(folder, args):
-    todo, records = runs(args.size, args.device), read_records(args.size)
+    todo, records = runs(args.size, args.device), tables.read_accuracy(RECORDS).get(args.size, {})
     end, device = time.monotonic() + 60 * args.minutes, pick_device(args.device)
     make_sets(folder)
     here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command.split())]
-    if len(here) < len(todo):
-        left_out = len(todo) - len(here)
+    if left_out := len(todo) - len(here):
         print(f"{left_out} runs left out: the shared data are not beside this repository", file=sys.stderr)
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)

@@ -180,8 +180,8 @@ def by_snr(records):
     """Pixel accuracy by SNR, a table for each set of data."""
     found, parts = grouped(records, "segmentation"), []
     for data in dict.fromkeys(data for data, _ in found):
-        kinds = {kind: found.get((data, kind), []) for kind in KINDS}
-        kinds = {kind: [one["figures"]["by_snr"] for one in seeds] for kind, seeds in kinds.items() if seeds}
+        kinds = {kind: found[data, kind] for kind in KINDS if (data, kind) in found}
+        kinds = {kind: [one["figures"]["by_snr"] for one in seeds] for kind, seeds in kinds.items()}
         bands = sorted({band for seeds in kinds.values() for one in seeds for band in one}, key=natural)
         rows = []
         for kind, seeds in kinds.items():

@@ -156,15 +156,15 @@ def here(tmp_path, monkeypatch):
 def test_what_is_there_is_not_done_again(here, tmp_path, capsys):
     flags = ("--runs", tmp_path / "runs", "--device", "cpu")
     assert call(results, *flags, "--minutes", 0) == 0
-    assert (here, results.read_records("tiny")) == ([], {})
+    assert (here, tables.read_accuracy(results.RECORDS)) == ([], {})
     assert call(results, *flags) == 2
     assert capsys.readouterr().err == "error: labels-d-0: it failed\n"
     order = [f"labels-{name}-0" for name in "abcd"]
-    assert (here, list(results.read_records("tiny"))) == (order, order[:3])
+    assert (here, list(tables.read_accuracy(results.RECORDS)["tiny"])) == (order, order[:3])
     assert call(results, *flags) == 0
     assert here == [*order, "labels-d-0"]
     assert "4 of 4 runs are there" in capsys.readouterr().out
-    assert results.read_records("tiny")["labels-c-0"]["figures"]["validation"] == {"0": 0.5}
+    assert tables.read_accuracy(results.RECORDS)["tiny"]["labels-c-0"]["figures"]["validation"] == {"0": 0.5}
 
 
 def test_weights_that_are_gone_are_made_again_where_something_starts_from_them(tmp_path):
