@@ -2,7 +2,6 @@
 
     python benchmarks/bench.py                          # all; a GPU is measured where there is one
     python benchmarks/bench.py --only bench_pretrain bench_segment
-    python benchmarks/bench.py --minutes 8              # start no further benchmark after eight minutes
     python benchmarks/bench.py --tables                 # measure nothing, write the tables
 
 Each benchmark runs in a process of its own and can be run alone. The results go to
@@ -11,7 +10,6 @@ Each benchmark runs in a process of its own and can be run alone. The results go
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import common
@@ -25,8 +23,7 @@ END_TO_END = "--model mae_vit_large_patch16 --batch_size 256 --samples 16384 --w
 # What runs, with which flags on a CPU and on a GPU.
 BENCHMARKS = {
     "bench_data": ("", ""),
-    "bench_pretrain": ("--ddp", f"--model {SIZES} --batch_size 1024 512 256 --steps 4 --repeats 5 --ddp"),
-    "bench_growth": ("", "--model mae_vit_small_patch16 --batch_size 256 --steps 4"),
+    "bench_pretrain": ("", f"--model {SIZES} --batch_size 1024 512 256 --steps 4 --repeats 5"),
     "bench_end_to_end": ("", END_TO_END),
     "bench_segment": ("", ""),
     "bench_synthesize": ("", ""),
@@ -36,7 +33,6 @@ BENCHMARKS = {
 def get_args_parser():
     parser = common.get_parser("Run all benchmarks that this machine can.")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=list(BENCHMARKS), help="run these alone")
-    parser.add_argument("--minutes", type=float, help="start no further benchmark after so long")
     parser.add_argument("--tables", action="store_true", help="only write the tables from the results so far")
     return parser
 
@@ -47,18 +43,13 @@ def main(args):
     if args.tables:
         tables.update_speed(args.output)
         return
-    begun, failed = time.monotonic(), []
+    failed = []
     for name in args.only:
         flags = BENCHMARKS[name][torch.cuda.is_available()]
-        if args.minutes is not None and time.monotonic() - begun > 60 * args.minutes:
-            print(f"{name}: not run, --minutes are over")
-            continue
         print(f"\n{name} {flags}", flush=True)
-        started = time.monotonic()
         script = Path(__file__).with_name(f"{name}.py")
         command = [sys.executable, script, *flags.split(), "--output", args.output]
         failed += [name] * bool(subprocess.run(command, check=False).returncode)
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     print(f"\n{tables.speed('docs/SPEED.md', common.read_records(args.output))}")
     if Path(args.output).resolve() == common.ROOT / "benchmarks" / "results":
         tables.update_speed(args.output)

@@ -1,11 +1,9 @@
-"""How many windows a second each data source delivers on one core, beside a loader that opens a TIFF for
-every sample.
+"""Windows a second of each data source on one core, beside a loader that opens a TIFF for every sample.
 
     python benchmarks/bench_data.py
 
 A window is 16 ms at 61.44 Msps. The sources deliver float32 batches [32, 1, 224, 224], ready for the model.
-All run in one process on one core by turns, from files in the page cache: no disk is measured. They take 0.9
-GB in a temporary folder.
+All run by turns in one process, from 0.9 GB of files in the page cache: no disk is measured.
 
 - "TIFF a sample" is the field's habit: a float32 TIFF of linear power (Hann 1024, hop 512: 1024 x 1919
   values), opened with PIL, then log, fixed range, antialiased bicubic resize, fixed mean and deviation. Its

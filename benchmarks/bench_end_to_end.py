@@ -1,16 +1,13 @@
-"""How much of the training step's speed is left when main_pretrain.py reads its data, and when it saves.
+"""How much of the training step's speed is left when main_pretrain.py reads its data.
 
     python benchmarks/bench_end_to_end.py                                                           # a CPU
     python benchmarks/bench_end_to_end.py --model mae_vit_large_patch16 --batch_size 256 --samples 16384
-    python benchmarks/bench_end_to_end.py --runs save wait
 
 The step alone is that of `bench_pretrain.py`: images and mask noise are on the device. `main_pretrain.py`
 reads
 
-- set: a spectrogram set of `--samples` random spectrograms;
-- sigmf: SigMF ci16 recordings at 61.44 Msps, whose windows of 16 ms (3.9 MB each) go through the STFT;
-- save, wait: the set, with a checkpoint in the middle of every epoch, written in the background or waited
-  for.
+- a spectrogram set of `--samples` random spectrograms;
+- SigMF ci16 recordings at 61.44 Msps, whose windows of 16 ms (3.9 MB each) go through the STFT.
 
 All lies in the page cache. Rates and shares of waiting are those of log.txt, without the first epoch.
 """
@@ -30,17 +27,12 @@ import numpy as np
 import models_mae
 from data.set_writer import spectrogram_set_writer
 from radio.spectrogram import Spectrogram
-from util.compiling import COMPILE_CHOICES, compile_model, pick_compile
+from util.compiling import pick_compile
 from util.device import pick_amp, pick_device
 
 SAMPLE_RATE_HZ, WINDOW_S = 61.44e6, 0.016
 WINDOWS_A_RECORDING = 64
-RUNS = {
-    "set": "spectrogram set",
-    "sigmf": "SigMF ci16, STFT included",
-    "save": "spectrogram set, a save an epoch",
-    "wait": "spectrogram set, a save an epoch that is waited for",
-}
+SOURCES = {"set": "spectrogram set", "sigmf": "SigMF ci16, STFT included"}
 
 
 def get_args_parser():
@@ -53,8 +45,6 @@ def get_args_parser():
     parser.add_argument("--samples", type=common.positive, default=256, help="spectrograms of the set")
     parser.add_argument("--windows", type=common.positive, default=128, help="windows of the recordings")
     parser.add_argument("--num_workers", type=int, default=workers)
-    parser.add_argument("--compile", default="auto", choices=COMPILE_CHOICES)
-    parser.add_argument("--runs", nargs="+", default=["set", "sigmf"], choices=RUNS)
     return parser
 
 
@@ -75,27 +65,19 @@ def write_data(folder, samples, windows):
 
 def step_alone(args, amp, device):
     """Rates of the step alone, one a turn."""
-    model = bench_pretrain.our_model(args.model).to(device)
-    batch = bench_pretrain.random_batch(args.batch_size, model.num_patches, device)
-    way = pick_compile(argparse.Namespace(compile=args.compile, accum_iter=1, grad_ckpt=False), device, 1)
-    compile_model(model, way, args.batch_size, amp, model.num_visible(bench_pretrain.MASK_RATIO))
-    trainer = bench_pretrain.Trainer(model, bench_pretrain.our_loss, amp, device)
+    way = pick_compile(argparse.Namespace(compile="auto", accum_iter=1, grad_ckpt=False), device, 1)
+    trainer = bench_pretrain.our_trainer(args.model, way, args.batch_size, amp, device)
+    batch = bench_pretrain.random_batch(args.batch_size, trainer.model.num_patches, device)
     trainer.images_per_s(*batch, bench_pretrain.WARM_UP_STEPS)
     return [trainer.images_per_s(*batch, args.steps) for _ in range(args.repeats)]
 
 
-def train(run, folder, args, amp):
+def train(data, output, args, amp):
     """Lines of log.txt of a run of main_pretrain.py, a dict for each epoch but the first."""
-    output = folder / f"run-{run}"
     flags = ["--norm_pix_loss", "--val_fraction", 0, "--warmup_epochs", 0, "--save_every_epochs", 1000]
-    for name in ("model", "batch_size", "num_workers", "device", "compile"):
+    for name in ("model", "batch_size", "num_workers", "device"):
         flags += [f"--{name}", getattr(args, name)]
-    flags += ["--data_path", folder / ("sigmf" if run == "sigmf" else "set"), "--output_dir", output]
-    flags += ["--epochs", 1 + args.repeats, "--amp", amp]
-    if run in ("save", "wait"):
-        flags += ["--save_every_steps", max(1, args.samples // args.batch_size // 2)]
-    if run == "wait":
-        flags.append("--no-async_save")
+    flags += ["--data_path", data, "--output_dir", output, "--epochs", 1 + args.repeats, "--amp", amp]
     common.run_command(f"main_pretrain.py {shlex.join(map(str, flags))}", stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (output / "log.txt").read_text().splitlines()][1:]
 
@@ -104,18 +86,19 @@ def measure(args):
     device = pick_device(args.device)
     amp = pick_amp(args.amp or "auto", device)
     with tempfile.TemporaryDirectory(prefix="radio-mae-bench-") as name:
-        write_data(Path(name), args.samples, args.windows)
+        folder = Path(name)
+        write_data(folder, args.samples, args.windows)
         rates = step_alone(args, amp, device)
         bench_pretrain.free(device)
-        logs = {run: train(run, Path(name), args, amp) for run in args.runs}
+        logs = {source: train(folder / source, folder / f"run-{source}", args, amp) for source in SOURCES}
         rates += step_alone(args, amp, device)  # the speed of a machine may drift: both ends count
     alone = common.spread(rates)
     fed_from = {"the step alone": {"images_per_s": alone}}
-    for run, epochs in logs.items():
+    for source, epochs in logs.items():
         figures = ("images_per_s", "data_wait")
         found = {name: common.spread([epoch[name] for epoch in epochs]) for name in figures}
         found["of_the_step"] = common.digits(found["images_per_s"]["median"] / alone["median"])
-        fed_from[RUNS[run]] = found
+        fed_from[SOURCES[source]] = found
     about = ("model", "batch_size", "num_workers", "samples", "windows", "repeats")
     memory = max(epoch["memory_bytes"] for epochs in logs.values() for epoch in epochs)
     results = {name: getattr(args, name) for name in about} | {"amp": amp, "fed_from": fed_from}

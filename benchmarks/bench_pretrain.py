@@ -1,5 +1,4 @@
-"""How many images a second the training step takes, beside transformers' masked autoencoder and the field's
-habit.
+"""Images a second of the training step, beside transformers' masked autoencoder and the field's habit.
 
     pip install -r requirements-bench.txt
     python benchmarks/bench_pretrain.py                                                             # a CPU
@@ -8,11 +7,9 @@ habit.
 All get the same images [batch, 1, 224, 224] and mask noise, already on the device, and take turns in one
 process.
 
-- radio-mae: forward in mixed precision, backward, gradient norm, fused AdamW with weight decay on matrices
-  alone, as `main_pretrain.py` does it. Nothing is read on the host. On a GPU it is compiled as
-  `main_pretrain.py` compiles it.
-- transformers: `ViTMAEForPreTraining` of the same size in the same step and precision; on a GPU compiled
-  too.
+- radio-mae: the step of `main_pretrain.py` in mixed precision. Nothing is read on the host. On a GPU it is
+  measured compiled too.
+- transformers: `ViTMAEForPreTraining` of the same size in the same step and precision; also compiled.
 - the field's habit: transformers' model with AdamW as it comes; every step reads the loss on the host and
   synchronizes the device; fp16 with a scaler on a GPU, fp32 on a CPU.
 
@@ -22,14 +19,13 @@ MFU: the model's FLOPs by formula (`util.flops`) over those of a large matrix pr
 import gc
 import math
 import time
+from functools import partial
 
 import common
 import torch
-import torch.distributed as dist
 from timm.optim import param_groups_weight_decay
 
 import models_mae
-from util import parallel
 from util.compiling import compile_model
 from util.device import AMP_CHOICES, mixed_precision, pick_amp, pick_device
 from util.errors import RunError, UserError
@@ -50,8 +46,6 @@ def get_args_parser():
     parser.add_argument(
         "--batch_size", nargs="+", type=common.positive, default=[32], help="one, or one a model"
     )
-    parser.add_argument("--ddp", action="store_true", help="DDP in a process group of one too")
-    parser.add_argument("--graphs", action="store_true", help="on a GPU --compile graphs too")
     return parser
 
 
@@ -93,19 +87,11 @@ def their_model(preset):
     return ViTMAEForPreTraining(config)
 
 
-def our_loss(model, images, noise):
-    return model(images, MASK_RATIO, noise)[0]
-
-
-def their_loss(model, images, noise):
-    return model(images, noise=noise).loss
-
-
 class Trainer:
     """A model with the optimizer and the precision of `main_pretrain.py`.
 
     Args:
-        loss_of: called with the model, images and noise; gives the loss.
+        loss_of: called with images and noise; gives the loss.
         habit: whether the loss is read in every step, and AdamW is not fused.
     """
 
@@ -119,7 +105,7 @@ class Trainer:
         """Take a training step; returns the loss on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = self.loss_of(self.model, images, noise)
+            loss = self.loss_of(images, noise)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
@@ -143,10 +129,16 @@ class Trainer:
         return steps * len(images) / elapsed_s
 
 
-def random_batch(batch_size, num_patches, device, img_size=(IMAGE_SIZE, IMAGE_SIZE)):
+def random_batch(batch_size, num_patches, device):
     """Images [batch, 1, F, T] and mask noise [batch, patches]; also seeds what follows."""
     torch.manual_seed(SEED)
-    return torch.randn(batch_size, 1, *img_size).to(device), torch.rand(batch_size, num_patches).to(device)
+    images = torch.randn(batch_size, 1, IMAGE_SIZE, IMAGE_SIZE).to(device)
+    return images, torch.rand(batch_size, num_patches).to(device)
+
+
+def usual_amp(device):
+    """The precision of the field's habit."""
+    return "fp16" if device.type == "cuda" else "off"
 
 
 def free(device):
@@ -156,34 +148,29 @@ def free(device):
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def trainers(preset, batch_size, amp, device, args):
+def our_trainer(preset, way, batch_size, amp, device):
+    """`way`: to compile, as `main_pretrain.py` has it."""
+    model = our_model(preset).to(device)
+    compile_model(model, way, batch_size, amp, model.num_visible(MASK_RATIO))
+    return Trainer(model, lambda images, noise: model(images, MASK_RATIO, noise)[0], amp, device)
+
+
+def their_trainer(preset, compiled, amp, device, habit=False):
+    model = their_model(preset)
+    if compiled:
+        model.compile(dynamic=False)
+    return Trainer(model, lambda images, noise: model(images, noise=noise).loss, amp, device, habit)
+
+
+def trainers(preset, batch_size, amp, device):
     """Functions that make the trainers, by (name, precision, how it is compiled)."""
-
-    def ours(way):
-        model = our_model(preset).to(device)
-        compile_model(model, way, batch_size, amp, model.num_visible(MASK_RATIO))
-        return Trainer(model, our_loss, amp, device)
-
-    def ddp():
-        model = parallel.wrap_ddp(our_model(preset).to(device), device, same_graph=True)
-        return Trainer(model, our_loss, amp, device)
-
-    def theirs(compiled):
-        model = their_model(preset)
-        if compiled:
-            model.compile(dynamic=False)
-        return Trainer(model, their_loss, amp, device)
-
-    on_gpu = device.type == "cuda"
-    usual = "fp16" if on_gpu else "off"
-    made = {(OURS, amp, ""): lambda: ours("off"), (THEIRS, amp, ""): lambda: theirs(False)}
-    made[HABIT, usual, ""] = lambda: Trainer(their_model(preset), their_loss, usual, device, habit=True)
-    if on_gpu:
-        made |= {(OURS, amp, "compiled"): lambda: ours("on"), (THEIRS, amp, "compiled"): lambda: theirs(True)}
-    if args.ddp:
-        made[OURS, amp, "DDP"] = ddp
-    if on_gpu and args.graphs:
-        made[OURS, amp, "graphs"] = lambda: ours("graphs")
+    made = {}
+    for compiled in ("", "compiled") if device.type == "cuda" else ("",):
+        way = "on" if compiled else "off"
+        made[OURS, amp, compiled] = partial(our_trainer, preset, way, batch_size, amp, device)
+        made[THEIRS, amp, compiled] = partial(their_trainer, preset, compiled, amp, device)
+    usual = usual_amp(device)
+    made[HABIT, usual, ""] = partial(their_trainer, preset, "", usual, device, habit=True)
     return made
 
 
@@ -191,15 +178,12 @@ def compare(preset, batch_size, amp, device, args):
     """A dict of figures of each candidate, by (name, precision, how it is compiled)."""
     batch = random_batch(batch_size, our_model(preset).num_patches, device)
     found, turns = {}, {}
-    for key, make in trainers(preset, batch_size, amp, device, args).items():
+    for key, make in trainers(preset, batch_size, amp, device).items():
         free(device)
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         torch.manual_seed(SEED)
-        started = time.perf_counter()
         trainer = make()
-        trainer.images_per_s(*batch, 1)
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        found[key] = {"parameters": parameters, "first_step_s": common.digits(time.perf_counter() - started)}
+        found[key] = {"parameters": sum(parameter.numel() for parameter in trainer.model.parameters())}
         trainer.images_per_s(*batch, WARM_UP_STEPS)
         if device.type == "cuda":
             found[key]["memory_bytes"] = peak_memory_bytes(device) - held
@@ -218,26 +202,18 @@ def measure(args):
     device = pick_device(args.device)
     wanted = [args.amp] if args.amp else ["auto", "off"] if device.type == "cpu" else ["auto"]
     precisions = dict.fromkeys(pick_amp(name, device) for name in wanted)
-    usual = "off" if device.type == "cpu" else "fp16"
-    peaks = {amp: peak_flops_per_s("auto", amp, device) for amp in {*precisions, usual}}
+    peaks = {amp: peak_flops_per_s("auto", amp, device) for amp in {*precisions, usual_amp(device)}}
     candidates = []
-    if args.ddp:
-        backend = "gloo" if device.type == "cpu" else "nccl"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     for number, preset in enumerate(args.model):
         batch_size = args.batch_size[number % len(args.batch_size)]
         flops = pretraining_flops(our_model(preset), MASK_RATIO)
         about = {"model": preset, "batch_size": batch_size, "gflop_an_image": round(flops / 1e9, 2)}
         for amp in precisions:
             found = compare(preset, batch_size, amp, device, args)
-            theirs = found[THEIRS, amp, ""]["images_per_s"]["median"]
             for (name, precision, compiled), figures in found.items():
                 rate = figures["images_per_s"]["median"]
                 figures["mfu"] = common.digits(rate * flops / peaks[precision])
-                figures["times_transformers"] = common.digits(rate / theirs)
                 candidates.append({**about, "name": name, "amp": precision, "compiled": compiled, **figures})
-    if args.ddp:
-        dist.destroy_process_group()
     about = {"image_size": IMAGE_SIZE, "mask_ratio": MASK_RATIO, "steps": args.steps, "repeats": args.repeats}
     about["peak_tflops"] = {amp: common.digits(peak / 1e12, 4) for amp, peak in peaks.items()}
     return device, {**about, "candidates": candidates}

@@ -1,25 +1,25 @@
-"""How fast a recording is labelled, by its length: from a file to written annotations, with the released
-weights.
+"""How fast a recording is labelled, by its length: from a file to written annotations.
 
     python benchmarks/bench_segment.py
     python benchmarks/bench_segment.py --weights output_finetune/checkpoint-best.pth --durations 2 8 32
 
 The recordings are ci16 SigMF at 61.44 Msps: the same four `classic` scenes repeated. `main_segment.py`
 labels them by turns with its default flags. Loading the model counts; starting Python and importing torch do
-not. A GPU, where there is one, is measured beside the CPU. The real-time factor is that of the longest
-recording.
+not. The real-time factor is that of the longest recording.
 """
 
 import contextlib
 import io
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import common
 import torch
 
 import main_segment
+from util.device import pick_device
 from util.errors import UserError
 from util.pretrained import read_weights
 from util.progress import peak_memory_bytes
@@ -35,8 +35,7 @@ def get_args_parser():
     parser = common.get_parser("Real-time factor of labelling.", repeats=5)
     parser.add_argument("--weights", default=str(WEIGHTS), help="of a segmentation model")
     parser.add_argument("--durations", type=float, nargs="+", metavar="S", help=f"else {DURATIONS_S}")
-    parser.add_argument("--devices", nargs="+", choices=DURATIONS_S, help="where not given all")
-    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
 
@@ -49,49 +48,44 @@ def write_recordings(folder, durations):
                 file.write(scenes[number % SCENES])
 
 
-def turn(recording, folder, device, args):
-    """One run of the command: (seconds, {part: seconds}, most bytes of the process's memory)."""
+def turn(recording, folder, device, weights):
+    """One run of the command: (seconds, most bytes of the process's memory)."""
     torch.set_num_threads(THREADS)
-    flags = [str(recording), "--weights", args.weights, "--output", str(folder / "out"), "--device", device]
-    parsed = main_segment.get_args_parser().parse_args([*flags, "--compile", args.compile])
+    flags = [str(recording), "--weights", weights, "--output", str(folder / "out"), "--device", str(device)]
+    parsed = main_segment.get_args_parser().parse_args(flags)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: starts the peak memory anew
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        timings = main_segment.main(parsed)
-    return time.perf_counter() - started, timings.seconds, peak_memory_bytes(common.CPU)
+        main_segment.main(parsed)
+    return time.perf_counter() - started, peak_memory_bytes(common.CPU)
 
 
 def figures(turns):
-    """Of several turns at one length: seconds, parts of the fastest, memory."""
-    seconds, parts, memory = zip(*turns, strict=True)
-    best = {part: common.digits(value) for part, value in parts[seconds.index(min(seconds))].items()}
-    return {"seconds": common.spread(seconds), "parts_s": best, "peak_memory_mb": round(max(memory) / 1e6)}
+    """Of several turns at one length."""
+    seconds, memory = zip(*turns, strict=True)
+    return {"seconds": common.spread(seconds), "peak_memory_mb": round(max(memory) / 1e6)}
 
 
 def measure(args):
-    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    devices = {name: args.durations or DURATIONS_S[name] for name in there if name in (args.devices or there)}
-    every = sorted({duration for durations in devices.values() for duration in durations})
-    if not every or every[0] < SCENE_S:
-        raise UserError(f"--durations, --devices: expected {SCENE_S} s or more on {there}; found others")
-    results = {}
+    device = pick_device(args.device)
+    durations = sorted(args.durations or DURATIONS_S[device.type])
+    if durations[0] < SCENE_S:
+        raise UserError(f"--durations: expected {SCENE_S} s or more; found {durations[0]:g}")
     with tempfile.TemporaryDirectory(prefix="radio-mae-bench-") as name:
         folder = Path(name)
-        write_recordings(folder, every)
-        for device, durations in devices.items():
-            candidates = {}
-            for duration in sorted(durations):
-                given = folder / f"{duration:g}.sigmf-meta", folder, device, args
-                candidates[duration] = lambda given=given: turn(*given)
-            turns = common.by_turns(candidates, args.repeats)
-            longest = max(turns)
-            results[device] = {
-                "real_time_factor": common.spread([longest / seconds for seconds, *_ in turns[longest]]),
-                "lengths": {f"{duration:g}": figures(found) for duration, found in turns.items()},
-            }
+        write_recordings(folder, durations)
+        candidates = {
+            duration: partial(turn, folder / f"{duration:g}.sigmf-meta", folder, device, args.weights)
+            for duration in durations
+        }
+        turns = common.by_turns(candidates, args.repeats)
+    result = {
+        "real_time_factor": common.spread([durations[-1] / seconds for seconds, _ in turns[durations[-1]]]),
+        "lengths": {f"{duration:g}": figures(found) for duration, found in turns.items()},
+    }
     window_ms = 1e3 * read_weights(args.weights).front_end["duration_s"]
-    return torch.device(list(devices)[-1]), {"window_ms": window_ms, "devices": results}
+    return device, {"window_ms": window_ms, "devices": {device.type: result}}
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
     python benchmarks/bench_synthesize.py
 
 On one core, as a loader's worker makes scenes: the preset `classic`, 40 ms at 61.44 Msps, and `wild`, of
-several rates and lengths. Every turn makes the same scenes. The memory is that of the process, which also
-makes the largest scenes of `wild`. A GPU, where there is one, makes the scenes of both presets too.
+several rates and lengths. Every turn makes the same scenes. The memory is that of a process that makes the
+largest scenes of `wild`. A GPU, where there is one, makes the scenes of both presets too.
 """
 
 import time
+from functools import partial
 
 import common
-import numpy as np
 import torch
 
 from data.synthetic import SceneMaker
@@ -20,7 +20,6 @@ from radio.scenes.scene import render
 from radio.spectrogram import Spectrogram
 from util.progress import peak_memory_bytes
 
-PARTS = ("parameters", "IQ", "spectrogram")
 LARGEST = ("sample_rates_hz=122.88e6", "duration_ms=80")
 
 
@@ -31,42 +30,30 @@ def get_args_parser():
 
 
 def seconds_a_scene(maker, count, device):
-    """Seconds a scene of one turn: [all, parameters, IQ, spectrogram]; on a GPU parts end at launch."""
     front_end = Spectrogram().to(device)
     started = time.perf_counter()
-    parts = np.zeros(3)
     for number in range(count):
-        times = [time.perf_counter()]
-        scene = maker.draw(TRAINING, number)
-        times.append(time.perf_counter())
-        iq = render(scene, device)
-        times.append(time.perf_counter())
+        iq = render(maker.draw(TRAINING, number), device)
         front_end.decibels(iq[None])
         del iq  # as a worker does, before the next
-        times.append(time.perf_counter())
-        parts += np.diff(times)
     common.synchronize(device)
-    return [(time.perf_counter() - started) / count, *(parts / count).tolist()]
+    return (time.perf_counter() - started) / count
 
 
 @torch.inference_mode()
 def measure(args):
     common.use_one_core()
     devices = [common.CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-    presets, memory = {}, None
+    largest = SceneMaker(with_settings(PRESETS["wild"], LARGEST), seed=0)
+    seconds_a_scene(largest, min(args.scenes, 4), common.CPU)
+    memory = peak_memory_bytes(common.CPU)  # before a GPU takes some
+    candidates = {}
     for device in devices:
-        candidates = {}
         for preset, config in PRESETS.items():
-            given = SceneMaker(config, seed=0), args.scenes, device
-            candidates[preset] = lambda given=given: seconds_a_scene(*given)
-        for preset, turns in common.by_turns(candidates, args.repeats).items():
-            whole, *parts = zip(*turns, strict=True)
-            best = {name: common.digits(min(part)) for name, part in zip(PARTS, parts, strict=True)}
-            presets[f"{preset}, {device.type}"] = {"seconds_a_scene": common.spread(whole), "parts_s": best}
-        if memory is None:
-            largest = SceneMaker(with_settings(PRESETS["wild"], LARGEST), seed=0)
-            seconds_a_scene(largest, min(args.scenes, 4), common.CPU)
-            memory = peak_memory_bytes(common.CPU)
+            made = partial(seconds_a_scene, SceneMaker(config, seed=0), args.scenes, device)
+            candidates[f"{preset}, {device.type}"] = made
+    turns = common.by_turns(candidates, args.repeats)
+    presets = {name: {"seconds_a_scene": common.spread(found)} for name, found in turns.items()}
     about = {"scenes": args.scenes, "repeats": args.repeats}
     return devices[-1], {**about, "presets": presets, "worker_memory_bytes": memory}
 

@@ -1,6 +1,4 @@
-"""What the benchmarks share: the project on the import path, flags, timing by turns, tables, the record of a
-run.
-"""
+"""What benchmarks share: the project on the import path, flags, timing by turns, tables, records."""
 
 import argparse
 import datetime
@@ -167,9 +165,8 @@ def with_tables(document, marks, text):
 
 
 def write_tables(document, marks, text):
-    new = with_tables(document, marks, text)
     with atomic_path(document) as temporary:
-        temporary.write_text(new)
+        temporary.write_text(with_tables(document, marks, text))
 
 
 # Records
@@ -202,20 +199,16 @@ def about_the_machine(device):
 
 def write_record(name, args, device, results):
     """Put a run's record into `<device>.json` of the output folder. It names no path of the machine."""
-    flags = {flag: value for flag, value in vars(args).items() if flag in args.given - {"output"}}
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", *_words(value))]
-    command = " ".join([f"python benchmarks/{name}.py", *words])
-    record = {"command": command, **about_the_machine(device), **results}
+    words = [f"python benchmarks/{name}.py"]
+    for flag, value in vars(args).items():
+        if flag in args.given - {"output"}:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{flag}", *(Path(str(one)).name for one in values if one is not True)]
+    record = {"command": " ".join(words), **about_the_machine(device), **results}
     path = Path(args.output) / f"{re.sub('[^A-Za-z0-9]+', '-', record['device']).strip('-')}.json"
     others = json.loads(path.read_text()) if path.exists() else {}
     write_json(path, dict(sorted({**others, name: record}.items())))
     print(f"{name}: wrote {path}")
-
-
-def _words(value):
-    if value is True:
-        return []
-    return [Path(str(one)).name for one in (value if isinstance(value, list) else [value])]
 
 
 def read_records(folder):

@@ -1,7 +1,7 @@
 """Real captures as the judge: what a segmentation model finds in each of them, against what is known of it.
 
     python benchmarks/real_captures.py --weights weights/radio_seg_vit_tiny.safetensors
-    python benchmarks/real_captures.py --weights model.safetensors --recordings captures/ --labels labelled
+    python benchmarks/real_captures.py --weights model.safetensors --recordings captures/
 
 The captures are SigMF with annotations: NR and LTE where a carrier is known, other labels for signals that
 are neither. A capture without annotations holds neither. What lies outside the annotations of the others
@@ -129,16 +129,11 @@ def expected_carriers(recordings):
     return carriers
 
 
-def judge(recordings, weights, device="auto", labels=None):
-    """{name of a capture: its `verdict`} for all captures in files and folders.
-
-    Args:
-        labels: folder for what main_segment.py writes; None: not kept.
-    """
+def judge(recordings, weights, device="auto"):
+    """{name of a capture: its `verdict`} for all captures in files and folders."""
     paths = [str(path) for path in recordings]
-    with contextlib.ExitStack() as stack:
-        folder = labels or stack.enter_context(tempfile.TemporaryDirectory())
-        flags = ["--weights", str(weights), "--output", str(folder), "--device", device, "--truth"]
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--weights", str(weights), "--output", folder, "--device", device, "--truth"]
         with contextlib.redirect_stdout(io.StringIO()):
             main_segment.main(main_segment.get_args_parser().parse_args([*paths, *flags]))
         found = [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).rglob("*.json"))]
@@ -193,7 +188,6 @@ def get_args_parser():
     parser = common.get_parser("Label real captures and compare.")
     parser.add_argument("--weights", required=True, metavar="FILE|NAME", help="of a segmentation model")
     parser.add_argument("--recordings", nargs="+", metavar="PATH", help="SigMF; not given: the shared ones")
-    parser.add_argument("--labels", metavar="FOLDER", help="keep what main_segment.py writes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
@@ -204,7 +198,7 @@ def main(args):
         print(f"skipped: {missing}", file=sys.stderr)
         return
     with writable_folder(args.output, f"--output {args.output}"):
-        verdicts = judge(args.recordings or [RECORDINGS], args.weights, args.device, args.labels)
+        verdicts = judge(args.recordings or [RECORDINGS], args.weights, args.device)
         results = {"totals": totals(verdicts), "captures": verdicts}
         print(aligned([HEADER, *rows_of(verdicts)]))
         print(f"right: {counts(results['totals'])}")

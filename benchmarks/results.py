@@ -3,7 +3,6 @@
     python benchmarks/results.py --runs results_runs               # hours on two cores; the same continues
     python benchmarks/results.py --runs results_runs --minutes 60  # start no further run after an hour
     python benchmarks/results.py --runs results_runs --size small --device cuda
-    python benchmarks/results.py --list                            # the commands, in their order
     python benchmarks/results.py --tables                          # run nothing, write the tables anew
 
 Every run is a command of this project, started in `--runs`; on a CPU one run on each core at a time. Its
@@ -14,12 +13,12 @@ valuable runs come first.
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from tables import ALL, BASELINE, FROZEN, RANDOM, SCRATCH
 
 from util import checkpoint
 from util.device import pick_device, usable_cores
-from util.errors import UserError, reported
+from util.errors import reported
 from util.files import writable_folder, write_json
 from util.flags import Parser
 from util.metrics import overall
@@ -106,7 +105,7 @@ class Run:
     @property
     def weights(self):
         """The file of another run that this one starts from, or ""."""
-        files = re.findall(rf"\S+/(?:{checkpoint.LAST}|{MODEL})(?=\s|$)", self.command)
+        files = [word for word in self.command.split() if word.endswith((f"/{checkpoint.LAST}", f"/{MODEL}"))]
         return next((path for path in files if not path.startswith(f"{self.name}/")), "")
 
     @property
@@ -119,25 +118,19 @@ def slug(text):
     return text.replace(",", "").replace(" %", "").replace(" ", "-")
 
 
-def run_of(section, data, kind, seed, command):
-    """A run; in its command {folder} stands for its name."""
-    name = f"{section}-{slug(data)}-{slug(kind)}-{seed}"
-    if section == "pretraining":
-        name = f"pretrain-{data}-{slug(kind)}"
-    if section == "captures":
-        name = f"captures-recordings-{slug(data)}-{slug(kind)}-{seed}"
-    about = {"section": section, "data": data, "kind": kind, "seed": seed}
-    return Run(name, " ".join(command.format(folder=name).split()), about)
-
-
 def runs(size, device):
     """Every run, in the order in which they are done: a run comes after the one that it starts from."""
     order = {}
 
-    def add(*given):
-        run = run_of(*given)
-        order.setdefault(run.name, run)
-        return run.name
+    def add(section, data, kind, seed, command):
+        """Add a run, if it is new; in its command {folder} stands for its name, which is returned."""
+        prefix = {"captures": "captures-recordings"}.get(section, section)
+        name = f"{prefix}-{slug(data)}-{slug(kind)}-{seed}"
+        if section == "pretraining":
+            name = f"pretrain-{data}-{slug(kind)}"
+        about = {"section": section, "data": data, "kind": kind, "seed": seed}
+        order.setdefault(name, Run(name, " ".join(command.format(folder=name).split()), about))
+        return name
 
     def pretrain(data, kind="75 %", flags="", more_data=""):
         model = f"--data_path {data} {more_data} --model mae_vit_{size}_patch16 --device {device}"
@@ -219,9 +212,8 @@ def make_sets(folder):
 def figures_of(run, folder):
     """What the tables need of a run's results."""
     if run.about["section"] == "captures":
-        paths = (folder / run.name).glob("*.json")  # one for each machine that did it
-        path = max(paths, key=os.path.getmtime)
-        found = json.loads(path.read_text())["real_captures"]
+        newest = max((folder / run.name).glob("*.json"), key=os.path.getmtime)  # of the machines that did it
+        found = json.loads(newest.read_text())["real_captures"]
         cells = statistics.mean(one["cells"] for one in found["captures"].values())
         return {"totals": found["totals"], "cells": cells}
     log = [json.loads(line) for line in (folder / run.name / "log.txt").read_text().splitlines()]
@@ -260,40 +252,31 @@ def missing_runs(todo, records, folder):
     return [run for run in todo if run.name in missing]
 
 
-def done_together(todo, at_once, do, stop):
+def do_together(todo, at_once, do, stop):
     """Do runs in their order, several at once, none before the one that it starts from.
 
     Args:
-        do: gives a run's record; stop: whether to start no other.
-
-    Yields:
-        (run, record) as the runs end.
+        do: called with a run; stop: whether to start no other.
 
     Raises:
-        UserError: one failed; runs that were started are yielded first.
+        UserError: one failed; runs that were started are done first, and no other is started.
     """
-    waiting, running, failed = list(todo), {}, None
+    begun, failed = {}, []
+
+    def begin(run):
+        if run.starts_from in begun:
+            begun[run.starts_from].result()
+        try:
+            if not failed and not stop():
+                do(run)
+        except Exception as error:
+            failed.append(error)
+
     with ThreadPoolExecutor(at_once) as pool:
-        while True:
-            not_done = {run.name for run in (*waiting, *running.values())}
-            can_start = [run for run in waiting if run.starts_from not in not_done]
-            for run in [] if failed or stop() else can_start[: at_once - len(running)]:
-                waiting.remove(run)
-                running[pool.submit(do, run)] = run
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                run = running.pop(future)
-                try:
-                    yield run, future.result()
-                except UserError as error:
-                    failed = failed or error
+        for run in todo:
+            begun[run.name] = pool.submit(begin, run)
     if failed:
-        raise failed
-
-
-def read_records(size):
-    return tables.read_accuracy(RECORDS).get(size, {})
+        raise failed[0]
 
 
 def get_args_parser():
@@ -302,46 +285,41 @@ def get_args_parser():
     parser.add_argument("--size", default="tiny", help="of the Vision Transformer: tiny, small, ...")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no further run after so long")
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--tables", action="store_true", help="write the tables and run nothing")
     return parser
 
 
 def main(args):
-    todo = runs(args.size, args.device)
-    records = read_records(args.size)
-    if args.list:
-        for run in todo:
-            print(f"{'done' if run.name in records else '    '} python {run.command}")
-    elif args.tables:
+    if args.tables:
         tables.update_accuracy(RECORDS)
     else:
         with writable_folder(args.runs, f"--runs {args.runs}") as folder:
-            do_missing(todo, records, folder, args)
+            do_missing(folder, args)
 
 
-def do_missing(todo, records, folder, args):
-    started, device = time.monotonic(), pick_device(args.device)
+def do_missing(folder, args):
+    todo, records = runs(args.size, args.device), tables.read_accuracy(RECORDS).get(args.size, {})
+    end, device = time.monotonic() + 60 * args.minutes, pick_device(args.device)
     make_sets(folder)
     here = [run for run in todo if SHARED.is_dir() or not {CSI.name, *HALVES} & set(run.command.split())]
-    if len(here) < len(todo):
-        left_out = len(todo) - len(here)
+    if left_out := len(todo) - len(here):
         print(f"{left_out} runs left out: the shared data are not beside this repository", file=sys.stderr)
     # Of such small models, two runs of a thread each end sooner than one after the other with two.
     at_once, threads = (len(usable_cores()), 1) if device.type == "cpu" else (1, None)
+    recording = threading.Lock()
+
+    def do_and_record(run):
+        record = do(run, folder, device, threads)
+        with recording:
+            records[run.name] = record
+            RECORDS.mkdir(exist_ok=True)
+            in_order = {one.name: records[one.name] for one in todo if one.name in records}
+            write_json(RECORDS / f"{args.size}.json", in_order)
+            tables.update_accuracy(RECORDS)
+            print(f"{run.name}: {record['minutes']} min", flush=True)
+
     missing = missing_runs(here, records, folder)
-
-    def time_is_up():
-        return time.monotonic() - started > 60 * args.minutes
-
-    ended = done_together(missing, at_once, lambda run: do(run, folder, device, threads), time_is_up)
-    for run, record in ended:
-        records[run.name] = record
-        records = {one.name: records[one.name] for one in todo if one.name in records}
-        RECORDS.mkdir(exist_ok=True)
-        write_json(RECORDS / f"{args.size}.json", records)
-        tables.update_accuracy(RECORDS)
-        print(f"{run.name}: {record['minutes']} min", flush=True)
+    do_together(missing, at_once, do_and_record, lambda: time.monotonic() >= end)
     print(f"{sum(run.name in records for run in todo)} of {len(todo)} runs are there")
 
 

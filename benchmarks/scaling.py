@@ -4,10 +4,11 @@
     python benchmarks/scaling.py --step_ms S=20 L=95    # from your own step times
     python benchmarks/scaling.py --update               # write the tables into SCALING.md
 
-Times are in seconds, sizes in bytes, bandwidths in bytes/s. `groups` are the parameters of a model: (a list
-for each block, a list of those outside blocks).
+Times are in seconds, sizes in bytes, bandwidths in bytes/s. `groups` are the parameters of a model: a list
+for each block, then a list of those outside blocks.
 """
 
+import argparse
 import functools
 import math
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import bench_pretrain
 import common
 import torch
 
-from util.errors import UserError, reported
+from util.errors import reported
 from util.flops import pretraining_flops
 
 DOCUMENT = common.ROOT / "benchmarks" / "SCALING.md"
@@ -27,7 +28,7 @@ MODELS = {
     "L": "mae_vit_large_patch16",
     "H": "mae_vit_huge_patch14",
 }
-BATCH, LARGE_BATCH = 64, 256  # images a GPU; the first is the published setting
+BATCH = 64  # images a GPU, as published
 PEAK_FLOPS = 989.4e12  # H200, H100 SXM: dense bf16, NVIDIA's data sheets
 ASSUMED_MFU = 0.4
 
@@ -59,14 +60,9 @@ class Cluster:
     ways: tuple = WAYS
 
     @property
-    def gpus(self):
-        return self.nodes * self.per_node
-
-    @property
     def bus(self):
         """Bandwidth of a GPU while all send. NCCL pipelines the two links, so the slower one counts."""
-        nvlink = self.nvlink if self.per_node > 1 else math.inf
-        return min(nvlink, self.network if self.nodes > 1 else math.inf)
+        return min([self.nvlink] * (self.per_node > 1) + [self.network] * (self.nodes > 1))
 
     def all_reduce(self, size):
         """Seconds to sum `size` bytes over all GPUs."""
@@ -78,46 +74,37 @@ class Cluster:
 
     def _seconds(self, size, rounds, tree, start, nvlink_hop, network_hop, share):
         """Seconds of `rounds` times round a ring, or up and down a tree whose machines are chains."""
-        if self.gpus == 1:
+        gpus = self.nodes * self.per_node
+        if gpus == 1:
             return 0.0
         if tree:
-            hops = 2 * ((self.per_node - 1) * nvlink_hop + math.ceil(math.log2(self.nodes)) * network_hop)
-            return start + hops + 2 * size / (share * self.bus)
-        hops = rounds * ((self.gpus - self.nodes) * nvlink_hop + (self.nodes - 1) * network_hop)
-        return start + hops + rounds * (self.gpus - 1) / self.gpus * size / (share * self.bus)
+            hops = (self.per_node - 1) * nvlink_hop + math.ceil(math.log2(self.nodes)) * network_hop
+            sent = size
+        else:
+            hops = (gpus - self.nodes) * nvlink_hop + (self.nodes - 1) * network_hop
+            sent = size * (gpus - 1) / gpus
+        return start + rounds * (hops + sent / (share * self.bus))
 
 
-NARROW = "64, 400 Gb/s a machine"
 CLUSTERS = {
     "8, NVLink": Cluster(1, 8),
     "8, one a machine, 400 Gb/s": Cluster(8, 1),
     "64, 400 Gb/s a GPU": Cluster(8, 8, 8 * CARD),
-    NARROW: Cluster(8, 8),
+    "64, 400 Gb/s a machine": Cluster(8, 8),
     "512, 400 Gb/s a GPU": Cluster(64, 8, 8 * CARD),
     "512, 400 Gb/s a machine": Cluster(64, 8),
 }
 
 
-# What a step computes and exchanges
-
-
 @functools.cache
-def meta_model(preset):
+def model_of(preset):
+    """(FLOPs of a training step for an image, groups)."""
     with torch.device("meta"):
-        return bench_pretrain.our_model(preset)
-
-
-def step_flops(preset):
-    """Floating-point operations of a training step for an image."""
-    return pretraining_flops(meta_model(preset), bench_pretrain.MASK_RATIO)
-
-
-@functools.cache
-def groups_of(preset):
-    model = meta_model(preset)
+        model = bench_pretrain.our_model(preset)
     blocks = [list(block.parameters()) for block in (*model.blocks, *model.decoder_blocks)]
     inside = {id(parameter) for block in blocks for parameter in block}
-    return blocks, [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    return pretraining_flops(model, bench_pretrain.MASK_RATIO), [*blocks, rest]
 
 
 def padded(parameters, gpus, trained_only=False):
@@ -128,14 +115,13 @@ def padded(parameters, gpus, trained_only=False):
 
 def gathered(groups, gpus):
     """Bytes of all-gathers in a step with --shard: of blocks in the forward and in the backward pass."""
-    blocks, rest = groups
-    return 2 * sum(padded(block, gpus) for block in blocks) + padded(rest, gpus)
+    *blocks, rest = (padded(group, gpus) for group in groups)
+    return 2 * sum(blocks) + rest
 
 
 def scattered(groups, gpus=1):
     """Bytes of reduce-scatters in a step with --shard; of one GPU the bytes of the gradients."""
-    blocks, rest = groups
-    return sum(padded(group, gpus, trained_only=True) for group in (*blocks, rest))
+    return sum(padded(group, gpus, trained_only=True) for group in groups)
 
 
 def ddp(groups, step, cluster):
@@ -149,12 +135,12 @@ def ddp(groups, step, cluster):
 
 def shard(groups, step, cluster):
     """The same with --shard: weights gathered before both passes, gradients scattered after the second."""
-    blocks = [cluster.gather(padded(block, cluster.gpus)) for block in groups[0]]
-    forward = cluster.gather(padded(groups[1], cluster.gpus)) + sum(blocks)
-    last = cluster.gather(padded(groups[1], cluster.gpus, trained_only=True))
-    backward = 2 * sum(blocks) + last
+    gpus = cluster.nodes * cluster.per_node
+    *blocks, rest = (cluster.gather(padded(group, gpus)) for group in groups)
+    last = cluster.gather(padded(groups[-1], gpus, trained_only=True))
+    forward, backward = rest + sum(blocks), 2 * sum(blocks) + last
     # Nothing hides the first gather of each pass, nor the last gradients.
-    waits = max(forward - sum(blocks[1:]), forward - OVERLAP * (1 - BACKWARD) * step)
+    waits = max(rest + blocks[0], forward - OVERLAP * (1 - BACKWARD) * step)
     waits += max(blocks[-1] + blocks[0] + last, backward - OVERLAP * BACKWARD * step)
     return forward + backward, waits
 
@@ -164,19 +150,10 @@ def efficiency(exchange, groups, step, cluster):
     return step / (step + exchange(groups, step, cluster)[1])
 
 
-# Step times and tables
-
-
-def step_times(records, given=()):
+def step_times(records):
     """{model: (seconds of a step of `BATCH` images, their source)}.
 
     The fastest rate of `bench_pretrain.py` on an H200, at any batch size; else `ASSUMED_MFU` of its peak.
-
-    Args:
-        given: step times of the command line, such as "S=20" in ms.
-
-    Raises:
-        UserError: `given` is not of that form.
     """
     rates = {}
     for benchmark, record in records:
@@ -187,58 +164,55 @@ def step_times(records, given=()):
                     rates[one["model"]] = max(rate, rates.get(one["model"], rate))
     times = {}
     for name, preset in MODELS.items():
-        assumed = ASSUMED_MFU * PEAK_FLOPS / step_flops(preset), f"assumed, {ASSUMED_MFU:.0%} of the peak"
+        assumed = ASSUMED_MFU * PEAK_FLOPS / model_of(preset)[0], f"assumed, {ASSUMED_MFU:.0%} of the peak"
         rate, source = rates.get(preset, assumed)
         times[name] = BATCH / rate, source
-    for entry in given:
-        name, _, value = entry.partition("=")
-        try:
-            milliseconds = float(value)
-        except ValueError:
-            milliseconds = math.nan
-        if name not in MODELS or not 0 < milliseconds < math.inf:
-            raise UserError(f"--step_ms: expected {', '.join(MODELS)}=milliseconds; found {entry!r}")
-        times[name] = milliseconds / 1e3, "given"
     return times
 
 
 def tables(times):
     """The tables of SCALING.md for these step times, as Markdown."""
-    models, narrow = [], []
+    models = []
     efficiencies = {"DDP": (ddp, []), "`--shard` (FSDP2)": (shard, [])}
     for name, (step, source) in times.items():
-        groups, flops = groups_of(MODELS[name]), step_flops(MODELS[name])
+        flops, groups = model_of(MODELS[name])
         gathers = ", ".join(f"{gathered(groups, gpus) / 1e6:,.0f}" for gpus in (8, 512))
         exchanged = f"{scattered(groups) / 1e6:,.0f}", gathers
         speed = f"{flops / 1e9:.1f}", f"{step * 1e3:.1f}", f"{BATCH * flops / step / PEAK_FLOPS:.0%}"
         models.append((f"ViT-{name}, `{MODELS[name]}`", *exchanged, *speed, source))
         for exchange, rows in efficiencies.values():
-            cells = []
+            cells = [f"ViT-{name}"]
             for cluster in CLUSTERS.values():
                 milliseconds = exchange(groups, step, cluster)[0] * 1e3
                 cells.append(f"{efficiency(exchange, groups, step, cluster):.0%} ({milliseconds:.1f})")
-            rows.append((f"ViT-{name}", *cells))
-        large = efficiency(ddp, groups, step * LARGE_BATCH / BATCH, CLUSTERS[NARROW])
-        narrow.append(f"{name} {large:.0%}")
+            rows.append(cells)
     exchanged = "gradients, MB | gathered with `--shard` by 8, by 512, MB"
     speed = f"GFLOP an image | step of {BATCH}, ms | of the peak | step time"
     parts = [common.table(f"model | {exchanged} | {speed}", models)]
     for title, (_, rows) in efficiencies.items():
         parts.append(f"{title}, {BATCH} images a GPU: efficiency, in brackets the exchange of a step in ms:")
         parts.append(common.table(" | ".join([title, *CLUSTERS]), rows))
-    parts.append(f"DDP on {NARROW}, {LARGE_BATCH} images a GPU: {', '.join(narrow)}.")
     return "\n\n".join(parts)
+
+
+def step_time(text):
+    """A step time of the command line such as "S=20", in ms: (model, (seconds, "given"))."""
+    name, _, value = text.partition("=")
+    if name not in MODELS or not 0 < float(value or 0) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(MODELS)}=milliseconds; found {text!r}")
+    return name, (float(value) / 1e3, "given")
 
 
 def get_args_parser():
     parser = common.get_parser("Efficiency to expect of many GPUs.")
-    parser.add_argument("--step_ms", nargs="+", default=[], metavar="S=MS", help="step times of 64 images")
+    given = {"type": step_time, "nargs": "+", "default": [], "metavar": "S=MS"}
+    parser.add_argument("--step_ms", **given, help=f"step times of {BATCH} images")
     parser.add_argument("--update", action="store_true", help="write the tables into SCALING.md")
     return parser
 
 
 def main(args):
-    text = tables(step_times(common.read_records(args.output), args.step_ms))
+    text = tables(step_times(common.read_records(args.output)) | dict(args.step_ms))
     print(text)
     if args.update:
         common.write_tables(DOCUMENT, MARKS, text)

@@ -8,12 +8,10 @@ import statistics
 from pathlib import Path
 
 import common
-import label_efficiency
 import real_captures
 from bench_pretrain import HABIT, OURS, THEIRS
 from common import ROOT, cell, number, table
 
-from util.files import atomic_path
 from util.metrics import natural, overall
 
 SPEED_MARKS = "<!-- speed: made by benchmarks/bench.py -->", "<!-- end of speed -->"
@@ -91,9 +89,8 @@ def others(records, full):
     for device, record in of_benchmark(records, "bench_segment"):
         window = f"{record.get('window_ms', 40):g} ms windows"
         what = f"labelling 61.44 Msps ci16 with `vit_tiny_patch16`, {window}: s of signal a second"
-        for kind, one in record["devices"].items():
-            on = "its host's CPU" if kind == "cpu" and "cuda" in record["devices"] else device
-            rows.append((what, on, cell(one["real_time_factor"], full)))
+        for one in record["devices"].values():
+            rows.append((what, device, cell(one["real_time_factor"], full)))
     for device, record in of_benchmark(records, "bench_synthesize"):
         for preset, one in record["presets"].items():
             name, _, on = preset.partition(", ")
@@ -102,22 +99,10 @@ def others(records, full):
     return table(" | on | median", rows)
 
 
-def growth(records, full):
-    rows = []
-    for device, record in of_benchmark(records, "bench_growth"):
-        for one in record["growth"]:
-            what = f"`{record['model']}`, {record['batch_size']}: {one['what']} {one['value']}"
-            memory = f"{one['memory_bytes'] / 2**30:.1f}" if "memory_bytes" in one else ""
-            rate, flops = cell(one["images_per_s"], full), f"{one['gflop_an_image']:.1f}"
-            rows.append((what, device, rate, flops, memory))
-    what = "how it grows, not compiled: model, batch: what is another"
-    return table(f"{what} | on | images/s | GFLOP an image | GiB", rows)
-
-
 # The tables of each document, and whether cells are full: with minimum and maximum.
 SPEED = {
     "README.md": ((steps,), False),
-    "docs/SPEED.md": ((data, steps, fed, others, growth), True),
+    "docs/SPEED.md": ((data, steps, fed, others), True),
 }
 
 
@@ -136,7 +121,6 @@ def update_speed(folder):
 
 # Accuracy
 
-PICTURE = "benchmarks/accuracy/label_efficiency_{size}.png"
 FIGURES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean class accuracy", "mean_iou": "mean IoU"}
 TITLES = " | ".join(FIGURES.values())
 # Of models, in the order of the tables.
@@ -174,20 +158,21 @@ def grouped(records, section):
 
 
 def of_seeds(seeds, figures=FIGURES):
-    """A cell for each figure."""
-    return [percent([one["figures"][figure] for one in seeds]) for figure in figures]
+    """A cell for each figure: its name, or a function that gives the name for the figures of a run."""
+    found = [one["figures"] for one in seeds]
+    return [percent([one[name(one) if callable(name) else name] for one in found]) for name in figures]
 
 
-def minutes(seeds):
-    return number(sum(one["minutes"] for one in seeds))
+def row(names, seeds, figures=FIGURES):
+    """Data, kind, number of seeds, the figures, and the minutes of all seeds together."""
+    minutes = number(sum(one["minutes"] for one in seeds))
+    return *names, str(len(seeds)), *of_seeds(seeds, figures), minutes
 
 
 def segmentation(records):
     found = grouped(records, "segmentation")
     order = sorted(found, key=lambda names: (names[0], KINDS.index(names[1])))
-    rows = [
-        (*names, str(len(found[names])), *of_seeds(found[names]), minutes(found[names])) for names in order
-    ]
+    rows = [row(names, found[names]) for names in order]
     return table(f"data | model | seeds | {TITLES} | minutes", rows)
 
 
@@ -195,8 +180,8 @@ def by_snr(records):
     """Pixel accuracy by SNR, a table for each set of data."""
     found, parts = grouped(records, "segmentation"), []
     for data in dict.fromkeys(data for data, _ in found):
-        kinds = {kind: found.get((data, kind), []) for kind in KINDS}
-        kinds = {kind: [one["figures"]["by_snr"] for one in seeds] for kind, seeds in kinds.items() if seeds}
+        kinds = {kind: found[data, kind] for kind in KINDS if (data, kind) in found}
+        kinds = {kind: [one["figures"]["by_snr"] for one in seeds] for kind, seeds in kinds.items()}
         bands = sorted({band for seeds in kinds.values() for one in seeds for band in one}, key=natural)
         rows = []
         for kind, seeds in kinds.items():
@@ -213,61 +198,41 @@ def masks(records):
     return table(f"pretrained with | then | {TITLES}", rows)
 
 
-def shares(records):
-    """{kind: {share of the labels: records of its seeds}}; those with all labels are in the first section."""
-    curves = {}
+def labels(records):
+    """Pixel accuracy by share of the labels; all labels are in the section of segmentation."""
+    cells = {}
     for (_, name), seeds in grouped(records, "labels").items():
         kind, share = name.rsplit(", ", 1)
-        curves.setdefault(kind, {})[float(share)] = seeds
-    for kind, points in curves.items():
+        cells.setdefault(kind, {})[float(share)] = of_seeds(seeds, ["pixel_accuracy"])[0]
+    for kind, found in cells.items():
         if whole := grouped(records, "segmentation").get(("classic, combined", kind)):
-            points[1.0] = whole
-    return {kind: dict(sorted(points.items())) for kind, points in curves.items()}
-
-
-def labels(records):
-    curves = shares(records)
-    found = sorted({share for points in curves.values() for share in points})
-    rows = []
-    for kind, points in curves.items():
-        cells = [of_seeds(points[share], ["pixel_accuracy"]) if share in points else [""] for share in found]
-        rows.append((kind, *(text for [text] in cells)))
+            found[1.0] = of_seeds(whole, ["pixel_accuracy"])[0]
+    shares = sorted({share for found in cells.values() for share in found})
+    rows = [(kind, *(found.get(share, "") for share in shares)) for kind, found in cells.items()]
     return table(
-        "pixel accuracy with" + "".join(f" | {100 * share:g} % of the labels" for share in found), rows
+        " | ".join(["pixel accuracy with", *(f"{100 * one:g} % of the labels" for one in shares)]), rows
     )
-
-
-def picture(curves, caption):
-    """Mean and spread of each kind's pixel accuracy against the share of the labels."""
-    points = {kind: {} for kind in curves}
-    for kind, found in curves.items():
-        for share, seeds in found.items():
-            points[kind][share] = [one["figures"]["pixel_accuracy"] for one in seeds]
-    return label_efficiency.picture(points, caption, "pixel accuracy")
 
 
 def epochs(records):
     """The first epoch at which validation is as good as scratch is at its end, by seed."""
     found, rows = grouped(records, "segmentation"), []
-    for data in dict.fromkeys(data for data, _ in found):
-        scratch, pretrained = (found.get((data, kind), []) for kind in (SCRATCH, ALL))
-        for pair in ((one, other) for one in scratch for other in pretrained if one["seed"] == other["seed"]):
-            curves = [one["figures"]["validation"] for one in pair]
-            goal = list(curves[0].values())[-1]
-            reached = [
-                [str(int(epoch) + 1) for epoch, value in curve.items() if value >= goal] for curve in curves
-            ]
-            first = [epochs[0] if epochs else "never" for epochs in reached]
-            rows.append((data, str(pair[0]["seed"]), f"{100 * goal:.2f}", *first))
+    for (data, kind), seeds in found.items():
+        pretrained = {one["seed"]: one for one in found.get((data, ALL), [])}
+        for one in seeds if kind == SCRATCH else ():
+            if other := pretrained.get(one["seed"]):
+                curves = [each["figures"]["validation"] for each in (one, other)]
+                goal = list(curves[0].values())[-1]
+                reached = [[int(epoch) + 1 for epoch in curve if curve[epoch] >= goal] for curve in curves]
+                first = [str(epochs[0]) if epochs else "never" for epochs in reached]
+                rows.append((data, str(one["seed"]), f"{100 * goal:.2f}", *first))
     reached = "reached from scratch in epoch | pretrained in epoch"
     return table(f"data | seed | from scratch at its end, validation | {reached}", rows)
 
 
 def sensing(records):
-    rows = []
-    for names, seeds in grouped(records, "sensing").items():
-        accuracy = percent([one["figures"][overall(one["figures"])] for one in seeds])
-        rows.append((*names, str(len(seeds)), accuracy, *of_seeds(seeds, ["mean_accuracy"]), minutes(seeds)))
+    found = grouped(records, "sensing").items()
+    rows = [row(names, seeds, (overall, "mean_accuracy")) for names, seeds in found]
     return table("data | encoder | seeds | accuracy | mean class accuracy | minutes", rows)
 
 
@@ -297,14 +262,6 @@ def captures():
     return f"{rows}\n\nRight: {real_captures.counts(record['totals'])}. `{record['command']}`"
 
 
-def commands(records):
-    """Every run: its command, its time, when and on what."""
-    rows = []
-    for one in records.values():
-        rows.append((f"`{one['command']}`", str(one["minutes"]), one["device"], one["date"], one["commit"]))
-    return table("command | minutes | on | date | commit", rows)
-
-
 # What RESULTS.md has of each size of model, after the real captures; README.md has that of few labels.
 SECTIONS = {
     "Segmentation": (segmentation, lambda _: PUBLISHED),
@@ -314,7 +271,6 @@ SECTIONS = {
     "Epochs to what scratch reaches": (epochs,),
     "Sensing": (sensing,),
     "Captures to pretrain on": (recordings,),
-    "Commands": (commands,),
 }
 ACCURACY = ("README.md", "RESULTS.md")
 
@@ -327,8 +283,6 @@ def accuracy(document, by_size):
     for size, records in by_size.items():
         for title, makers in SECTIONS.items():
             made = list(filter(None, (make(records) for make in makers)))
-            if title == "Few labels" and made:
-                made.append(f"![pixel accuracy against the share of the labels]({PICTURE.format(size=size)})")
             parts += [f"## {title}, ViT-{size}", *made] if made else []
     return "\n\n".join(parts)
 
@@ -338,12 +292,7 @@ def read_accuracy(folder):
 
 
 def update_accuracy(folder):
-    """Put the records of a folder into the documents, and draw the curves of few labels."""
+    """Put the records of a folder into the documents."""
     by_size = read_accuracy(folder)
     for document in ACCURACY:
         common.write_tables(ROOT / document, ACCURACY_MARKS, accuracy(document, by_size))
-    for size, records in by_size.items():
-        if curves := shares(records):
-            with atomic_path(ROOT / PICTURE.format(size=size)) as temporary:
-                figure = picture(curves, f"ViT-{size}, `classic`, combined frames")
-                figure.savefig(temporary, format="png", dpi=110)

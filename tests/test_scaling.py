@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models_mae
 from util import parallel
-from util.errors import UserError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
 
@@ -32,7 +31,7 @@ PROCESSES, ACCUMULATED = 2, 4
 
 @pytest.fixture(params=["S", "H"])
 def groups(request):
-    return scaling.groups_of(scaling.MODELS[request.param])
+    return scaling.model_of(scaling.MODELS[request.param])[1]
 
 
 def test_two_gpus_send_each_half_twice():
@@ -77,7 +76,7 @@ def parameter(*shape, trained=True):
 
 
 def test_ddp_waits_for_what_the_backward_pass_does_not_hide():
-    groups = [], [parameter(1, scaling.FIRST_BUCKET // 4), parameter(1, 3 * scaling.BUCKET // 4)]
+    groups = [[parameter(1, scaling.FIRST_BUCKET // 4), parameter(1, 3 * scaling.BUCKET // 4)]]
     cluster = Cluster(1, 2, nvlink=float(scaling.BUCKET), ways=AT_ONCE)
     whole = 3 + scaling.FIRST_BUCKET / scaling.BUCKET
     assert scaling.ddp(groups, 0.0, cluster) == pytest.approx((whole, whole))
@@ -99,7 +98,7 @@ def test_operations_are_those_that_torch_counts(preset):
     # The kernel whose products are all counted.
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         model(images, 0.75)[0].backward()
-    assert scaling.step_flops(preset) == counted.get_total_flops()
+    assert scaling.model_of(preset)[0] == counted.get_total_flops()
 
 
 class CountedBytes(TorchDispatchMode):
@@ -146,7 +145,7 @@ def count_in_process(rank, path):
 def test_bytes_are_those_that_two_processes_exchange(tmp_path, monkeypatch):
     monkeypatch.setitem(models_mae.PRESETS, "nano", NANO)
     monkeypatch.setattr(scaling.bench_pretrain, "IMAGE_SIZE", 16)
-    groups = scaling.groups_of("nano")
+    _, groups = scaling.model_of("nano")
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
         parts = [pool.submit(count_in_process, rank, str(tmp_path / "store")) for rank in range(PROCESSES)]
         counts, other = (part.result() for part in parts)
@@ -157,11 +156,10 @@ def test_bytes_are_those_that_two_processes_exchange(tmp_path, monkeypatch):
         assert counts[True, batches]["reduce_scatter_base"] == scaling.scattered(groups, PROCESSES)
 
 
-def test_step_times_come_from_the_command_line_a_record_or_an_assumption():
+def test_step_times_come_from_the_command_line_a_record_or_an_assumption(capsys):
     assumed = scaling.step_times([])
-    assert assumed["L"][0] == pytest.approx(
-        64 * scaling.step_flops("mae_vit_large_patch16") / (0.4 * 989.4e12)
-    )
+    flops, _ = scaling.model_of("mae_vit_large_patch16")
+    assert assumed["L"][0] == pytest.approx(64 * flops / (0.4 * 989.4e12))
     assert "assumed" in assumed["L"][1]
 
     def candidate(name, rate):
@@ -174,10 +172,11 @@ def test_step_times_come_from_the_command_line_a_record_or_an_assumption():
     ]
     records = [("bench_pretrain", {"device": "NVIDIA H200", "candidates": candidates})]
     assert scaling.step_times(records) == assumed | {"S": (0.1, "measured, batch 8")}
-    assert scaling.step_times(records, ["S=20"]) == assumed | {"S": (0.02, "given")}
+    given = scaling.get_args_parser().parse_args(["--step_ms", "S=20", "L=95"]).step_ms
+    assert dict(given) == {"S": (0.02, "given"), "L": (0.095, "given")}
     for wrong in ("S", "X=1", "S=no", "S=0", "S=inf"):
-        with pytest.raises(UserError, match="--step_ms"):
-            scaling.step_times([], [wrong])
+        assert call(scaling, "--step_ms", wrong) == 2
+        assert "--step_ms: " in capsys.readouterr().err
 
 
 def test_the_document_holds_what_the_code_says(tmp_path, monkeypatch, capsys):
