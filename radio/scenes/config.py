@@ -225,9 +225,7 @@ WILD = SceneConfig()
 
 # MathWorks' spectrum-sensing frames, editions R2021b to R2022b. MathWorks sets SNRs of 40, 50 and 100 dB against 0 dBW.
 # An inverse FFT of 2048 points scales its grids of unit elements by 1 / N: SNRs of resource elements are 33 dB lower.
-CLASSIC = with_settings(
-    WILD,
-    """
+_CLASSIC = """
     sample_rates_hz=61.44e6 duration_ms=40.0 center_freq_hz=4e9
     noise_only=0.0 num_carriers=1,1,2 inside=0.0 cut=0.0 part_time=0.0 snr_db=7.0,17.0,67.0 power_range_db=0.0
     one_technology=0.0 num_distractors=0 gap_hz=1e6 margin=0.00390625 raster_hz=1e6
@@ -240,7 +238,6 @@ CLASSIC = with_settings(
     idle=0.0 full=0.0 modulation_bits=2 user_power_db=0.0 block_traffic=1.0
     fading_models=flat doppler_hz=0.0,10.0,500.0 still=0.0 compressed=0.0 soft_edges=0.0
     exact_clock=1.0 filtered=0.0 noisy_phase=0.0 unbalanced=0.0 dc_spike=0.0 agc=0.0 bits=0 overdriven=0.0
-    """.split(),
-)
-
+"""
+CLASSIC = with_settings(WILD, _CLASSIC.split())
 PRESETS = {"wild": WILD, "classic": CLASSIC}
