@@ -4,14 +4,14 @@
     python weights/make.py --output made --scenes 40000
 
     # one night on a laptop's CPU
-    python weights/make.py --output made --scenes 12000 --pretrain_epochs 15 --finetune_epochs 12 --batch_size 32
+    python weights/make.py --output made --scenes 12000 --batch_size 32 --pretrain_epochs 15
 
     # scenes for five minutes at most; then the other steps on the scenes that are done
     python weights/make.py --output made --scenes 100000 --minutes 5 --only scenes
     python weights/make.py --output made --scenes 100000 --only join pretrain finetune
 
-Trains only on scenes of main_synthesize.py. Writes OUTPUT/radio_mae_vit_SIZE.safetensors (encoder and decoder) and
-OUTPUT/radio_seg_vit_SIZE.safetensors (for main_segment.py). Prints each command before running it.
+Trains only on scenes of main_synthesize.py. Prints each command before running it. Writes to OUTPUT:
+radio_mae_vit_SIZE.safetensors (encoder and decoder), radio_seg_vit_SIZE.safetensors (for main_segment.py).
 """
 
 import argparse
@@ -58,11 +58,13 @@ RECIPES = {
     # carriers seen from edge to edge
     "whole": f"--set {SETTINGS} duration_ms=4,12 inside=0 cut=0.1",
     # the clean NR and LTE frames of the published work
-    "frames": "--preset classic --set duration_ms=2,12 sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6 snr_db=0,40",
+    "frames": "--preset classic --set duration_ms=2,12 "
+    "sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6 snr_db=0,40",
     # one carrier in a recording joined of pieces, each with its own gain
     "pieces": f"--set {SETTINGS} inside=0 cut=0.05 num_carriers=1 technologies=NR,NR,NR,LTE noise_only=0.1 "
     "sample_rates_hz=11.52e6,15.36e6,23.04e6,23.04e6,30.72e6,46.08e6,46.08e6,61.44e6 "
-    "nr_bandwidths_mhz=10,15,20,20,40,40,50 nr_spacings_khz=15,30,30 nr_ssb_periods_ms=5,10,20 agc=1 agc_steps=1,12",
+    "nr_bandwidths_mhz=10,15,20,20,40,40,50 nr_spacings_khz=15,30,30 nr_ssb_periods_ms=5,10,20 "
+    "agc=1 agc_steps=1,12",
     # no carrier, but signals that resemble one, and noise of changing level
     "others": f"--set {SETTINGS} noise_only=1 num_distractors=0,1,1,1,1,2,3 beyond=0.5 "
     "sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,10e6,15.36e6,20e6,20e6,20e6,20e6,25e6,40e6 "
@@ -175,7 +177,7 @@ def join(args):
 
 
 def join_sets(folders, output):
-    """Join the samples of several spectrogram sets in order. UserError if their front ends or classes differ."""
+    """Join spectrogram sets, their samples in order. UserError if front ends or classes differ."""
     descriptions = [json.loads((folder / DESCRIPTION).read_text()) for folder in folders]
     counts = [description["shape"][0] for description in descriptions]
     for description in descriptions:
@@ -198,9 +200,9 @@ def join_sets(folders, output):
 def train(args, script, kind, model, epochs, *flags):
     """Train a model and export it as OUTPUT/radio_KIND_vit_SIZE.safetensors."""
     common = (
-        f"--batch_size {args.batch_size} --epochs {epochs} --warmup_epochs {max(1, epochs // 10)} --blr {args.blr} "
-        f"--clip_grad 1.0 --seed {args.seed} --num_workers {args.num_workers} --device {args.device} "
-        f"--export_dtype float16 --licence Apache-2.0 --model {model}"
+        f"--model {model} --epochs {epochs} --warmup_epochs {max(1, epochs // 10)} "
+        f"--batch_size {args.batch_size} --blr {args.blr} --clip_grad 1.0 --seed {args.seed} --num_workers {args.num_workers} "
+        f"--device {args.device} --export_dtype float16 --licence Apache-2.0"
     )
     output = Path(args.output)
     flags = ["--data_path", output / "scenes", "--output_dir", output / f"{kind}_{args.size}", *flags]

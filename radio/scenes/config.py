@@ -1,4 +1,4 @@
-"""Scene configurations: every range and probability by name and unit, and the presets `classic` and `wild`."""
+"""Scene configurations: ranges and probabilities by name and unit; the presets `classic` and `wild`."""
 
 import difflib
 import math
@@ -223,8 +223,8 @@ def _number(text):
 
 WILD = SceneConfig()
 
-# MathWorks' spectrum-sensing frames, editions R2021b to R2022b. MathWorks sets SNRs of 40, 50 and 100 dB against 0 dBW.
-# An inverse FFT of 2048 points scales its grids of unit elements by 1 / N: SNRs of resource elements are 33 dB lower.
+# MathWorks' spectrum-sensing frames, editions R2021b to R2022b. Their SNRs of 40, 50 and 100 dB refer to 0 dBW.
+# The inverse FFT of 2048 points scales grids by 1 / N: the SNRs of resource elements are 33 dB lower.
 _CLASSIC = """
     sample_rates_hz=61.44e6 duration_ms=40.0 center_freq_hz=4e9
     noise_only=0.0 num_carriers=1,1,2 inside=0.0 cut=0.0 part_time=0.0 snr_db=7.0,17.0,67.0 power_range_db=0.0
@@ -232,9 +232,9 @@ _CLASSIC = """
     lte_bandwidths_mhz=5,10,15,20 lte_ports=1,2 lte_tdd=0.0 lte_control_symbols=2 lte_control_load=1.0
     lte_crs_boost_db=0.0 lte_sync_boost_db=0.0 lte_cell_ids=0
     nr_spacings_khz=15,30 nr_bandwidths_mhz=10,15,20,25,30,40,50 nr_cell_ids=1 nr_tdd=0.0 nr_ssb_periods_ms=20
-    nr_ssb_anywhere=0.0 nr_ssb_power_db=0.0 nr_beams=4,8 nr_coresets=full nr_coreset_whole=1.0 nr_coreset_symbols=2
-    nr_coreset_load=1.0 nr_coreset_periods_slots=1 nr_csi_rs=0.0 nr_dmrs_types=1 nr_dmrs_additional=0
-    nr_dmrs_power_db=0.0
+    nr_ssb_anywhere=0.0 nr_ssb_power_db=0.0 nr_beams=4,8 nr_coresets=full nr_coreset_whole=1.0
+    nr_coreset_symbols=2 nr_coreset_load=1.0 nr_coreset_periods_slots=1 nr_csi_rs=0.0 nr_dmrs_types=1
+    nr_dmrs_additional=0 nr_dmrs_power_db=0.0
     idle=0.0 full=0.0 modulation_bits=2 user_power_db=0.0 block_traffic=1.0
     fading_models=flat doppler_hz=0.0,10.0,500.0 still=0.0 compressed=0.0 soft_edges=0.0
     exact_clock=1.0 filtered=0.0 noisy_phase=0.0 unbalanced=0.0 dc_spike=0.0 agc=0.0 bits=0 overdriven=0.0

@@ -22,12 +22,12 @@ class Distractor:
         kind: one of `KINDS`.
         center_hz: from the centre of the band. Parts of the signal beyond the band are not sent.
         bandwidth_hz: 99 % bandwidth, of all hopping channels or carriers together.
-        snr_db: mean power while the signal is on (`baseband.mean_power`) over the noise in `bandwidth_hz`. Noise has
-            unit power per complex sample.
+        snr_db: mean power while the signal is on (`baseband.mean_power`) over the noise in `bandwidth_hz`.
+            Noise has unit power per complex sample.
         seed: of the signal's random values, 0 to 2^31 - 1.
         settings: keyword arguments of the kind's renderer, plain values.
-        delay_spread_s: rms delay spread of a static multipath channel, 0 to 100 ns; 0 for none. The channel has unit
-            mean power in `bandwidth_hz`.
+        delay_spread_s: rms delay spread of a static multipath channel, 0 to 100 ns; 0 for none.
+            The channel has unit mean power in `bandwidth_hz`.
     """
 
     kind: str
@@ -101,7 +101,7 @@ def add(iq, distractor, sample_rate_hz, stream):
 
 
 def _multipath(rng, distractor):
-    """Frequency response, Hz from the signal's centre to complex: 12 paths of exponential delay, equal mean power."""
+    """Frequency response (Hz from the signal's centre) of 12 paths of exponential delay, equal mean power."""
     if not distractor.delay_spread_s:
         return np.ones_like
     delays_s = np.minimum(rng.exponential(distractor.delay_spread_s, 12), 4 * distractor.delay_spread_s)

@@ -129,10 +129,10 @@ def _size(dice, technology):
 
 
 def _offset(dice, width_hz, used_hz, sample_rate_hz, passband_hz, margin_hz, inside):
-    """A carrier's centre, or None if the carrier does not fit: around the whole band, across an edge, or within.
+    """A carrier's centre, or None if it does not fit: around the whole band, across an edge, or within.
 
-    Within: the passband holds the channel, else its transmission bandwidth, else the sample rate holds the latter
-    (as in usual captures of 20 MHz at 19.2 Msps).
+    Within: the passband holds the channel, else the transmission bandwidth. Else the sample rate holds the
+    transmission bandwidth, as in usual captures of 20 MHz at 19.2 Msps.
     """
     config, rng = dice.config, dice.rng
     half_hz = sample_rate_hz / 2

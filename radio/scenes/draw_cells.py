@@ -141,9 +141,9 @@ def draw_traffic(dice, num_rb, idle, technology, spacing):
 
 
 def _broadcast(dice, num_rb, technology, spacing):
-    """System information on PDSCH, also of idle cells: (period, offset, first resource block, count), in slots.
+    """System information on PDSCH, also of idle cells: (period, offset in slots; first block, count).
 
-    LTE sends SIB1 in subframe 5 of every other frame (TS 36.331 5.2.1.2). NR cells that are no anchor send none.
+    LTE sends SIB1 in subframe 5 of every other frame (TS 36.331 5.2.1.2). Some NR cells send none.
     """
     rng, slots_per_ms = dice.rng, spacing // 15
     messages = [(20, 5)] if technology == "LTE" else []

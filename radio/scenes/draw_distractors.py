@@ -1,6 +1,7 @@
 """Draw the settings of each kind of distractor, with the parameters of real systems.
 
-Each function takes a numpy generator and a `Room`. It returns (bandwidth in Hz, settings); `TooNarrowError` if none fits.
+Each function takes a numpy generator and a `Room`. It returns (bandwidth in Hz, settings).
+If no signal of its kind fits, it raises `TooNarrowError`.
 """
 
 import math
@@ -224,8 +225,8 @@ def draw_noise_burst(rng, room):
     return noise_hz * (0.98 - 0.6 * edge), settings | {"burst_s": burst_s, "gap_s": gap_s, "step_db": step_db}
 
 
-# bandwidth, form, tones, spacing, length of a resource unit (TS 36.211 table 10.1.2.3-1). A single tone has rectangular
-# keying: 99 % of its energy lies within several times the spacing.
+# bandwidth, form, tones, spacing, length of a resource unit (TS 36.211 table 10.1.2.3-1)
+# A single tone has rectangular keying: its 99 % bandwidth is several times the spacing.
 _NBIOT = [
     (60e3, "npusch", 1, 3.75e3, 32e-3),
     (130e3, "npusch", 1, 15e3, 8e-3),
