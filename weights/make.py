@@ -201,8 +201,8 @@ def train(args, script, kind, model, epochs, *flags):
     """Train a model and export it as OUTPUT/radio_KIND_vit_SIZE.safetensors."""
     common = (
         f"--model {model} --epochs {epochs} --warmup_epochs {max(1, epochs // 10)} "
-        f"--batch_size {args.batch_size} --blr {args.blr} --clip_grad 1.0 --seed {args.seed} --num_workers {args.num_workers} "
-        f"--device {args.device} --export_dtype float16 --licence Apache-2.0"
+        f"--batch_size {args.batch_size} --blr {args.blr} --clip_grad 1.0 --seed {args.seed} "
+        f"--num_workers {args.num_workers} --device {args.device} --export_dtype float16 --licence Apache-2.0"
     )
     output = Path(args.output)
     flags = ["--data_path", output / "scenes", "--output_dir", output / f"{kind}_{args.size}", *flags]

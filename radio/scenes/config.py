@@ -223,7 +223,7 @@ def _number(text):
 
 WILD = SceneConfig()
 
-# MathWorks' spectrum-sensing frames, editions R2021b to R2022b. Their SNRs of 40, 50 and 100 dB refer to 0 dBW.
+# MathWorks' spectrum-sensing frames, R2021b to R2022b. Their SNRs of 40, 50 and 100 dB refer to 0 dBW.
 # The inverse FFT of 2048 points scales grids by 1 / N: the SNRs of resource elements are 33 dB lower.
 _CLASSIC = """
     sample_rates_hz=61.44e6 duration_ms=40.0 center_freq_hz=4e9

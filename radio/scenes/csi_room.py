@@ -1,8 +1,8 @@
 """Channel state information (CSI) of Wi-Fi in a room with a moving person: a ray model.
 
 The channel sums rays: line of sight, reflections from the room's six surfaces (image sources), furniture, and
-the person's eleven scatterers. Ray lengths give delays and phases, thus Doppler shifts, fading across subcarriers
-and antenna differences. `draw` makes a scene on the host; `render` makes its CSI on any device.
+the person's eleven scatterers. Ray lengths give delays and phases, thus Doppler shifts, fading across
+subcarriers and antenna differences. `draw` makes a scene on the host; `render` makes its CSI on any device.
 """
 
 import math
@@ -161,8 +161,8 @@ def response(lengths_m, gains, carrier_hz):
 def channel(scene, times_s):
     """The channel without the receiver: complex64 [antennas, 114, T]. times_s: float64 [T], on any device.
 
-    Amplitudes: λ / (4π d) in free space (Friis); λ √σ / ((4π)^1.5 d1 d2) by a scatterer of cross section σ (bistatic
-    radar equation). A torso in the first Fresnel zone of the line of sight shadows it.
+    Amplitudes: λ / (4π d) in free space (Friis); λ √σ / ((4π)^1.5 d1 d2) by a scatterer of cross section σ
+    (bistatic radar equation). A torso in the first Fresnel zone of the line of sight shadows it.
     """
     device, wavelength_m = times_s.device, scene.wavelength_m
     sources, bounces = (values.to(device) for values in image_sources(scene.tx_m, scene.room_m, 2))
