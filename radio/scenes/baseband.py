@@ -111,8 +111,8 @@ class Baseband(NamedTuple):
     """A signal at its low rate.
 
     parts: [(index of the first sample, frequency from the signal's centre in Hz, complex64 [samples])].
-    response: amplitude over frequency / rate up to `reach`, float64 array -> array. Pulse shaping may reach beyond
-        0.5, where the samples' spectrum repeats.
+    response: amplitude over frequency / rate up to `reach`, float64 array -> array. Pulse shaping may reach
+        beyond 0.5, where the samples' spectrum repeats.
     shaping: mean power after the response / before it.
     """
 
@@ -270,8 +270,8 @@ def oscillate(cycles):
 def gaussian_fsk(bits, samples_a_bit, index, bt):
     """Gaussian frequency shift keying: uint8 [..., bits] -> complex64 [..., bits × samples_a_bit].
 
-    index: modulation index, 2 × deviation / bit rate. bt: bandwidth-time product of the Gaussian filter, at least
-    0.3: a bit reaches over its neighbours only.
+    index: modulation index, 2 × deviation / bit rate. bt: bandwidth-time product of the Gaussian filter,
+    at least 0.3: a bit reaches over its neighbours only.
     """
     time = (np.arange(3 * samples_a_bit) + 0.5) / samples_a_bit - 1.5
     scale = math.pi * bt * math.sqrt(2 / math.log(2))

@@ -271,7 +271,7 @@ MODE_S_PREAMBLE_CHIPS = (0, 2, 7, 9)
 
 
 def _mode_s(stretch, rng, stream, *, messages_a_s):
-    """Mode S replies: a preamble, then 56 or 112 bits: a pulse in the first (1) or second (0) half of 1 µs."""
+    """Mode S replies: a preamble, 56 or 112 bits: a pulse in the first (1) or second (0) half of 1 µs."""
     clock = stretch.clock(16e6)
     chip = 8
     low = clock.zeros()
