@@ -423,7 +423,7 @@ def test_a_disk_too_small_for_the_contact_sheet(tmp_path, capsys):
     (("--set", "lte_bandwidths_mhz=7"), "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7"),
     (("--set", "nr_bandwidths_mhz=45"), "--set nr_bandwidths_mhz: expected some of"),
     (("--set", *SETTINGS, "lte_bandwidths_mhz=20", "technologies=LTE", "inside=0", "cut=0"),
-     "--set lte_bandwidths_mhz: expected a carrier that fits a band of 1.92 MHz; found 20"),
+     "--set lte_bandwidths_mhz: expected a carrier that fits a band of 1.92 MHz, or inside or cut above 0; found 20"),
     (("--set", "snr_db=20,0"), "--set snr_db: expected a range, the lower number first; found 20,0"),
     (("--set", "snr_db="), "--set snr_db: expected a range"),
     (("--set", "snr=1"), "--set snr=1: expected name=value with a field of SceneConfig"),

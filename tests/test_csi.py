@@ -139,7 +139,7 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
     expected = np.zeros((3, 114), complex)
     for antenna, receiver in enumerate(room.rx_m):
         for number, point in enumerate(csi_room.body(motion, times(0.01))[:, 0].tolist()):
-            area = csi_room._RCS_M2[number]
+            area = csi_room.RCS_M2[number]
             for source in [room.tx_m, *images] if number < 3 else [room.tx_m]:
                 out, back = math.dist(source, point), math.dist(point, receiver)
                 power = wavelength**2 * area / ((4 * math.pi) ** 3 * out**2 * back**2)

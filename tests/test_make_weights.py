@@ -117,7 +117,7 @@ def test_shards_of_several_recipes_are_not_joined(here, tmp_path):
     path = tmp_path / "shards" / "whole-000" / "train" / "set.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["Noise", "LTE", "NR"]}))
     folders = [tmp_path / "shards" / name / "train" for name in ("wild-000", "whole-000")]
-    with pytest.raises(UserError, match="expected shards of one recipe; found several"):
+    with pytest.raises(UserError, match="expected one front end and classes; found several"):
         make.join_sets(folders, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
 
@@ -129,4 +129,4 @@ def test_errors_end_in_a_line(tmp_path):
     done = command("weights/make.py", "--output", tmp_path / "new", "--only", "pretrain", "--device", "cpu")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "the same command goes on" in done.stderr
+    assert "run the same command to resume" in done.stderr

@@ -317,8 +317,16 @@ def test_wrong_settings_are_named(setting, said):
 
 
 def test_a_carrier_wider_than_the_band_is_an_error():
-    with pytest.raises(UserError, match="nr_bandwidths_mhz: expected a carrier that fits a band of 20 MHz; found 40"):
+    expected = "nr_bandwidths_mhz: expected a carrier that fits a band of 20 MHz, or inside or cut above 0; found 40"
+    with pytest.raises(UserError, match=expected):
         with_settings(CLASSIC, ["sample_rates_hz=20e6", "nr_bandwidths_mhz=40", "nr_spacings_khz=30"])
+
+
+def test_a_spacing_that_lacks_all_bandwidths_gives_way_to_another():
+    config = with_settings(WILD, ["nr_bandwidths_mhz=100", "technologies=NR", "noise_only=0"])
+    cells = [one.cell for scene in scenes(config, 12) for one in scene.transmissions]
+    assert cells
+    assert all(cell.num_rb == nr.RESOURCE_BLOCKS[cell.spacing_khz][100] for cell in cells)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,7 +1,4 @@
-"""Signals at a low rate of their own: what they are made of, and the way from there into a band.
-
-A waveform is a `Baseband`; `place` interpolates it to the sample rate, shifts it to its frequency and adds it.
-"""
+"""Signals at a low sample rate. A waveform is a `Baseband`; `place` adds it to a band."""
 
 import math
 from collections.abc import Callable
@@ -11,19 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from radio.scenes.ofdm import phasor
+from radio.scenes.ofdm import CHUNK_VALUES_ACCELERATOR, CHUNK_VALUES_CPU, phasor, random_symbols
 
-# Samples of the low rate beyond both ends of the stretch, and what a block of `place` computes beyond its own on each side:
-# what the responses below take to fade by 40 dB.
+# Low-rate samples beyond the stretch's ends and beyond a block of `place`: responses fade by 40 dB in them.
 MARGIN = 64
 _GUARD = 48
-# Above this ratio of rates a signal is interpolated twice: an FFT of a moderate length serves neither one.
+# Above this ratio of rates, a signal is interpolated in two steps: one step would need a very long FFT.
 _MAX_RATIO, _FIRST_RATIO = 64, 32
-_BAND_EDGE = 0.02  # of the sample rate: what lies beyond ±sample_rate / 2 is cut over an edge this wide
-
-# Values of a block of output computed at once.
-CHUNK_VALUES_CPU = 2**17
-CHUNK_VALUES_ACCELERATOR = 2**24
+_BAND_EDGE = 0.02  # width of the roll-off at the band's edges / sample rate
 
 
 class Stretch(NamedTuple):
@@ -38,12 +30,12 @@ class Stretch(NamedTuple):
         return self.num_samples / self.sample_rate_hz
 
     def clock(self, rate_hz):
-        """The low rate nearest to `rate_hz` that interpolates exactly to the sample rate (within some ten ppm)."""
+        """The low rate near `rate_hz` (some ten ppm) that interpolates exactly to the sample rate."""
         return Clock(snapped(rate_hz, self.sample_rate_hz), self.duration_s, self.device)
 
 
 class Clock(NamedTuple):
-    """A low rate, whose sample 0 lies `MARGIN` samples before the stretch."""
+    """A low rate. Sample 0 lies `MARGIN` samples before the stretch."""
 
     rate_hz: float
     duration_s: float
@@ -57,21 +49,45 @@ class Clock(NamedTuple):
         """Sample at `time_s` after the start of the stretch."""
         return MARGIN + round(time_s * self.rate_hz)
 
-    def zeros(self, dtype=torch.complex64):
-        return torch.zeros(self.count, dtype=dtype, device=self.device)
+    def zeros(self):
+        return torch.zeros(self.count, dtype=torch.complex64, device=self.device)
+
+    def tensor(self, samples):
+        """A numpy array as complex64 on the device."""
+        return torch.from_numpy(samples.astype(np.complex64)).to(self.device)
 
     def times(self):
         """Seconds since the start of the stretch: float64 [count]."""
         return (torch.arange(self.count, dtype=torch.float64, device=self.device) - MARGIN) / self.rate_hz
 
     def write(self, low, first, samples):
-        """Put samples into `low` from index `first` on, as far as they lie inside."""
+        """Write samples into `low` from index `first`; cut those outside."""
         begin, end = max(0, first), min(len(low), first + len(samples))
         if begin < end:
             low[begin:end] = samples[begin - first : end - first]
 
+    def points(self, shape, bits, stream):
+        """Random QAM points of `bits` bits: complex64 of a shape."""
+        return random_symbols(torch.full(shape, bits, dtype=torch.uint8, device=self.device), stream)
+
+    def bursts(self, rng, burst_s, gap_s, jitter=0.0):
+        """Times of bursts: [(start s, length s)], at least half of one inside the stretch.
+
+        jitter: gaps vary uniformly by this share.
+        """
+        start = rng.uniform(-0.5 * burst_s, min(gap_s, max(self.duration_s - burst_s / 2, 0.0)))
+        times = []
+        while start < self.duration_s:
+            times.append((start, burst_s))
+            start += burst_s + gap_s * (1 + jitter * rng.uniform(-1, 1))
+        return times
+
+    def keyed(self, low, rng, burst_s, gap_s, jitter, edge_s=0.0):
+        """A signal in bursts; unchanged if `gap_s` is 0."""
+        return low * self.gate(self.bursts(rng, burst_s, gap_s, jitter), edge_s) if gap_s else low
+
     def gate(self, bursts, edge_s, levels=None):
-        """Amplitude of a signal that is on during `bursts`, [(start s, length s)], sin² edges included: float32 [count]."""
+        """Amplitude over time of bursts [(start s, length s)] with sin² edges inside: float32 [count]."""
         gate = torch.zeros(self.count)
         edge = round(edge_s * self.rate_hz)
         ramp = torch.sin((torch.arange(edge) + 0.5) * (math.pi / 2 / max(1, edge))).square()
@@ -84,7 +100,7 @@ class Clock(NamedTuple):
 
 
 def flat_response(flat, stop):
-    """A response that is 1 up to `flat` of the rate and falls to 0 at `stop` as a squared cosine."""
+    """A response of 1 up to `flat` that falls to 0 at `stop` as a squared cosine, both / rate."""
     return lambda frequency: np.cos(np.pi / 2 * ((abs(frequency) - flat) / (stop - flat)).clip(0, 1)) ** 2
 
 
@@ -94,10 +110,10 @@ _WIDE = flat_response(0.4, 0.5)
 class Baseband(NamedTuple):
     """A signal at its low rate.
 
-    parts: (index of the first sample, frequency from the signal's centre in Hz, complex64 [samples]) each.
-    response: amplitude at a frequency in units of the rate (float64 array to array), up to `reach` of them; it may reach
-        beyond half the rate, where the spectrum of the samples repeats (pulse shaping).
-    shaping: mean power after the response by that before it.
+    parts: [(index of the first sample, frequency from the signal's centre in Hz, complex64 [samples])].
+    response: amplitude over frequency / rate up to `reach`, float64 array -> array. Pulse shaping may reach
+        beyond 0.5, where the samples' spectrum repeats.
+    shaping: mean power after the response / before it.
     """
 
     rate_hz: float
@@ -108,10 +124,10 @@ class Baseband(NamedTuple):
 
 
 def mean_power(baseband, clock):
-    """Mean power of a signal in the stretch over the samples in which it sends, 0 where it never does.
+    """Mean power of a signal in the stretch over the samples in which it is on; 0 if it is never on.
 
-    It sends in a sample whose power is over a hundredth of the mean of all powers, each weighted by itself: silence has no
-    part in that mean, and neither ringing nor a Gaussian signal's rare low samples change the result by 0.1 dB.
+    On: power above 1 % of the power-weighted mean power, which ignores silence. Ringing, and rare low samples
+    of Gaussian signals, change the result by less than 0.1 dB.
     """
     power = torch.zeros(clock.count, device=clock.device)
     for first, _, samples in baseband.parts:
@@ -119,8 +135,8 @@ def mean_power(baseband, clock):
         if begin < end:
             power[begin:end] += torch.view_as_real(samples[begin - first : end - first]).square().sum(dim=1)
     power = power[MARGIN : clock.count - MARGIN]
-    sends = power > 1e-2 * power.square().mean() / power.mean().clamp_min(1e-30)
-    return baseband.shaping * float((power * sends).sum(dtype=torch.float64) / sends.sum().clamp_min(1))
+    on = power > 1e-2 * power.square().mean() / power.mean().clamp_min(1e-30)
+    return baseband.shaping * float((power * on).sum(dtype=torch.float64) / on.sum().clamp_min(1))
 
 
 # From the low rate into the band
@@ -128,7 +144,7 @@ def mean_power(baseband, clock):
 
 @lru_cache(maxsize=1)
 def _smooth(limit=8192):
-    """Numbers up to `limit` whose FFT is fast, without a prime factor above 31, ascending."""
+    """FFT lengths up to `limit` without a prime factor above 31, ascending."""
     numbers = np.arange(1, limit + 1)
     rest = numbers.copy()
     for prime in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31):
@@ -139,7 +155,7 @@ def _smooth(limit=8192):
 
 @lru_cache(maxsize=1024)
 def _ratio(rate_hz, sample_rate_hz):
-    """Smooth numbers (a, b) with rate / sample rate close to a / b."""
+    """Smooth numbers (a, b): rate / sample rate is nearly a / b."""
     ratio = sample_rate_hz / rate_hz
     smooth = _smooth()
     low = smooth[smooth <= max(1, min(2048, 6000 / ratio))]
@@ -159,30 +175,30 @@ def snapped(rate_hz, sample_rate_hz):
 
 
 def place(iq, low, first, rate_hz, offset_hz, sample_rate_hz, gain, response=_WIDE, reach=0.5):
-    """Add samples of a low rate to a stretch of IQ, interpolated, shifted in frequency and cut at the band's edges.
+    """Interpolate low-rate samples, shift their frequency, and add the part inside the band to IQ.
 
-    Overlapping blocks: an FFT at the low rate, its bins moved and weighted, an inverse FFT at the sample rate.
+    Overlapping blocks: an FFT at the low rate, bins moved and weighted, an inverse FFT at the sample rate.
 
     Args:
-        iq: complex64 [samples], added to in place.
-        low: complex64 [low samples] on its device; before and behind them lies silence.
-        first: time of the first of them, in samples of the low rate, from the start of `iq`; may be negative.
-        rate_hz: as `snapped` gives it.
-        offset_hz: frequency that 0 Hz of `low` moves to.
+        iq: complex64 [samples], changed in place.
+        low: complex64 [low samples] on its device; silence surrounds them.
+        first: position of `low` after the start of `iq`, in low samples; may be negative or a fraction.
+        rate_hz: a result of `snapped`.
+        offset_hz: new frequency of 0 Hz.
         gain: amplitude factor.
         response, reach: see `Baseband`.
     """
     if sample_rate_hz / rate_hz > _MAX_RATIO:
-        # A silent margin of the intermediate rate around the samples takes the response's tails.
+        # The response's tails lie in a margin at the intermediate rate.
         between_hz = sample_rate_hz / _FIRST_RATIO
         margin = math.ceil(_GUARD * between_hz / rate_hz)
-        start = math.floor(first * between_hz / rate_hz) - margin
-        start = max(start, -MARGIN)
-        end = min(math.ceil((first + len(low)) * between_hz / rate_hz) + margin, len(iq) // _FIRST_RATIO + MARGIN)
+        start = max(math.floor(first * between_hz / rate_hz) - margin, -MARGIN)
+        end = math.ceil((first + len(low)) * between_hz / rate_hz) + margin
+        end = min(end, len(iq) // _FIRST_RATIO + MARGIN)
         if end <= start:
             return
         between = torch.zeros(end - start, dtype=torch.complex64, device=iq.device)
-        # time of `low` as seen from the first sample of `between`: a fraction of a low sample is a phase per frequency
+        # position of `low` after the first sample of `between`
         shift = first - start * rate_hz / between_hz
         _interpolate(between, low, shift, rate_hz, 0.0, between_hz, gain, response, reach)
         place(iq, between, start, between_hz, offset_hz, sample_rate_hz, 1.0)
@@ -192,14 +208,14 @@ def place(iq, low, first, rate_hz, offset_hz, sample_rate_hz, gain, response=_WI
 
 def _interpolate(iq, low, first, rate_hz, offset_hz, sample_rate_hz, gain, response, reach):
     a, b = _ratio(rate_hz, sample_rate_hz)
-    guard = math.ceil(_GUARD * max(1 / a, 1.5 / b))  # the band's edges take as many samples at the sample rate
+    guard = math.ceil(_GUARD * max(1 / a, 1.5 / b))  # enough for the band's edges too
     smooth = _smooth()
     blocks = int(smooth[np.searchsorted(smooth, max(10 * guard, 512 / a))])
     size, out_size = a * blocks, b * blocks
     hop, out_hop = a * (blocks - 2 * guard), b * (blocks - 2 * guard)
     whole = math.floor(first)
 
-    # weights of the bins that are sent, after the shift by a whole number of them
+    # weights of the bins inside the band, after a shift by whole bins
     moved = round(offset_hz / sample_rate_hz * out_size)
     bins = np.arange(-math.floor(reach * size), math.floor(reach * size) + 1)
     bins = bins[abs(bins + moved) < out_size / 2]
@@ -222,15 +238,16 @@ def _interpolate(iq, low, first, rate_hz, offset_hz, sample_rate_hz, gain, respo
     end = min(-(-len(iq) // out_hop), (whole + len(low) + a * guard) // hop + 1)
     for row in range(begin, end, rows):
         count = min(rows, end - row)
-        at = row * hop - a * guard - whole  # of the first sample, in `low`
+        at = row * hop - a * guard - whole  # index in `low`
         until = at + (count - 1) * hop + size
         piece = low[max(0, at) : max(0, until)]
         if iq.device.type == "cpu" and not piece.any():
             continue
         if at < 0 or until > len(low):
-            piece = torch.nn.functional.pad(piece, (max(0, -at), max(0, until - max(len(low), at))))[: until - at]
+            silence = (max(0, -at), max(0, until - max(len(low), at)))
+            piece = torch.nn.functional.pad(piece, silence)[: until - at]
 
-        # the shift's phase at the first sample that the row is for: offset_hz × row × out_hop / sample_rate_hz
+        # phase of the shift at each row's first output sample: offset_hz × row × out_hop / sample_rate_hz
         cycles = (offset_hz / sample_rate_hz * out_hop) * torch.arange(row, row + count, dtype=torch.float64)
         turn = (2 * math.pi) * ((cycles - moved * b * guard / out_size) % 1.0)
         turn = torch.polar(torch.ones_like(turn), turn).to(torch.complex64).to(iq.device)
@@ -244,40 +261,22 @@ def _interpolate(iq, low, first, rate_hz, offset_hz, sample_rate_hz, gain, respo
         target += samples[: len(target)]
 
 
-# Building blocks
-
-
-def bursts(rng, duration_s, burst_s, gap_s, jitter=0.0):
-    """When a signal is on: [(start s, length s)], one of them at least half inside; all the time where `gap_s` is 0.
-
-    jitter: a gap is uniform within this share of `gap_s` around it.
-    """
-    if not gap_s:
-        return [(-1.0, duration_s + 2.0)]
-    start = rng.uniform(-0.5 * burst_s, min(gap_s, max(duration_s - burst_s / 2, 0.0)))
-    times = []
-    while start < duration_s:
-        times.append((start, burst_s))
-        start += burst_s + gap_s * (1 + jitter * rng.uniform(-1, 1))
-    return times
-
-
 def oscillate(cycles):
-    """exp(j 2π cycles) of float64 cycles on any device: complex64."""
+    """exp(j 2π cycles), float64 -> complex64."""
     angle = ((cycles % 1.0) * (2 * math.pi)).float()
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def gaussian_fsk(bits, samples_a_bit, index, bt):
-    """Gaussian frequency shift keying of phase 0 at its start: uint8 [..., bits] -> complex64 [..., bits × samples_a_bit].
+    """Gaussian frequency shift keying: uint8 [..., bits] -> complex64 [..., bits × samples_a_bit].
 
-    index: modulation index, twice the deviation by the bit rate. bt: bandwidth-time product of the Gaussian filter; a bit
-    reaches over its neighbours only, which holds for 0.3 and more.
+    index: modulation index, 2 × deviation / bit rate. bt: bandwidth-time product of the Gaussian filter,
+    at least 0.3: a bit reaches over its neighbours only.
     """
     time = (np.arange(3 * samples_a_bit) + 0.5) / samples_a_bit - 1.5
     scale = math.pi * bt * math.sqrt(2 / math.log(2))
     erf = np.array([math.erf(scale * (t + 0.5)) - math.erf(scale * (t - 0.5)) for t in time]) / 2
-    pulse = erf.reshape(3, samples_a_bit)  # what the next, this and the previous bit give to this one's time
+    pulse = erf.reshape(3, samples_a_bit)  # shares of the next, this and the previous bit
     signs = 1.0 - 2.0 * ((np.arange(8)[:, None] >> np.arange(3)) & 1)  # (8, 3): next, this, previous
     table = -torch.from_numpy(signs @ pulse * (index / 2 / samples_a_bit)).to(bits.device)  # cycles a sample
     bits = bits.long()
@@ -285,12 +284,3 @@ def gaussian_fsk(bits, samples_a_bit, index, bt):
     previous = torch.cat([bits[..., :1], bits[..., :-1]], dim=-1)
     steps = table[following + 2 * bits + 4 * previous].flatten(-2)
     return oscillate(steps.cumsum(-1))
-
-
-def root_raised_cosine(roll_off):
-    """Amplitude response of a root-raised-cosine filter; frequencies in units of the symbol rate."""
-    return lambda frequency: np.cos(np.pi / 2 * ((abs(frequency) - (1 - roll_off) / 2) / roll_off).clip(0, 1))
-
-
-def random_bits(stream, count, device):
-    return stream.octets(count, device) & 1

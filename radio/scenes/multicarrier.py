@@ -1,34 +1,34 @@
-"""Waveforms of OFDM systems other than NR and LTE: Wi-Fi, DVB-T, DAB and NB-IoT.
-
-Each is a function as those of `radio.scenes.waveforms` are.
-"""
+"""OFDM waveforms of distractors: Wi-Fi, DVB-T, DAB and NB-IoT; functions as in `radio.scenes.waveforms`."""
 
 import math
 
 import numpy as np
 import torch
 
-from radio.scenes.baseband import Baseband, bursts, flat_response, oscillate
-from radio.scenes.ofdm import phasor, random_symbols
+from radio.scenes.baseband import Baseband, flat_response, oscillate
+from radio.scenes.ofdm import phasor
 
-# IEEE 802.11-2020 17.3.3: the long training symbol on subcarriers -26 to 26; the short one's signs on -24, -20, ... 24.
+# Training symbols, IEEE 802.11-2020 17.3.3: long on subcarriers -26 to 26, short on -24, -20, ... 24
 _LONG = "++--++-+-++++++--++-+-++++0+--++-+-+-----++--+-+-++++"
 _SHORT = "+-+--+0--++++"
 _WIFI_SPACING_HZ = 312.5e3
 _WIFI_GUARD_S, _SIFS_S, _SLOT_S = 0.8e-6, 16e-6, 9e-6  # table 17-21; DIFS is SIFS and two slots
-_WIFI_PREAMBLE_S, _WIFI_SYMBOL_S = 20e-6, 4e-6  # training fields and SIGNAL; a symbol of the preamble
+_WIFI_PREAMBLE_S, _WIFI_SYMBOL_S = 20e-6, 4e-6  # the preamble has training fields and SIGNAL
 
 
 def ofdm(stretch, rng, stream, *, system, **settings):
-    """OFDM of another numerology than that of LTE and NR: `system` "wifi", "dvbt" or "dab"."""
+    """OFDM of another numerology than LTE and NR: `system` "wifi", "dvbt" or "dab"."""
     return {"wifi": _wifi, "dvbt": _dvbt, "dab": _dab}[system](stretch, rng, stream, **settings)
 
 
-def _wifi(stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, frame_s, idle_s, acks):
-    """Frames with the legacy preamble, after SIFS an ACK, after DIFS and a back-off the next.
+def _wifi(
+    stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, frame_s, idle_s, acks
+):
+    """Frames with the legacy preamble; an ACK after SIFS; the next frame after DIFS and a back-off.
 
-    width_hz: 20, 40 or 80 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax). highest: subcarrier that is used;
-    nulls: how many around DC are not. frame_s: the longest frame. idle_s: mean silence beyond the back-off.
+    width_hz: 20, 40 or 80 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax).
+    highest: last used subcarrier; nulls: unused ones around DC.
+    frame_s: the longest frame. idle_s: mean silence beyond the back-off.
     """
     clock = stretch.clock(width_hz)
     size, guard = round(width_hz / spacing_hz), round(width_hz * _WIFI_GUARD_S)
@@ -46,12 +46,13 @@ def _wifi(stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_
         start += _SIFS_S + (2 + rng.integers(16)) * _SLOT_S + (rng.exponential(idle_s) if idle_s else 0.0)
 
     preamble = _wifi_preamble(width_hz, clock.device)
-    carriers = np.concatenate([np.arange(-highest, 0), np.arange(1, highest + 1)])
-    data = _ofdm_symbols(stream.child(0), sum(f[1] for f in frames if not f[3]), size, guard,
-                         carriers[2 * abs(carriers) > nulls], bits_a_symbol, clock.device)
-    legacy = np.arange(-26, 27)[:, None] + _channels(width_hz)
-    answers = _ofdm_symbols(stream.child(1), 2 * len(frames) + 1, round(width_hz / _WIFI_SPACING_HZ), guard,
-                            np.sort(legacy[np.arange(53) != 26].ravel()), 1, clock.device)
+    carriers = np.arange(-highest, highest + 1)
+    carriers = carriers[2 * abs(carriers) > nulls]
+    count = sum(symbols for _, symbols, _, is_ack in frames if not is_ack)
+    data = _ofdm_symbols(clock, stream.child(0), count, size, guard, carriers, bits_a_symbol)
+    used = _without_dc(26)[:, None] + _channels(width_hz)
+    legacy = (2 * len(frames) + 1, round(width_hz / _WIFI_SPACING_HZ), guard, np.sort(used.ravel()))
+    answers = _ofdm_symbols(clock, stream.child(1), *legacy, 1)
     low, used, answered = clock.zeros(), 0, 1
     for start_s, symbols, db, is_ack in frames:
         body = answers[answered : answered + 2] if is_ack else data[used : used + symbols]
@@ -59,6 +60,11 @@ def _wifi(stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_
         level = complex(10 ** (db / 20) * np.exp(2j * np.pi * rng.random()))
         clock.write(low, clock.index(start_s), torch.cat([preamble, answers[0], body.flatten()]) * level)
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.46, 0.5))
+
+
+def _without_dc(highest):
+    """Subcarriers -highest to highest without 0."""
+    return np.concatenate([np.arange(-highest, 0), np.arange(1, highest + 1)])
 
 
 def _channels(width_hz):
@@ -81,81 +87,74 @@ def _wifi_preamble(width_hz, device):
     return torch.from_numpy(np.concatenate(fields).astype(np.complex64)).to(device)
 
 
-def _ofdm_symbols(stream, count, size, guard, carriers, bits_a_symbol, device):
-    """Random symbols of unit mean power on `carriers` (signed), 1 bit a symbol for BPSK: complex64 [count, guard + size]."""
-    order = torch.full((count, len(carriers)), max(2, bits_a_symbol), dtype=torch.uint8, device=device)
-    points = random_symbols(order, stream)
+def _ofdm_symbols(clock, stream, count, size, guard, carriers, bits_a_symbol):
+    """Random symbols of unit mean power; 1 bit a symbol is BPSK: complex64 [count, guard + size]."""
+    points = clock.points((count, len(carriers)), max(2, bits_a_symbol), stream)
     if bits_a_symbol == 1:
         points = (points.real * math.sqrt(2)).to(torch.complex64)
-    values = torch.zeros(count, size, dtype=torch.complex64, device=device)
-    values[:, torch.from_numpy(carriers % size).to(device)] = points * math.sqrt(size / len(carriers))
-    return _cyclic(values, guard)
+    return _modulate(points * math.sqrt(size / len(carriers)), carriers, size, guard)
 
 
-def _cyclic(values, prefix):
-    """OFDM symbols with their prefix: complex64 [..., n] in the order of the FFT -> [..., prefix + n] of unit mean power."""
+def _modulate(points, carriers, size, guard):
+    """Points on signed subcarriers -> symbols with cyclic prefix, complex64 [count, guard + size]."""
+    values = torch.zeros(len(points), size, dtype=torch.complex64, device=points.device)
+    values[:, torch.from_numpy(carriers % size).to(points.device)] = points
     time = torch.fft.ifft(values, norm="ortho")
-    return torch.cat([time[..., values.shape[-1] - prefix :], time], dim=-1)
+    return torch.cat([time[:, size - guard :], time], dim=-1)
 
 
 def _dvbt(stretch, rng, stream, *, channel_hz, size, guard_share, bits_a_symbol):
-    """Terrestrial television, ETSI EN 300 744: symbols without a pause, scattered pilots at 16/9 of the power (4.5.3)."""
+    """Terrestrial television, ETSI EN 300 744, with scattered pilots at 16/9 of the power (4.5.3)."""
     clock = stretch.clock(channel_hz * 8 / 7)
     guard = round(size * guard_share)
     highest = {2048: 852, 8192: 3408}[size]
     count = clock.count // (size + guard) + 2
     carriers = np.arange(-highest, highest + 1)
-    order = torch.full((count, len(carriers)), bits_a_symbol, dtype=torch.uint8, device=clock.device)
-    points = random_symbols(order, stream)
-    signs = torch.from_numpy(rng.choice([-4 / 3, 4 / 3], len(carriers)).astype(np.complex64)).to(clock.device)
+    points = clock.points((count, len(carriers)), bits_a_symbol, stream)
+    pilots = clock.tensor(rng.choice([-4 / 3, 4 / 3], len(carriers)))
     for phase in range(4):
-        points[phase::4, 3 * phase :: 12] = signs[3 * phase :: 12]
-    values = torch.zeros(count, size, dtype=torch.complex64, device=clock.device)
-    values[:, torch.from_numpy(carriers % size).to(clock.device)] = points
+        points[phase::4, 3 * phase :: 12] = pilots[3 * phase :: 12]
     start = rng.integers(size + guard)
-    low = _cyclic(values, guard).flatten()[start : start + clock.count]
+    low = _modulate(points, carriers, size, guard).flatten()[start : start + clock.count]
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.43, 0.5))
 
 
 def _dab(stretch, rng, stream):
-    """Digital audio, ETSI EN 300 401 mode I (14.2): frames of 96 ms, a null symbol and 76 of 1536 subcarriers."""
+    """Digital audio, ETSI EN 300 401 mode I (14.2): frames of 96 ms, a null symbol, then 76 symbols."""
     null, size, guard, symbols = 2656, 2048, 504, 76
     clock = stretch.clock(2.048e6)
     frame = null + symbols * (size + guard)
     start = rng.integers(frame)
-    carriers = np.concatenate([np.arange(-768, 0), np.arange(1, 769)])
     low = clock.zeros()
     for number in range((start + clock.count) // frame + 1):
-        time = _ofdm_symbols(stream.child(number), symbols, size, guard, carriers, 2, clock.device)
+        time = _ofdm_symbols(clock, stream.child(number), symbols, size, guard, _without_dc(768), 2)
         clock.write(low, number * frame + null - start, time.flatten())
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
 def nbiot(stretch, rng, stream, *, form, tones, spacing_hz, burst_s, gap_s):
-    """NB-IoT uplink, TS 36.211 10.1: `form` "npusch" (single- and multi-tone) or "nprach" (a tone that hops)."""
+    """NB-IoT uplink, TS 36.211 10.1: `form` "npusch" (one or more tones) or "nprach" (a hopping tone)."""
     clock = stretch.clock(1.92e6)
-    times = bursts(rng, stretch.duration_s, burst_s, gap_s, jitter=0.3)
+    times = clock.bursts(rng, burst_s, gap_s, 0.3)
     if form == "nprach":
         low = _nprach(clock, rng, tones, spacing_hz)
     else:
         size = round(1.92e6 / spacing_hz)
-        # 10.1.2.3: at 15 kHz as in LTE (the longer prefix of each slot is the guard here), at 3.75 kHz 8.3 µs and a guard
+        # Prefixes, 10.1.2.3: of LTE at 15 kHz, 8.3 µs at 3.75 kHz. A guard fills each slot.
         slot, guard = (960, 9) if spacing_hz == 15e3 else (3840, 16)
         count = 7 * (clock.count // slot + 1)
-        order = torch.full((count, tones), 2, dtype=torch.uint8, device=clock.device)
-        points = random_symbols(order, stream)
-        points *= torch.tensor([1, complex(math.sqrt(0.5), math.sqrt(0.5))], device=clock.device).repeat(count)[:count, None]
-        values = torch.zeros(count, size, dtype=torch.complex64, device=clock.device)
-        values[:, :tones] = torch.fft.fft(points, norm="ortho")
-        rows = torch.nn.functional.pad(_cyclic(values, guard).view(-1, 7 * (size + guard)), (0, slot - 7 * (size + guard)))
-        low = rows.flatten()[: clock.count]
+        points = clock.points((count, tones), 2, stream)
+        points[1::2] *= complex(math.sqrt(0.5), math.sqrt(0.5))
+        symbols = _modulate(torch.fft.fft(points, norm="ortho"), np.arange(tones), size, guard)
+        rows = symbols.view(-1, 7 * (size + guard))
+        low = torch.nn.functional.pad(rows, (0, slot - rows.shape[1])).flatten()[: clock.count]
         low = low * phasor(-(tones - 1) / 2 * spacing_hz / clock.rate_hz, len(low), clock.device)
     low = low * clock.gate(times, 5e-6)
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.05, 0.075), 0.075)
 
 
 def _nprach(clock, rng, tones, spacing_hz):
-    """Symbol groups of format 1 (TS 36.211 10.1.6: 1.6 ms), hops of 1, 6, 1 tones, then a random one."""
+    """Symbol groups of format 1 (TS 36.211 10.1.6: 1.6 ms): hops of 1, 6 and 1 tones, then a random hop."""
     group = round(1.6e-3 * clock.rate_hz)
     tone_number, numbers = rng.integers(tones), []
     for position in range(clock.count // group + 2):
