@@ -35,23 +35,14 @@ def check_ranges(values, prefix=""):
 
 @dataclass(frozen=True)
 class LabelledStretch:
-    """The labels of one contiguous stretch of a recording.
+    """The labels of one contiguous stretch of a recording."""
 
-    Image and class map have at most `labelling.planes.PICTURE_COLUMNS` columns.
-
-    Args:
-        recording: the stretch's first channel.
-        found: list of `Carrier`, times from the stretch's first sample.
-        image: mean dB of each cell, float32 [rows, columns], row 0 the lowest frequency.
-        class_map: the likeliest class of each cell, uint8 [rows, columns].
-        true: `Carrier`s of the recording's annotations, if they were asked for.
-    """
-
-    recording: Recording
-    found: list
-    image: np.ndarray
-    class_map: np.ndarray
-    true: list | None = None
+    recording: Recording  # the first channel
+    found: list  # of `Carrier`, times from the stretch's first sample
+    # of each cell, row 0 the lowest frequency, in at most `labelling.planes.PICTURE_COLUMNS` columns
+    image: np.ndarray  # mean dB: float32 [rows, columns]
+    class_map: np.ndarray  # the likeliest class: uint8 [rows, columns]
+    true: list | None = None  # `Carrier`s of the annotations, if they were asked for
 
     @property
     def start_s(self):
@@ -129,11 +120,7 @@ class Labels(Sequence):
     """A sequence of the `radio.carriers.Carrier`s in a recording, with its class map and picture.
 
     Times count from the file's first sample. Frequencies are at RF if the centre frequency is known.
-
-    Args:
-        stretches: list of `LabelledStretch`.
-        class_names: by class id.
-        weights: their name.
+    `stretches` holds a `LabelledStretch` for each stretch of the recording.
     """
 
     def __init__(self, stretches, class_names, weights):

@@ -29,25 +29,16 @@ READERS = 12  # most threads that read for a GPU
 
 @dataclass
 class Segmenter:
-    """A model with the front end that it was trained with.
+    """A model, in eval mode on `device`, with the front end that it was trained with."""
 
-    Args:
-        model: [B, 1, rows, columns] -> logits [B, classes, rows, columns], in eval mode on `device`.
-        front_end: `radio.spectrogram.Spectrogram`, on `device`.
-        class_names: by class id.
-        autocast: makes the context of the forward pass.
-        workers: threads. For a GPU they read. On a CPU each computes batches of its own, which is faster than
-            torch's threads inside an operation.
-        pool: a `RegionPool` that finds regions; None: the calling thread finds them.
-    """
-
-    model: torch.nn.Module
-    front_end: torch.nn.Module
-    class_names: list
+    model: torch.nn.Module  # [B, 1, rows, columns] -> logits [B, classes, rows, columns]
+    front_end: torch.nn.Module  # `radio.spectrogram.Spectrogram`, on `device`
+    class_names: list  # by class id
     device: torch.device
-    autocast: object
+    autocast: object  # makes the context of the forward pass
+    # Threads. For a GPU they read. On a CPU each computes its own batches, which beats torch's own threads.
     workers: int = 1
-    pool: RegionPool | None = None
+    pool: RegionPool | None = None  # finds regions; None: the calling thread does
     timings: Timings = field(default_factory=Timings)
     _compiled: object = None
     _full: int = 0  # images of a full batch
@@ -185,7 +176,8 @@ class Segmenter:
         with self.timings.part("front end", threads, self.device):
             images = self.front_end.from_decibels(decibels)
         with self.timings.part("network", threads, self.device):
-            model = self._compiled if self._compiled and len(images) >= self._full else self.model
+            is_compiled = self._compiled is not None and len(images) >= self._full
+            model = self._compiled if is_compiled else self.model
             with self.autocast():
                 logits = model(images)
             planes = torch.cat([logits.float().softmax(dim=1), decibels], dim=1)

@@ -13,17 +13,11 @@ from util.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledRecording:
-    """A file of recordings, or one recording of an archive.
+    """A file of recordings, or one recording of an archive."""
 
-    Args:
-        stretches: lists of `Recording`s, the channels of each stretch.
-        metadata: SigMF.
-        output: path of the files to write, without suffix.
-    """
-
-    stretches: list
-    metadata: dict
-    output: Path
+    stretches: list  # lists of `Recording`s, the channels of each stretch
+    metadata: dict  # SigMF
+    output: Path  # of the files to write, without suffix
 
     @property
     def first(self):
@@ -64,8 +58,7 @@ def plan(recordings, names, output, center_freq_hz=None):
 
     Args:
         recordings: of `find_recordings`.
-        names: relative path of each recording's file.
-        output: folder.
+        names: relative path of each recording's file, for its place in the folder `output`.
         center_freq_hz: for captures that do not say theirs.
 
     Raises:

@@ -42,17 +42,11 @@ class Tiling:
 
 @dataclass
 class Run:
-    """Consecutive columns of a stretch, in blocks that follow each other.
+    """Consecutive columns of a stretch, in blocks that follow each other."""
 
-    Args:
-        first: the first column, counted from the stretch's first.
-        ends: end columns of the blocks, counted likewise.
-        planes: float32 [classes + 1, F, columns]: probabilities, and dB as the last plane.
-    """
-
-    first: int
-    ends: list[int]
-    planes: torch.Tensor
+    first: int  # column of the stretch
+    ends: list[int]  # of the blocks, in columns of the stretch
+    planes: torch.Tensor  # float32 [classes + 1, F, columns]: probabilities, and dB as the last plane
 
     @property
     def probabilities(self):

@@ -29,19 +29,13 @@ DEFAULT_DURATION_S = FRAME_S / 2  # of NR and LTE: LTE repeats its synchronisati
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as a carrier.
+    """What counts as a carrier."""
 
-    Args:
-        min_bandwidth_hz: None for two image rows.
-        min_duration_s: None for two image columns; for NR and LTE half a frame, or half of a shorter stretch.
-        min_confidence: mean probability of the label over the rectangle.
-        bridge_s: longest silence inside a carrier.
-    """
-
-    min_bandwidth_hz: float | None = None
+    min_bandwidth_hz: float | None = None  # None: two image rows
+    # None: two image columns; for NR and LTE half a frame, or half of a shorter stretch
     min_duration_s: float | None = None
-    min_confidence: float = DEFAULT_CONFIDENCE
-    bridge_s: float = DEFAULT_BRIDGE_S
+    min_confidence: float = DEFAULT_CONFIDENCE  # mean probability of the label over the rectangle
+    bridge_s: float = DEFAULT_BRIDGE_S  # longest silence inside a carrier
 
 
 @dataclass(frozen=True)

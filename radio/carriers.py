@@ -18,25 +18,14 @@ _CONFIDENCE = re.compile(r"(?:^|;)\s*confidence=(\d*\.?\d+(?:e[+-]?\d+)?)\s*(?:;
 
 @dataclass(frozen=True)
 class Carrier:
-    """A carrier's transmission bandwidth for as long as it is on.
+    """A carrier's transmission bandwidth for as long as it is on. Impossible values are a ValueError."""
 
-    Args:
-        label: a class name, or any text of a foreign annotation.
-        start_s: from the first sample of the stretch; negative if the carrier began before.
-        duration_s: infinite for "to the end of the stretch".
-        freq_lower_hz, freq_upper_hz: at RF if the centre frequency is known, else from the centre.
-        confidence: 0 to 1, of a carrier that a model found.
-
-    Raises:
-        ValueError: a negative extent, or a value that is not finite or out of range.
-    """
-
-    label: str
-    start_s: float
-    duration_s: float
-    freq_lower_hz: float
+    label: str  # a class name, or any text of a foreign annotation
+    start_s: float  # from the first sample of the stretch; negative if the carrier began before
+    duration_s: float  # infinite for "to the end of the stretch"
+    freq_lower_hz: float  # at RF if the centre frequency is known, else from the centre
     freq_upper_hz: float
-    confidence: float | None = None
+    confidence: float | None = None  # 0 to 1, of a carrier that a model found
 
     def __post_init__(self):
         if not (math.isfinite(self.start_s) and self.duration_s >= 0):
@@ -60,9 +49,9 @@ class Carrier:
 
 
 def to_annotation(carrier, sample_rate_hz, sample_offset=0, num_samples=math.inf):
-    """A carrier as a SigMF annotation (section "Annotations Array"), a dict; ends are rounded to whole samples.
+    """A carrier as a SigMF annotation (section "Annotations Array"), a dict; ends are rounded to samples.
 
-    An infinite duration without `num_samples` gives no `core:sample_count`: SigMF reads "to the capture's end".
+    An infinite duration without `num_samples` gives no `core:sample_count`: "to the capture's end" in SigMF.
 
     Args:
         sample_offset: SigMF's index of the sample that the carrier's times count from. For a stretch of a

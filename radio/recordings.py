@@ -34,31 +34,20 @@ _KNOWN = " ".join(SAMPLE_SUFFIXES)
 
 @dataclass(frozen=True)
 class Recording:
-    """One channel of one contiguous stretch of a recording.
+    """One channel of one contiguous stretch of a recording."""
 
-    Args:
-        path: the file that a user knows: .sigmf-meta, .sigmf, .npy or raw.
-        name: the path's last part, and if there are several, " [member]", " [capture 2]" (the first of the
-            stretch, from 0) and " [channel 1]" (from 0).
-        center_freq_hz: None if the file does not say.
-        datatype: SigMF's name, for example "ci16_le".
-        sample_start: index of the first sample in the data file, per channel, without `core:offset`.
-        annotations: SigMF annotations that overlap the stretch, for all channels; None for npy and raw files.
-            `core:sample_start` counts from the stretch's first sample and may be negative.
-            `core:sample_count` reaches the capture's end if the file leaves it out.
-        member: name of the metadata in an archive.
-    """
-
-    path: Path
-    name: str
+    path: Path  # the file that a user knows: .sigmf-meta, .sigmf, .npy or raw
+    name: str  # the path's last part; if there are several, with " [member] [capture 0] [channel 1]"
     sample_rate_hz: float
-    center_freq_hz: float | None
+    center_freq_hz: float | None  # None if the file does not say
     num_samples: int
-    datatype: str
-    sample_start: int
+    datatype: str  # SigMF's name, for example "ci16_le"
+    sample_start: int  # in the data file, per channel, without `core:offset`
     layout: Layout = field(repr=False)
+    # SigMF annotations that overlap the stretch, for all channels; None for npy and raw files. Their
+    # `core:sample_start` counts from the stretch's first sample, and `core:sample_count` is never missing.
     annotations: tuple | None = field(default=None, repr=False, compare=False)  # dicts have no hash
-    member: str | None = None
+    member: str | None = None  # name of the metadata in an archive
 
     @property
     def duration_s(self):
