@@ -23,8 +23,8 @@ from util.errors import UserError as _UserError
 from util.errors import warn as _warn
 
 # torch.hub looks for these before it calls an entry.
-dependencies = "torch torchvision timm einops numpy scipy safetensors sigmf matplotlib".split()
-dependencies += "huggingface_hub filelock requests tqdm".split()
+dependencies = ["torch", "torchvision", "timm", "einops", "numpy", "scipy", "safetensors", "sigmf"]
+dependencies += ["matplotlib", "huggingface_hub", "filelock", "requests", "tqdm"]
 
 _DOC = """{about}
 
