@@ -1,16 +1,16 @@
-"""The Python interface: models, with and without weights, and a labeller of recordings, through torch.hub.
+"""The Python interface through torch.hub: models, with and without weights, and a labeller of recordings.
 
     import torch
     labeller = torch.hub.load(".", "labeller", source="local")
     for carrier in labeller.label("capture.sigmf-meta"):
         print(carrier)
 
-    model = torch.hub.load(".", "radio_mae_vit_tiny", source="local")             # a released file of weights
-    encoder = torch.hub.load(".", "vit_small_patch16", source="local",            # a preset, started from a file
-                             pretrained="output_dir/checkpoint-last.pth")
+    model = torch.hub.load(".", "radio_mae_vit_tiny", source="local")        # a released file of weights
+    weights = "output_dir/checkpoint-last.pth"                               # a preset, started from a file
+    encoder = torch.hub.load(".", "vit_small_patch16", source="local", pretrained=weights)
 
-`mae_vit_*` are masked autoencoders, `vit_*` their encoders alone. Every other entry but `labeller` is a released file of
-`main_download.py list`. "." is the folder of this file. Weights are read when an entry is called, not before.
+`mae_vit_*` are masked autoencoders, `vit_*` their encoders. Every other entry but `labeller` is a released
+file of `main_download.py list`. "." is the folder of this file.
 """
 
 import models_mae as _models_mae
@@ -23,30 +23,43 @@ from util.errors import UserError as _UserError
 from util.errors import warn as _warn
 
 # torch.hub looks for these before it calls an entry.
-dependencies = ["torch", "torchvision", "timm", "einops", "numpy", "scipy", "safetensors", "sigmf", "matplotlib",
-                "huggingface_hub", "filelock", "requests", "tqdm"]  # fmt: skip
+dependencies = ["torch", "torchvision", "timm", "einops", "numpy", "scipy", "safetensors", "sigmf"]
+dependencies += ["matplotlib", "huggingface_hub", "filelock", "requests", "tqdm"]
 
-_OPTIONS = """
-        show_report: print what was loaded, what was left in the file, and what is new in the model.
+_DOC = """{about}
+
+    Args:
+        pretrained: {pretrained}
+        img_size: (frequency rows, time columns) of the images, or one number for both; None: that of the
+            weights, else 224. Position embeddings of another size are resampled.
+        in_chans: channels of the images. Patch embeddings of another number are summed or repeated.
+        show_report: print which tensors were loaded, left in the file, and new in the model.
         offline: do not use the network; None: as HF_HUB_OFFLINE says.
-        kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of the norms inside blocks.
+        kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of norms inside blocks.
 
     Returns:
-        The model, in train mode and float32. One from a file of weights has `load_report`, a `util.loading.LoadReport`;
-        `front_end`, the `radio.spectrogram.Spectrogram` that makes its images from IQ, or None; and `class_names`, by class
-        id, or [].
+        The model, in train mode and float32. With weights, it has `load_report`, a `util.loading.LoadReport`;
+        `front_end`, the `radio.spectrogram.Spectrogram` of its images, or None; and `class_names`.
 
     Raises:
-        UserError: there is no such file or name, or its weights are of another model.
+        UserError: there is no such file or name, or its weights belong to another model.
     """
 
 
-def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=None, classes=None, norm_eps=None, **limits):
-    """What is in a capture: finds carriers in recordings and in arrays of IQ, as main_segment.py does.
+def labeller(
+    weights="radio_seg_vit_tiny",
+    device="auto",
+    amp="auto",
+    offline=None,
+    classes=None,
+    norm_eps=None,
+    **limits,
+):
+    """Finds carriers in recordings and arrays of IQ, as main_segment.py does.
 
         labels = labeller().label("capture.sigmf-meta")
         labels[0].label, labels[0].center_freq_hz      # a sequence of `radio.carriers.Carrier`
-        labels.class_map, labels.extent                # uint8 [rows, columns]; first s, last s, lowest Hz, highest Hz
+        labels.class_map, labels.extent    # uint8 [rows, columns]; first s, last s, lowest Hz, highest Hz
         labels.figure().savefig("capture.png")
 
     Args:
@@ -54,10 +67,10 @@ def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=No
         device: auto, cpu, cuda, cuda:1, ...
         amp: mixed precision: auto, bf16, fp16 or off.
         offline: do not use the network; None: as HF_HUB_OFFLINE says.
-        classes: list of class names, the background first, or "Noise,NR,LTE"; for weights that have none.
+        classes: class names, the background first, a list or "Noise,NR,LTE"; for weights without names.
         norm_eps: epsilon of the norms inside blocks; None: as the weights say, else 1e-6.
-        limits: what counts as a carrier: `min_bandwidth_hz`, `min_duration_s`, `min_confidence`, `bridge_s`; and `overlap`,
-            the share of a window that the next covers too. Defaults as in main_segment.py.
+        limits: flags of main_segment.py: `min_bandwidth_hz`, `min_duration_s`, `min_confidence`, `bridge_s`,
+            `overlap`.
 
     Returns:
         `engine_label.Labeller`; its method `label` takes a path, or complex samples with `sample_rate_hz`.
@@ -75,47 +88,41 @@ def labeller(weights="radio_seg_vit_tiny", device="auto", amp="auto", offline=No
 
 
 def _finished(model, weights, name, report, show_report):
-    """The model with what belongs to it."""
+    """The model with its front end, class names and report."""
     try:
-        front_end = _models_weights.front_end_of(weights, name)
-    except _UserError:  # of images that are made of something else
-        front_end = None
-    model.front_end, model.class_names, model.load_report = front_end, list(weights.classes), report
+        model.front_end = _models_weights.front_end_of(weights, name)
+    except _UserError:  # its images are not made of IQ
+        model.front_end = None
+    model.class_names, model.load_report = list(weights.classes), report
     if show_report and report:
         print(report.summary())
     return model
 
 
-def _of_preset(create, name, about):
+def _of_preset(create, name):
     """The entry of a preset."""
 
     def entry(pretrained=False, img_size=None, in_chans=1, show_report=False, offline=None, **kwargs):
         if not pretrained:
             return create(name, img_size=img_size or 224, in_chans=in_chans, **kwargs)
         if pretrained is True:
-            raise _UserError(f"{name}(pretrained=True): expected a file of weights or a name of `main_download.py list`; "
-                             "found True, which does not say which")  # fmt: skip
+            expected = "expected a file of weights or a name of `main_download.py list`"
+            raise _UserError(f"{name}(pretrained=True): {expected}; found True")
         weights = _weights.read_weights(pretrained, offline)
         size = img_size or _models_weights.image_size_of(weights, pretrained)
         eps = {"norm_eps": _weights.pick_norm_eps(None, weights)}
         model = create(name, img_size=size, in_chans=in_chans, **eps | kwargs)
         report = weights.load_into(model, pretrained)
         if report.new:
-            _warn(f"{pretrained}: {len(report.new)} tensors of {name} are not in the file and start at random: "
-                  f"{', '.join(_loading.by_module(report.new, report.loaded))}")  # fmt: skip
+            new = ", ".join(_loading.by_module(report.new, report.loaded))
+            missing = f"{len(report.new)} tensors of {name} are not in the file and start at random"
+            _warn(f"{pretrained}: {missing}: {new}")
         return _finished(model, weights, pretrained, report, show_report)
 
-    entry.__doc__ = f"""{about}
-
-    Args:
-        pretrained: a file of weights, a released name, or an address of the Hugging Face hub; False: a random start.
-        img_size: (frequency rows, time columns) of the images, or one number for both; None: as the weights have it, else
-            224. Position embeddings are resampled where it differs.
-        in_chans: channels of the images. Patch embeddings of another number are summed or repeated.{_OPTIONS}"""
     return entry
 
 
-def _of_file(name, released):
+def _of_file(name):
     """The entry of a released file of weights."""
 
     def entry(pretrained=True, img_size=None, in_chans=None, show_report=False, offline=None, **kwargs):
@@ -124,28 +131,23 @@ def _of_file(name, released):
         report = _models_weights.load(model, weights, name) if pretrained else None
         return _finished(model, weights, name, report, show_report)
 
-    entry.__doc__ = f"""The released file {name}: {released.holds}.
-
-    Licence: {released.licence}. The file is fetched and checked where it is not in the cache yet. The model is what the
-    file holds: a masked autoencoder, an encoder alone, or an encoder with a head.
-
-    Args:
-        pretrained: load the weights; False: the same model with a random start.
-        img_size: (frequency rows, time columns) of the images, or one number for both; None: as the file has it.
-        in_chans: channels of the images; None: as the file has it.{_OPTIONS}"""
     return entry
 
 
-def _define(name, entry):
+def _define(name, entry, about, pretrained):
     entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = _DOC.format(about=about, pretrained=pretrained)
     globals()[name] = entry
 
 
+_START = "a file of weights, a released name, or an address of the Hugging Face hub; False: a random start."
+_OWN = "load the weights; False: the same model with a random start."
 for _name in _models_mae.PRESETS:
-    _define(_name, _of_preset(_models_mae.create_model, _name, f"The masked autoencoder {_name}."))
+    _define(_name, _of_preset(_models_mae.create_model, _name), f"The masked autoencoder {_name}.", _START)
 for _name in _models_vit.PRESETS:
     _about = f"The encoder {_name}: images [N, C, F, T] to tokens [N, 1 + L, D], class token first."
-    _define(_name, _of_preset(_models_vit.create_encoder, _name, _about))
-for _name, _entry in _fetch.entries().items():
-    if _entry.kind == _fetch.WEIGHTS:
-        _define(_name, _of_file(_name, _entry))
+    _define(_name, _of_preset(_models_vit.create_encoder, _name), _about, _START)
+for _name, _released in _fetch.entries().items():
+    if _released.kind == _fetch.WEIGHTS:
+        _about = f"The released file {_name}: {_released.holds}.\n\n    Licence: {_released.licence}."
+        _define(_name, _of_file(_name), _about, _OWN)

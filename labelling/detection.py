@@ -1,12 +1,13 @@
-"""How well found carriers agree with the true ones: which are found, and how far off their edges are."""
+"""Compare found carriers with true ones: precision, recall and errors of the edges."""
 
+import itertools
 import statistics
 
-IOU = 0.5  # of two rectangles in time and frequency that count as the same carrier
+IOU = 0.5  # two rectangles in time and frequency that overlap by this are the same carrier
 
 
 def intersection_over_union(a, b):
-    """Of two `Carrier`s' rectangles, in seconds × Hz; 0 where they do not touch or one has no extent."""
+    """Of two `Carrier`s' rectangles, in seconds × Hz; 0 if one has no extent."""
     time_s = min(a.end_s, b.end_s) - max(a.start_s, b.start_s)
     band_hz = min(a.freq_upper_hz, b.freq_upper_hz) - max(a.freq_lower_hz, b.freq_lower_hz)
     if time_s <= 0 or band_hz <= 0:
@@ -16,54 +17,60 @@ def intersection_over_union(a, b):
 
 
 def match(found, true, least=IOU):
-    """Pairs (found, true) of one label that overlap by `least` or more, each carrier once, the best pairs first."""
-    scores = [(intersection_over_union(one, other), i, j) for i, one in enumerate(found) for j, other in enumerate(true)
-              if one.label == other.label]  # fmt: skip
-    pairs, used = [], (set(), set())
-    for score, i, j in sorted(scores, key=lambda one: (-one[0], one[1:])):
-        if score >= least and i not in used[0] and j not in used[1]:
+    """Pairs (found, true) of one label with an overlap from `least`; each carrier once, best pairs first."""
+    places = itertools.product(range(len(found)), range(len(true)))
+    places = [(i, j) for i, j in places if found[i].label == true[j].label]
+    scores = [(-intersection_over_union(found[i], true[j]), i, j) for i, j in places]
+    pairs, used_found, used_true = [], set(), set()
+    for score, i, j in sorted(scores):
+        if -score >= least and i not in used_found and j not in used_true:
             pairs.append((found[i], true[j]))
-            used[0].add(i)
-            used[1].add(j)
+            used_found.add(i)
+            used_true.add(j)
     return pairs
 
 
 def detection_figures(stretches, labels):
-    """Precision and recall of carriers, and errors of those that were found.
+    """Precision and recall of carriers, and the errors of the matched ones.
 
     Args:
         stretches: pairs (found, true) of lists of `Carrier`, one for each stretch of a recording.
         labels: the classes to report; "all" is added.
 
     Returns:
-        {label: dict of `true`, `found`, `matched`; `precision`, `recall` (None where there is nothing to divide by);
-        `center_error_khz`, `bandwidth_error_khz` (median and greatest absolute error as a pair, or None)}.
+        {label: dict of `true`, `found`, `matched`; `precision`, `recall` (None for 0 / 0);
+        `center_error_khz`, `bandwidth_error_khz` (median and greatest absolute error, or None)}.
     """
-    matched = [pair for found, true in stretches for pair in match(found, true)]
-    every = [[one for side in stretches for one in side[place]] for place in (0, 1)]
-    return {label: _figures(*([one for one in side if label in ("all", one.label)] for side in every),
-                            [pair for pair in matched if label in ("all", pair[1].label)])
-            for label in (*labels, "all")}  # fmt: skip
+    found = [one for side, _ in stretches for one in side]
+    true = [one for _, side in stretches for one in side]
+    matched = [pair for sides in stretches for pair in match(*sides)]
+    figures = {}
+    for label in labels:
+        of_label = [[one for one in side if one.label == label] for side in (found, true)]
+        figures[label] = _figures(*of_label, [pair for pair in matched if pair[1].label == label])
+    return figures | {"all": _figures(found, true, matched)}
 
 
 def _figures(found, true, matched):
     center = [abs(one.center_freq_hz - other.center_freq_hz) / 1e3 for one, other in matched]
     width = [abs(one.bandwidth_hz - other.bandwidth_hz) / 1e3 for one, other in matched]
     return {
-        "true": len(true), "found": len(found), "matched": len(matched),
+        "true": len(true),
+        "found": len(found),
+        "matched": len(matched),
         "precision": len(matched) / len(found) if found else None,
         "recall": len(matched) / len(true) if true else None,
         "center_error_khz": [statistics.median(center), max(center)] if matched else None,
         "bandwidth_error_khz": [statistics.median(width), max(width)] if matched else None,
-    }  # fmt: skip
+    }
 
 
 def detection_rows(figures):
-    """The figures as rows of text, the header first, for a table on the console."""
+    """The figures as rows of text for a table, the header first."""
     rows = [["carriers", "true", "found", "precision", "recall", "centre error kHz", "bandwidth error kHz"]]
     for label, row in figures.items():
         shares = ["-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("precision", "recall")]
-        errors = ["-" if row[key] is None else "{:.1f} (at most {:.1f})".format(*row[key])
-                  for key in ("center_error_khz", "bandwidth_error_khz")]  # fmt: skip
+        errors = [row["center_error_khz"], row["bandwidth_error_khz"]]
+        errors = ["-" if one is None else "{:.1f} (at most {:.1f})".format(*one) for one in errors]
         rows.append([label, str(row["true"]), str(row["found"]), *shares, *errors])
     return rows

@@ -1,4 +1,4 @@
-"""What is written about a labelled recording, and where: planned for all of them before anything is."""
+"""The files that labelling writes, planned for all recordings before the first one is labelled."""
 
 import os
 from collections import Counter
@@ -13,32 +13,28 @@ from util.errors import UserError
 
 @dataclass(frozen=True)
 class LabelledRecording:
-    """A file of recordings, or a member of an archive.
+    """A file of recordings, or one recording of an archive."""
 
-    stretches: each a list of the `Recording`s of its channels. metadata: SigMF, as they were, or made for a file that has
-    none. output: path of what is written, without suffix.
-    """
-
-    stretches: list
-    metadata: dict
-    output: Path
+    stretches: list  # lists of `Recording`s, the channels of each stretch
+    metadata: dict  # SigMF
+    output: Path  # of the files to write, without suffix
 
     @property
     def first(self):
         return self.stretches[0][0]
 
     def file(self, suffix):
-        """Path of what is written with this suffix."""
+        """The file to write with this suffix."""
         return self.output.with_name(self.output.name + suffix)
 
     @property
     def link(self):
-        """Where the data file has to appear beside the new metadata, or None where these stand alone."""
+        """The link to the data beside the new metadata; None if the metadata stand alone."""
         name = sigmf_output.dataset_name(self.metadata, self.output.name)
         return name and self.output.with_name(name)
 
     def make_link(self):
-        """Have the data appear beside the new metadata without copying them; an older link is replaced."""
+        """Link to the data; replace an older link."""
         data = self.first.layout.data_file.resolve()
         if self.link is None or self.link.resolve() == data:
             return
@@ -47,43 +43,43 @@ class LabelledRecording:
 
 
 def tuned(recordings, center_freq_hz):
-    """The recordings, those that do not say their centre frequency with this one; None: as they are."""
-    if center_freq_hz is None:
-        return recordings
-    return [one if one.center_freq_hz is not None else replace(one, center_freq_hz=center_freq_hz) for one in recordings]
+    """The recordings, with this centre frequency (or None) if they do not say theirs."""
+    known = [center_freq_hz if one.center_freq_hz is None else one.center_freq_hz for one in recordings]
+    return [replace(one, center_freq_hz=hz) for one, hz in zip(recordings, known, strict=True)]
 
 
 def by_stretch(recordings):
-    """A file's `Recording`s as a list for each stretch, of its channels."""
+    """A file's `Recording`s, grouped by stretch: a list of channels for each."""
     return [list(channels) for _, channels in groupby(recordings, key=lambda one: one.sample_start)]
 
 
 def plan(recordings, names, output, center_freq_hz=None):
-    """`LabelledRecording`s for all recordings.
+    """A `LabelledRecording` for each file and archive member.
 
     Args:
-        recordings: of `find_recordings`; names: of their files, relative, one for each.
-        output: folder.
+        recordings: of `find_recordings`.
+        names: relative path of each recording's file, for its place in the folder `output`.
         center_freq_hz: for captures that do not say theirs.
 
     Raises:
-        UserError: a file would be written over: one that another recording writes, a recording's own metadata, or one that
-            lies where a link to the data has to be.
+        UserError: two recordings would write the same file, or an existing file would be lost: a recording's
+            metadata, or a file where a link must be.
     """
     members = Counter(path for path, _ in {(one.path, one.member) for one in recordings})
     planned, taken = [], {}
-    for _, group in groupby(zip(recordings, names, strict=True), key=lambda pair: (pair[0].path, pair[0].member)):
+    pairs = zip(recordings, names, strict=True)
+    for _, group in groupby(pairs, key=lambda pair: (pair[0].path, pair[0].member)):
         found, (name, *_) = (list(side) for side in zip(*group, strict=True))
         one = _labelled(found, Path(name), Path(output), members[found[0].path] > 1, center_freq_hz)
-        if one.file(META_SUFFIX).resolve() == one.first.path.resolve():
-            raise UserError(f"--output {output}: expected another folder than that of {one.first.path}, whose metadata "
-                            "would be written over")  # fmt: skip
-        for path in {one.file(META_SUFFIX), one.link} - {None}:
-            if path in taken:
-                raise UserError(f"{one.first.path}: expected names of their own for what is written; found {path} for "
-                                f"{taken[path]} too: label them into two --output folders")  # fmt: skip
-            taken[path] = one.first.path
-        data = one.first.layout.data_file
+        path, data = one.first.path, one.first.layout.data_file
+        if one.file(META_SUFFIX).resolve() == path.resolve():
+            expected = f"another folder than that of {path}, whose metadata would be overwritten"
+            raise UserError(f"--output {output}: expected {expected}")
+        for file in {one.file(META_SUFFIX), one.link} - {None}:
+            if other := taken.get(file):
+                expected = f"an output file of its own; found {file} for {other} too"
+                raise UserError(f"{path}: expected {expected}: label them into two --output folders")
+            taken[file] = path
         if one.link and one.link.exists() and not one.link.is_symlink() and not one.link.samefile(data):
             raise UserError(f"{one.link}: expected a free name for a link to {data}; found another file")
         planned.append(one)
@@ -91,12 +87,10 @@ def plan(recordings, names, output, center_freq_hz=None):
 
 
 def _labelled(found, name, output, several_members, center_freq_hz):
-    first = found[0]
-    stem = name.name.removesuffix(META_SUFFIX) if first.annotations is not None and first.member is None else name.stem
+    first, stem = found[0], name.stem
+    if first.annotations is not None and first.member is None:
+        stem = name.name.removesuffix(META_SUFFIX)
     if several_members:
         stem += f"-{Path(first.member).name.removesuffix(META_SUFFIX)}"
-    metadata = sigmf_output.read_metadata(first) or sigmf_output.new_metadata(found)
-    metadata = sigmf_output.completed(metadata, first.sample_rate_hz, center_freq_hz)
-    if first.member is not None:
-        metadata = sigmf_output.without_data(metadata)
+    metadata = sigmf_output.metadata_of(found, center_freq_hz)
     return LabelledRecording(by_stretch(found), metadata, output / name.parent / stem)

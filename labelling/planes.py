@@ -1,19 +1,19 @@
-"""Planes of image cells over a stretch: the windows that tile it, averages where these overlap, sums for a picture."""
+"""Planes of image cells over a stretch: the windows that tile it, their averages, and sums for a picture."""
 
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
-# Columns of the picture: more than it has pixels would not be seen.
-PICTURE_COLUMNS = 1600
+PICTURE_COLUMNS = 1600  # more than a picture has pixels
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Windows over a stretch of samples, each `columns` image columns, on one grid of columns for all of them.
+    """Windows over a stretch of samples, on one grid of image columns; `columns` of them make a window.
 
-    Windows start a whole number of columns apart, but for the last, which ends with the stretch. A stretch shorter than a
-    window is one window of its own length, whose columns stand for less time.
+    Windows start a whole number of columns apart. The last one ends with the stretch.
+    A stretch shorter than a window is one window, with shorter columns.
     """
 
     num_samples: int
@@ -24,11 +24,12 @@ class Tiling:
 
     @classmethod
     def over(cls, num_samples, window, columns, overlap):
-        """Windows of `window` samples that share `overlap` (0 to below 1) of their columns with the one before."""
+        """Windows of `window` samples; each shares `overlap` (0 to below 1) of its columns with the next."""
         window = min(window, num_samples)
-        total = -(-num_samples * columns // window)  # the last column may stand for less than the others
+        total = -(-num_samples * columns // window)  # the last column may be shorter
         step = max(1, round(columns * (1 - overlap)))
-        return cls(num_samples, window, columns, total, (*range(0, total - columns, step), total - columns))
+        first_columns = (*range(0, total - columns, step), total - columns)
+        return cls(num_samples, window, columns, total, first_columns)
 
     @property
     def column_samples(self):
@@ -41,59 +42,55 @@ class Tiling:
 
 @dataclass
 class Run:
-    """Consecutive columns of a stretch.
+    """Consecutive columns of a stretch, in blocks that follow each other."""
 
-    first: number of the first. ends: of its blocks, which follow each other, counted from the first of the stretch.
-    planes: float32 [classes + 1, F, columns], probabilities and as the last plane dB.
-    """
-
-    first: int
-    ends: list[int]
-    planes: torch.Tensor
+    first: int  # column of the stretch
+    ends: list[int]  # of the blocks, in columns of the stretch
+    planes: torch.Tensor  # float32 [classes + 1, F, columns]: probabilities, and dB as the last plane
 
     @property
     def probabilities(self):
         return self.planes[:-1]
 
     def blocks(self):
-        """(first column, end) of each, counted from the run's first column."""
+        """(first column, end) of each block, counted from the run's first column."""
         ends = [end - self.first for end in self.ends]
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 class Averages:
-    """Means over windows that share columns; keeps the columns that a later window may still cover, and no others."""
+    """Means over windows that share columns. Only the columns that a later window may cover are kept."""
 
     def __init__(self):
-        self.first = 0  # column that `sums` begins with
-        self.sums, self.counts = None, None
+        self.first = 0  # column of `sums[..., 0]`
+        self.sums, self.counts = None, torch.zeros(0)
 
     def add(self, first_columns, planes, until):
-        """Windows in their order: their first columns, planes [W, P, F, columns], and the first column that none of them,
-        but a later window may cover. Returns the `Run` of all columns before that: a block for each window, up to the next.
+        """Add windows in their order. Later windows begin at column `until` or after.
+
+        Args:
+            first_columns: of the windows.
+            planes: [W, P, F, columns].
+
+        Returns:
+            The `Run` of all new columns before `until`: a block for each window, up to the next window.
         """
-        columns, first = planes.shape[3], self.first
+        columns, first, kept = planes.shape[3], self.first, len(self.counts)
         total = first_columns[-1] + columns - first
-        kept = 0 if self.sums is None else self.sums.shape[2]
-        if not kept and total == len(planes) * columns:  # side by side
-            sums, counts = planes.permute(1, 2, 0, 3).flatten(2), None
-        else:
-            sums, counts = planes.new_zeros(*planes.shape[1:3], total), torch.zeros(total)
-            if kept:
-                sums[..., :kept], counts[:kept] = self.sums, 1 if self.counts is None else self.counts
-            for column, window in zip(first_columns, planes, strict=True):
-                sums[..., column - first :][..., :columns] += window
-                counts[column - first :][:columns] += 1
+        sums, counts = planes.new_zeros(*planes.shape[1:3], total), torch.zeros(total)
+        if kept:
+            sums[..., :kept], counts[:kept] = self.sums, self.counts
+        for column, window in zip(first_columns, planes, strict=True):
+            sums[..., column - first :][..., :columns] += window
+            counts[column - first :][:columns] += 1
         done = until - first
-        self.first, self.sums, self.counts = until, sums[..., done:], None if counts is None else counts[done:]
-        means = sums[..., :done]
-        if counts is not None:
-            means = means / counts[:done].to(means.device, non_blocking=True)
+        self.first, self.sums, self.counts = until, sums[..., done:], counts[done:]
+        means = sums[..., :done] / counts[:done].to(sums.device, non_blocking=True)
         return Run(first, [*first_columns[1:], until], means)
 
 
 class Overview:
-    """What the picture shows of a stretch, in at most `PICTURE_COLUMNS` columns whatever its length."""
+    """The picture of a stretch, in at most `PICTURE_COLUMNS` columns."""
 
     def __init__(self, total_columns, num_classes, rows, device="cpu"):
         self.total = total_columns
@@ -101,16 +98,11 @@ class Overview:
         self.sums = torch.zeros(num_classes + 1, rows, -(-total_columns // self.per_column), device=device)
 
     def add(self, run):
-        planes, place = run.planes, run.first
-        while planes.shape[2]:
-            at, within = divmod(place, self.per_column)
-            whole = planes.shape[2] // self.per_column
-            if within or not whole:  # a part of one column of the picture
-                taken, columns = min(self.per_column - within, planes.shape[2]), 1
-            else:
-                taken, columns = whole * self.per_column, whole
-            self.sums[..., at : at + columns] += planes[..., :taken].unflatten(2, (columns, -1)).sum(dim=3)
-            planes, place = planes[..., taken:], place + taken
+        """Add a `Run`, in any order."""
+        at, before = divmod(run.first, self.per_column)
+        after = -(before + run.planes.shape[2]) % self.per_column
+        sums = F.pad(run.planes, (before, after)).unflatten(2, (-1, self.per_column)).sum(dim=3)
+        self.sums[..., at : at + sums.shape[2]] += sums
 
     @property
     def image(self):

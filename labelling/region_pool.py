@@ -1,4 +1,4 @@
-"""Regions of many blocks, found by other processes beside the one that computes: Python's lock would hold up both."""
+"""Find the regions of blocks in other processes, which do not share Python's lock with this one."""
 
 import math
 import mmap
@@ -15,16 +15,14 @@ from labelling.regions import regions_of
 from util.host_copy import host_copy
 from util.processes import end_with_parent
 
-# Runs that are on their way at a time: one is copied while one is looked at and one waits to be joined.
-SLOTS = 3
-# Memory that is set aside for each; what is not used of it is not taken.
-SLOT_BYTES = 2**28
+SLOTS = 3  # runs at a time: one is copied, one is searched, one waits to be joined
+SLOT_BYTES = 2**28  # address space of a slot; only the used part takes memory
 
-_memory = None  # in a process of the pool, what it shares with the one that began it
+_memory = None  # in a process of the pool: the memory that it shares with its parent
 
 
 class RegionPool:
-    """Processes that look at blocks. To be made before the device is used: they begin as copies of this process.
+    """Processes that search blocks. Make the pool before a GPU is used: the processes are forks.
 
     Args:
         processes: how many.
@@ -38,15 +36,12 @@ class RegionPool:
         for number in range(SLOTS):
             self._free.put(number)
         self._waiting = ThreadPoolExecutor(SLOTS)
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _begin, (self._memory, os.getpid()))
-        self._pool.submit(int).result()
+        fork, arguments = multiprocessing.get_context("fork"), (self._memory, os.getpid())
+        self._pool = ProcessPoolExecutor(processes, fork, _begin, arguments)
+        self._pool.submit(int).result()  # the processes start now
 
     def submit(self, run):
-        """A `labelling.planes.Run` on any device; waits while `SLOTS` others are on their way.
-
-        Returns:
-            A future of a list for each block, of what `regions_of` finds in it.
-        """
+        """A future of the regions of each block of a `labelling.planes.Run`; waits until a slot is free."""
         planes = run.probabilities
         if 4 * planes.numel() > SLOT_BYTES:
             raise ValueError(f"expected at most {SLOT_BYTES} bytes of probabilities: {list(planes.shape)}")
@@ -58,7 +53,7 @@ class RegionPool:
             with torch.cuda.stream(self._stream):
                 run.planes.record_stream(self._stream)
                 planes = host_copy(planes)
-                copied = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+                copied = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps
                 copied.record()
         return self._waiting.submit(self._regions, number, planes, copied, run.blocks())
 
@@ -67,14 +62,14 @@ class RegionPool:
             if copied is not None:
                 copied.synchronize()
             places, at = [], number * SLOT_BYTES
-            for first, end in blocks:  # each on its own: rows of all blocks lie too far apart for a cache
+            for first, end in blocks:  # contiguous each: rows of the whole run lie too far apart for a cache
                 block = planes[:, :, first:end].numpy()
                 places.append((at, block.shape))
                 np.copyto(_block(self._memory, *places[-1]), block)
                 at += block.nbytes
             each = -(-len(places) // self.processes)
-            parts = [self._pool.submit(_find, places[first : first + each]) for first in range(0, len(places), each)]
-            return [found for part in parts for found in part.result()]
+            parts = [places[first : first + each] for first in range(0, len(places), each)]
+            return [found for part in self._pool.map(_find, parts) for found in part]
         finally:
             self._free.put(number)
 
@@ -90,9 +85,9 @@ def _block(memory, at, shape):
 def _begin(memory, parent):
     global _memory
     _memory = memory
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that these work for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it died before
         os._exit(0)
 
 

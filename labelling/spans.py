@@ -1,27 +1,24 @@
-"""A recording's samples to where they are computed with, as they lie in their file: nothing is converted on the way."""
+"""Read spans of a recording onto a device, in the type that they are stored in."""
 
 import contextlib
-import operator
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from radio.samples import signed
-from util.errors import UserError
 from util.files import read_pieces
 
-# Most bytes of a read, and fewest where a span is divided among threads: asking for them costs little beside reading them.
+# A span is read in pieces by several threads: most bytes of a piece, and fewest that are worth a thread.
 PIECE_BYTES, LEAST_BYTES = 2**25, 2**20
-# Buffers besides those that threads read into, which the device copies from meanwhile.
-SPARE_BUFFERS = 4
+SPARE_BUFFERS = 4  # the device copies from these while threads read into others
 
 
 class Channels:
     """The channels of one stretch, read together.
 
-    Integers of 8 and 16 bits in the machine's byte order come as they lie in the file, all channels in one read, unsigned
-    ones less half of their range; everything else comes as `Recording.read` gives it.
+    Integers of 8 and 16 bits in native byte order stay integers, unsigned ones less half of their range.
+    One read gives all channels of the file. Other types come as `Recording.read` gives them.
 
     Args:
         recordings: the `Recording`s of a stretch's channels.
@@ -30,53 +27,47 @@ class Channels:
     def __init__(self, recordings):
         self.recordings = list(recordings)
         layout = self.recordings[0].layout
-        small = layout.dtype.kind in "iu" and layout.dtype.itemsize <= 2 and layout.dtype.isnative
-        self.as_in_file = small and layout.components == 2 and not layout.plane_bytes
-        self.dtype = {1: torch.int8, 2: torch.int16}[layout.dtype.itemsize] if self.as_in_file else torch.float32
-        numbers = [one.layout.channel for one in self.recordings] if self.as_in_file else range(len(self.recordings))
-        self.numbers = list(numbers)  # of the channels, among those that are read
-        self.read_channels = layout.channels if self.as_in_file else len(self.recordings)
-
-    @property
-    def sample_bytes(self):
-        """Of all channels that are read."""
-        return 2 * self.read_channels * self.dtype.itemsize
+        self.as_in_file = layout.stored_dtype == layout.dtype and not layout.plane_bytes
+        if self.as_in_file:
+            self.dtype = {1: torch.int8, 2: torch.int16}[layout.dtype.itemsize]
+            self.read_channels = layout.channels
+            self.numbers = [one.layout.channel for one in self.recordings]
+        else:
+            self.dtype, self.read_channels = torch.float32, len(self.recordings)
+            self.numbers = list(range(self.read_channels))
+        self.sample_bytes = 2 * self.read_channels * self.dtype.itemsize  # of all channels
 
     def read(self, start, out):
-        """Fill `out` [count, read_channels, 2], on the CPU, with I and Q from sample `start` on; `numbers` says which of the
-        channels are the recordings'.
+        """Fill `out` [count, read_channels, 2], on the CPU, with I and Q from sample `start` on.
 
-        Raises:
-            ValueError, UserError: as `Recording.read`.
+        The recordings are the channels `numbers`. Errors as in `Recording.read`.
         """
-        start, count, first = operator.index(start), len(out), self.recordings[0]
+        first, count = self.recordings[0], len(out)
         if not self.as_in_file:
             for number, one in enumerate(self.recordings):
                 out[:, number] = torch.view_as_real(torch.from_numpy(one.read(start, count)))
             return
-        if start < 0 or start + count > first.num_samples:
-            raise ValueError(f"{first.name}: {start=} {count=} is outside of the {first.num_samples} samples")
-        room, filled = out.numpy()[None], 0
-        offset = first.layout.byte_offset + start * first.layout.frame_bytes
-        with contextlib.suppress(OSError), open(first.layout.data_file, "rb", buffering=0) as file:
-            short = read_pieces(file, [(offset, 0)], room)
-            filled = short[1] if short else room.nbytes
-        if filled < room.nbytes:
-            first.read(start, count)  # says what is wrong with the file
-            raise UserError(f"{first.layout.data_file}: expected {room.nbytes} bytes from {offset}; found {filled}")
-        signed(out.numpy().view(first.layout.dtype), in_place=True)
+        layout = first.layout
+        offset = layout.byte_offset + first.checked_start(start, count) * layout.frame_bytes
+        try:
+            with open(layout.data_file, "rb", buffering=0) as file:
+                short = read_pieces(file, [(offset, 0)], out.numpy()[None])
+        except OSError as error:
+            raise first.not_read(error) from error
+        if short:
+            raise first.cut(start, count, short[1] // layout.frame_bytes)
+        signed(out.numpy().view(layout.dtype), in_place=True)
 
     def empty(self, count, **kwargs):
-        """Room for `read`."""
+        """A tensor for `read`."""
         return torch.empty(count, self.read_channels, 2, dtype=self.dtype, **kwargs)
 
 
 class _Staging:
-    """Pieces of a span from the file to the device, by way of a ring of buffers that the device copies from by itself."""
+    """Moves pieces of a span from the file to the device through buffers, which the device copies from."""
 
     def __init__(self, channels, device, longest, threads, busy):
-        self.channels, self.device, self.busy = channels, device, busy
-        self.on_gpu = device.type == "cuda"
+        self.channels, self.busy, self.on_gpu = channels, busy, device.type == "cuda"
         share = max(LEAST_BYTES, -(-longest * channels.sample_bytes // threads))
         self.samples = max(1, min(PIECE_BYTES, share) // channels.sample_bytes)  # of a piece
         self.free = queue.SimpleQueue()
@@ -84,7 +75,7 @@ class _Staging:
             self.free.put((None, None))
 
     def fill(self, start, room, stream):
-        """In a reading thread: samples from `start` on into `room` on the device."""
+        """In a reading thread: copy samples from `start` on into `room` on the device."""
         buffer, copied = self.free.get()
         try:
             with torch.cuda.stream(stream) if self.on_gpu else contextlib.nullcontext():
@@ -97,7 +88,7 @@ class _Staging:
                     self.channels.read(start, part)
                 room.copy_(part, non_blocking=True)
                 if self.on_gpu:
-                    copied = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+                    copied = torch.cuda.Event(blocking=True)  # a thread that waits for it sleeps
                     copied.record(stream)
         finally:
             self.free.put((buffer, copied))
@@ -106,7 +97,7 @@ class _Staging:
 def spans_on(device, channels, spans, threads, busy=contextlib.nullcontext):
     """Spans of a stretch, one after another, on a device.
 
-    While one is computed with, the next is read by several threads and copied by a stream of its own.
+    Threads read the next span, and a stream of its own copies it, while the caller computes with this one.
 
     Args:
         channels: `Channels`.
@@ -115,8 +106,8 @@ def spans_on(device, channels, spans, threads, busy=contextlib.nullcontext):
         busy: makes a context, which a thread enters while it reads.
 
     Yields:
-        [samples, read_channels, 2] of `channels.dtype`. It holds, for what was given to the current stream before, until the
-        next is asked for.
+        [samples, read_channels, 2] of `channels.dtype`, for work that the current stream is given before the
+        caller asks for the next span.
     """
     longest = max(count for _, count in spans)
     staging = _Staging(channels, device, longest, threads, busy)
@@ -127,9 +118,11 @@ def spans_on(device, channels, spans, threads, busy=contextlib.nullcontext):
     def begin(number):
         (start, count), room, stream = spans[number], rooms[number % 2], streams[number % 2]
         if stream:
-            stream.wait_stream(torch.cuda.current_stream(device))  # which may still compute with what lies there
-        coming[number] = [pool.submit(staging.fill, start + first, room[first : min(first + staging.samples, count)], stream)
-                          for first in range(0, count, staging.samples)]  # fmt: skip
+            stream.wait_stream(torch.cuda.current_stream(device))  # it may still compute with this room
+        pieces = [(first, min(first + staging.samples, count)) for first in range(0, count, staging.samples)]
+        coming[number] = [
+            pool.submit(staging.fill, start + first, room[first:end], stream) for first, end in pieces
+        ]
 
     with ThreadPoolExecutor(threads) as pool:
         try:

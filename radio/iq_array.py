@@ -1,4 +1,4 @@
-"""IQ in memory, to be read as a recording is."""
+"""IQ in memory, read like a recording."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,11 @@ from util.errors import UserError
 
 @dataclass(frozen=True)
 class IqArray(Recording):
-    """A `Recording` of one channel whose samples are in memory: `iq`, complex [samples]."""
+    """A `Recording` of one channel in memory."""
 
-    iq: np.ndarray = field(default=None, repr=False, compare=False)
+    iq: np.ndarray = field(default=None, repr=False, compare=False)  # complex [samples]
 
     def read(self, start, count):
-        """See `Recording.read`."""
         start = self.checked_start(start, count)
         values = self.iq[start : start + count].astype(np.complex64)
         self.check_finite(values, start)
@@ -25,20 +24,16 @@ class IqArray(Recording):
 
 
 def recording_of(iq, sample_rate_hz, center_freq_hz=None):
-    """An `IqArray`.
-
-    Args:
-        iq: complex [samples], a NumPy array or a torch tensor on any device; full scale is a magnitude of 1.
-        sample_rate_hz: positive.
-        center_freq_hz: None where it is not known; frequencies then count from the centre.
+    """The `IqArray` of complex [samples], a NumPy array or torch tensor; full scale is a magnitude of 1.
 
     Raises:
-        UserError: another shape or type, or no sample rate.
+        UserError: another shape or type, or no positive sample rate.
     """
     iq = iq.detach().cpu().numpy() if hasattr(iq, "detach") else np.asarray(iq)
     if iq.ndim != 1 or iq.dtype.kind != "c":
         raise UserError(f"iq: expected a complex array [samples]; found {iq.dtype} {list(iq.shape)}")
     if not sample_rate_hz or not 0 < sample_rate_hz < float("inf"):
-        raise UserError(f"sample_rate_hz: expected that of the array in Hz; found {sample_rate_hz}")
-    layout = Layout(Path("iq"), 0, np.dtype("f4"), components=2)
-    return IqArray(Path("iq"), "iq", float(sample_rate_hz), center_freq_hz, len(iq), "cf32_le", 0, layout, iq=iq)
+        raise UserError(f"sample_rate_hz: expected the array's sample rate in Hz; found {sample_rate_hz}")
+    path, rate = Path("iq"), float(sample_rate_hz)
+    layout = Layout(path, 0, np.dtype("f4"), components=2)
+    return IqArray(path, "iq", rate, center_freq_hz, len(iq), "cf32_le", 0, layout, iq=iq)

@@ -65,7 +65,7 @@ def test_all_data_sets(web, tmp_path, capsys):
         assert call(main_download, "--all-datasets") == 2
         captured = capsys.readouterr()
         assert "hand: fetch it from http://weights.invalid/hand.pth: ask nicely" in captured.out
-        assert "error: --all-datasets: expected to fetch all; found hand, which take a person" in captured.err
+        assert "error: --all-datasets: expected to fetch all; found hand, which a person must fetch" in captured.err
         assert files(tmp_path / "home") == ["datasets/set/inner/test/a.npy", "datasets/set/inner/train/a.npy"]
     assert call(main_download, "hand", "--from", tmp_path / "set.tar.gz") == 2
     assert "set.tar.gz: expected md5 00; found" in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_all_data_sets(web, tmp_path, capsys):
     (("tiny", "set", "--from", "x"), "--from x: expected one name of the list; found tiny set"),
     (("hf://a/b/c", "--from", "x"), "--from x: expected one name of the list; found hf://a/b/c"),
     (("tiny", "--from", "no/file"), "--from no/file: expected a file; found no such file"),
-    (("hand",), "hand: it takes a person to fetch http://weights.invalid/hand.pth: ask nicely; then:"),
+    (("hand",), "hand: a person must fetch http://weights.invalid/hand.pth: ask nicely; then:"),
     (("set", "--offline"), "set: expected it in the cache, being offline"),
 ])  # fmt: skip
 def test_mistakes(web, tmp_path, capsys, flags, message):
@@ -107,7 +107,7 @@ def test_stopped(web, monkeypatch, capsys):
 
     monkeypatch.setattr(main_download.fetch, "fetch", stop)
     assert call(main_download, "tiny") == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert capsys.readouterr().err == "stopped; the same command resumes\n"
 
 
 def test_the_command(tmp_path):

@@ -325,11 +325,11 @@ def test_a_recording_shorter_than_a_window_is_used_whole_and_said_to_be(weights,
     assert max(one["duration_s"] for one in found_in(tmp_path / "out", "a")) == pytest.approx(90_001 / RATE)
 
 
-def test_stretches_shorter_than_an_fft_are_passed_over(weights, scene, tmp_path, capsys):
+def test_stretches_shorter_than_an_fft_are_skipped(weights, scene, tmp_path, capsys):
     captures = [{"core:sample_start": 0, "core:frequency": 4e9}, {"core:sample_start": 153_000, "core:frequency": 5e9}]
     meta = write_sigmf(tmp_path, shifted(scene, tmp_path)[: 4 * 153_500], "ci16_le", captures=captures, sample_rate=RATE)
     assert segment(weights, tmp_path / "out", meta) == 0
-    assert "passed over, 500 samples are less than an FFT of 512" in capsys.readouterr().err
+    assert "skipped, 500 samples are less than an FFT of 512" in capsys.readouterr().err
     short = write_sigmf(tmp_path, bytes(400), "ci16_le", "short", sample_rate=RATE)
     line = fails(capsys, weights, tmp_path / "o", short)
     assert "short.sigmf-meta: expected at least 512 samples, an FFT; found 100" in line
@@ -582,7 +582,7 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
         (("--min_confidence", "1.1"), "--min_confidence: expected 0 to 1"),
         (("--bridge_s", "-1"), "--bridge_s: expected 0"),
         (("--center_freq", "nan"), "--center_freq: expected a number of Hz"),
-        (("-",), "-: expected a stream alone; found 1 recordings beside it"),
+        (("-",), "-: expected a stream alone; found 1 recordings too"),
     ],
 )
 def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expected):
@@ -592,8 +592,8 @@ def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expe
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--datatype", "ci8"), "--sample_rate: expected that of the stream in Hz; found None"),
-        (("--sample_rate", "1e6"), "--datatype: expected that of the stream"),
+        (("--datatype", "ci8"), "--sample_rate: expected the stream's sample rate in Hz; found None"),
+        (("--sample_rate", "1e6"), "--datatype: expected the stream's datatype"),
         (("--sample_rate", "1e6", "--datatype", "ci7"), "standard input: core:datatype or --datatype: expected one of"),
         (("--sample_rate", "1e6", "--datatype", "ci8", "--truth"), "--truth, --replace: expected recordings"),
     ],
@@ -616,7 +616,7 @@ def test_nothing_is_written_over(made, weights, scene, tmp_path, capsys):
     first, _ = write_as("cs16", tmp_path / "in", scene)
     shutil.copy(first, first.with_suffix(".cf32"))
     line = fails(capsys, weights, tmp_path / "out", first, first.with_suffix(".cf32"), "--sample_rate", RATE)
-    assert "expected names of their own for what is written" in line
+    assert "expected an output file of its own" in line
 
     (tmp_path / "out2").mkdir()
     (tmp_path / "out2" / "000003.sigmf-data").write_text("mine")

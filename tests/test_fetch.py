@@ -204,9 +204,9 @@ def test_tries_go_on_where_the_last_one_ended(web, way, capsys, monkeypatch):
 def test_giving_up(web):
     web.always = "busy"
     message = failed("/tiny.pth: expected a file; found HTTP status 503")
-    assert "goes on" not in message
+    assert "resumes" not in message
     web.behaviours = ["drop"]
-    failed("found HTTP status 503 .*; the same command goes on from byte 500000$")
+    failed("found HTTP status 503 .*; the same command resumes at byte 500000$")
     web.always = ""
     assert resolve("tiny").read_bytes() == DATA
     assert web.requests[-1] == ("/tiny.pth", "bytes=500000-")
@@ -226,7 +226,7 @@ def test_a_server_that_does_not_answer_is_asked_once(web, tmp_path, monkeypatch)
 def test_a_slow_server_is_given_up(web, monkeypatch):
     monkeypatch.setattr(transfer, "WINDOW_S", 0.1)
     web.always = "drip"
-    failed("expected a file; found fewer than 10000 bytes/s; the same command goes on from byte")
+    failed("expected a file; found fewer than 10000 bytes/s; the same command resumes at byte")
     assert len(web.requests) == transfer.TRIES
     monkeypatch.setattr(transfer, "WINDOW_S", 60)
     web.always = ""
@@ -407,7 +407,7 @@ def dataset(web, tmp_path):
 def test_what_a_person_has_to_fetch(web, dataset, tmp_path):
     hand, archive = entries()["hand"], tmp_path / "set.tar.gz"
     with pytest.raises(
-        UserError, match=r"hand: it takes a person .*: ask nicely; then: python .* hand --from FILE"
+        UserError, match=r"hand: a person must fetch .*: ask nicely; then: python .* hand --from FILE"
     ):
         fetch(hand)
     for source, found in ((tmp_path, "a folder"), (tmp_path / "none", "no such file")):

@@ -245,7 +245,7 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, call_, expected):
         ("gone.sigmf-meta", {}, "gone.sigmf-meta: expected a recording"),
         (np.zeros(10_000, np.float32), {"sample_rate_hz": 1e6}, "iq: expected a complex array [samples]; found float32"),
         (np.zeros((2, 10_000), np.complex64), {"sample_rate_hz": 1e6}, "found complex64 [2, 10000]"),
-        (np.zeros(10_000, np.complex64), {}, "sample_rate_hz: expected that of the array in Hz; found None"),
+        (np.zeros(10_000, np.complex64), {}, "sample_rate_hz: expected the array's sample rate in Hz; found None"),
         (np.zeros(100, np.complex64), {"sample_rate_hz": 1e6}, "iq: expected at least 512 samples, an FFT; found 100"),
         (np.full(10_000, np.nan, np.complex64), {"sample_rate_hz": 1e6}, "iq: expected finite samples, found "),
     ],

@@ -1,6 +1,6 @@
 """Fetch released weights and public data sets by name, check them, and keep them in one folder.
 
-`downloads.json` is the list. The sha256 of the first fetch is recorded, so that a later change is noticed.
+`downloads.json` is the list. The first fetch records the sha256, so that a later change is noticed.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from util.transfer import CONNECT_S, check_size, download, forget, record_of, un
 REGISTRY = Path(__file__).with_name("downloads.json")
 WEIGHTS, DATASET = "weights", "dataset"
 HUB = "hf://"
-FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository, the first that it has
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository: the first of these
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-LARGEST = {WEIGHTS: 10 * 10**9, DATASET: 100 * 10**9}  # bytes, where the registry does not say
+LARGEST = {WEIGHTS: 10 * 10**9, DATASET: 100 * 10**9}  # bytes, if the registry does not say
 
 # size and largest_unpacked: bytes. checksum: "md5:" or "sha256:" and the digest or its beginning. preset: of
-# `models_mae`. how: what a person does where a program cannot fetch it. use: a command, with PATH for a data
+# `models_mae`. how: what a person must do if a program cannot fetch it. use: a command, with PATH for a data
 # set's folder. norm_eps: epsilon of the norms inside a model's blocks. All but the first seven may be None.
 COLUMNS = "name kind url licence holds citation use size checksum preset how largest_unpacked norm_eps"
 
@@ -36,7 +36,7 @@ class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
 
     @property
     def place(self):
-        """The path of its file or folder, once it is there."""
+        """The path of its file or folder after fetching."""
         if "://" not in self.url:
             return Path(__file__).parents[1] / self.url  # this repository's own
         if self.kind == DATASET:
@@ -45,7 +45,7 @@ class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
 
     @property
     def largest(self):
-        """The most bytes that its file may have."""
+        """Most bytes of its file."""
         return self.size or self.largest_unpacked or LARGEST[self.kind]
 
 
@@ -61,13 +61,11 @@ def entries():
 
 
 def resolve(name_or_path, offline=None):
-    """The file of weights that a flag names, fetched if need be.
+    """The file of weights that a flag names, fetched if it is not there.
 
     A name is a file, a folder of transformers, an entry, or a hub address: `owner/name` or
     `hf://owner/name[@revision][/file]`. Without a file: the first of `FILES`, or the only weights.
-
-    Args:
-        offline: use the cache alone; None: as HF_HUB_OFFLINE says.
+    `offline` uses the cache alone; None: as HF_HUB_OFFLINE says.
 
     Raises:
         UserError: there is no such file or name, or it cannot be fetched.
@@ -106,21 +104,21 @@ def entry_of(name):
 
 
 def unknown(name, names):
-    """The error for a name that is none of `names`; it offers the nearest."""
+    """The error for a name that is not in `names`; it offers the nearest."""
     near = difflib.get_close_matches(name.lower(), names, cutoff=0.5)
     offer = f"the nearest names: {', '.join(near)}" if near else f"names: {', '.join(names)}"
     return UserError(f"{name}: expected a file or a name of `main_download.py list`; found neither; {offer}")
 
 
 def fetch(entry, offline=None, source=None):
-    """Have an entry in the cache, checked: the path of a file of weights or of a data set's folder.
+    """Fetch an entry into the cache and check it: the path of a file of weights or of a data set's folder.
 
     Args:
         offline: see `resolve`.
-        source: a file to take instead of fetching one (`--from`).
+        source: a file to use instead of a download (`--from`).
 
     Raises:
-        UserError: the file cannot be fetched or kept, or is not the published one.
+        UserError: the file cannot be fetched or written, or differs from the published one.
     """
     if "-NC" in entry.licence:
         warn(f"{entry.name}: licence {entry.licence}: NOT FOR COMMERCIAL USE")
@@ -143,17 +141,17 @@ def fetch(entry, offline=None, source=None):
         raise UserError(f"{entry.name}: expected it in the cache, being offline; found no {entry.place}")
     elif entry.how:
         then = f"python main_download.py {entry.name} --from FILE"
-        raise UserError(f"{entry.name}: it takes a person to fetch {entry.url}: {entry.how}; then: {then}")
+        raise UserError(f"{entry.name}: a person must fetch {entry.url}: {entry.how}; then: {then}")
     try:
         with _alone(entry.name):
             return cached(entry) or _keep(entry, source)
     except OSError as error:
-        reason = f"expected a folder that can be written, for downloads; {error.strerror or error}"
-        raise UserError(f"{entry.name}: {home()} (RADIO_MAE_HOME): {reason}") from error
+        expected = f"expected a folder that can be written; {error.strerror or error}"
+        raise UserError(f"{entry.name}: {home()} (RADIO_MAE_HOME): {expected}") from error
 
 
 def cached(entry):
-    """Where an entry lies in the cache, or None. A file that has changed since it was checked is an error."""
+    """Path of an entry in the cache, or None. A file that changed since its check is an error."""
     if entry.url.startswith(HUB):
         return _in_hub_cache(entry.url)
     path, about = entry.place, read_json(record_of(entry.place))
@@ -182,8 +180,8 @@ def _about(path, sha256):
 
 
 def _alone(name):
-    """Wait for the lock of a name. The system releases it when a process dies."""
-    from filelock import FileLock, Timeout  # here, since most commands fetch nothing
+    """Wait for the lock of a name. The system releases the lock of a process that dies."""
+    from filelock import FileLock, Timeout  # most commands fetch nothing
 
     lock = FileLock(home() / "locks" / f"{name}.lock")
     try:
@@ -194,7 +192,7 @@ def _alone(name):
 
 
 def _keep(entry, source):
-    """Fetch an entry or take it from a file, check it, and give it its place."""
+    """Fetch an entry or take it from a file, check it, and move it to its place."""
     path = entry.place
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +220,7 @@ def _keep(entry, source):
 
 
 def _verify(path, entry, origin):
-    """The sha256 of a file. An error says where the file is not the published one."""
+    """The sha256 of a file. Raises a UserError if it is not the published file."""
     algorithm, _, published = (entry.checksum or "sha256:").lower().partition(":")
     with open(path, "rb") as file:
         beginning = file.read(512).lstrip().lower()
@@ -236,7 +234,7 @@ def _verify(path, entry, origin):
 
 
 def _from_hub(url, offline):
-    """The file of a hub address. Where the hub does not answer, the cache decides."""
+    """The file of a hub address, from the cache if the hub does not answer."""
     import requests
     from huggingface_hub import HfApi, constants, errors, hf_hub_download
 
@@ -247,7 +245,7 @@ def _from_hub(url, offline):
     if _is_offline(offline):
         raise UserError(f"{url}: expected it in the cache, being offline; found none")
     try:
-        # The client itself would try for half a minute.
+        # The hub's client would try for half a minute.
         requests.head(constants.ENDPOINT, timeout=CONNECT_S, allow_redirects=False)
         names = [file] if file else _weights_of(HfApi().list_repo_files(repository, revision=revision))
         if len(names) == 1:
@@ -265,13 +263,13 @@ def _from_hub(url, offline):
         expected = f"a file of {repository}; found none of this name"
     except errors.RevisionNotFoundError:
         expected = f"a revision of {repository}; found no {revision}"
-    except Exception as error:  # the client is made of several libraries, each with errors of its own
+    except Exception as error:  # the client uses several libraries, each with errors of its own
         expected = f"a file of the hub; found {one_line(error) or type(error).__name__}"
     raise UserError(f"{url}: expected {expected}")
 
 
 def _in_hub_cache(url):
-    """The file of a hub address if it was fetched before, or None."""
+    """The file of a hub address in the cache, or None."""
     from huggingface_hub import errors, snapshot_download
 
     repository, revision, file = _parse(url)
@@ -286,7 +284,7 @@ def _in_hub_cache(url):
 
 
 def _weights_of(names):
-    """The names that may be a repository's weights: the first of `FILES`, or all files of weights."""
+    """Possible weights of a repository: the first of `FILES`, or else all files of weights."""
     first = [name for name in FILES if name in names][:1]
     return first or sorted(name for name in names if name.endswith(SUFFIXES))
 

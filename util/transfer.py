@@ -1,4 +1,4 @@
-"""Bytes of a plain address, resumed and bounded, and archives that stay in their folder."""
+"""Download from a plain address, resumed and of limited size, and unpack archives inside their folder."""
 
 import errno
 import functools
@@ -17,23 +17,23 @@ from util.files import read_json, write_json
 
 CONNECT_S, READ_S = 5, 20
 TRIES, FIRST_PAUSE_S = 5, 1  # the pauses are 1, 2, 4 and 8 s
-WINDOW_S, SLOWEST = 60, 10_000  # a server that sends fewer bytes/s for so long has failed
+WINDOW_S, SLOWEST = 60, 10_000  # a server fails if it sends fewer bytes/s for so long
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def record_of(path):
-    """The file that holds what is known of a file or of its part."""
+    """The JSON file beside a download: its URL and version, or its checksum."""
     return path.with_name(f"{path.name}.json")
 
 
 def forget(part):
-    """Remove a part and what is known of it."""
+    """Remove a partial download and its record."""
     for path in (part, record_of(part)):
         path.unlink(missing_ok=True)
 
 
 def download(entry, part):
-    """Fetch an entry into `part`. A part of the same version is continued, also by a later process."""
+    """Fetch an entry into `part`; resume a part of the same version, also from an earlier process."""
     import requests
     from urllib3.exceptions import HTTPError
 
@@ -44,20 +44,20 @@ def download(entry, part):
         except (requests.RequestException, HTTPError) as error:
             answered = answered or isinstance(error, HTTPError)
             while cause := error.__cause__ or error.__context__:
-                error = cause  # the deepest one, of the system, says what happened
+                error = cause  # the deepest error, of the system, says what happened
             reason = getattr(error, "strerror", None) or str(error)
         reached = _size(part)
         tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
         furthest = max(reached, furthest)
         if tries == TRIES or not answered:
-            so_far = f"; the same command goes on from byte {reached}" if reached else ""
+            so_far = f"; the same command resumes at byte {reached}" if reached else ""
             raise UserError(f"{entry.url}: expected a file; found {reason}{so_far}")
         warn(f"{entry.name}: {reason}, at byte {reached}; trying again")
         time.sleep(FIRST_PAUSE_S * 2 ** (tries - 1))
 
 
 def _request(entry, part):
-    """One try: ask for what `part` lacks, or for all where the server's file is another one by now."""
+    """One try: ask for the rest of `part`, or for the whole file if the server's version changed."""
     import requests
     from tqdm import tqdm
     from urllib3.exceptions import HTTPError
@@ -125,9 +125,9 @@ def check_size(entry, size, origin):
 
 
 def unpack(archive, folder, largest):
-    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive into a new folder: plain files, all or nothing."""
+    """Unpack a tar (plain, .gz, .bz2, .xz) or zip archive of plain files into a new folder, or nothing."""
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have left it
     temporary.mkdir()
     left = largest
     try:
@@ -155,7 +155,7 @@ def _members(archive):
         with zipfile.ZipFile(archive) as packed:  # keeps members inside the folder
             for member in packed.infolist():
                 member.filename = member.filename.replace("\\", "/")
-                # The other compressions can fill the memory.
+                # Other compressions can fill the memory.
                 plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
                 yield member.filename, member.file_size, plain, functools.partial(packed.extract, member)
         return
@@ -165,7 +165,7 @@ def _members(archive):
             plain = member.isdir() or (member.isreg() and not member.issparse() and member.size >= 0)
             inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
             yield member.name, member.size, plain and inside, functools.partial(packed.extract, member)
-        # Only zeros are left of a whole archive, and the checksum of the compression.
+        # A whole archive ends in zeros, and the checksum of the compression.
         rest = packed.fileobj.read(2**24)
         if not rest or any(rest):
             raise tarfile.ReadError("a truncated or damaged one")
