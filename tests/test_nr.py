@@ -450,8 +450,8 @@ def test_a_part_that_cannot_be_is_an_error_that_names_the_value(part, settings, 
     [
         (0, schedule(2, 50), r"\(2, 50\)"),
         (0, schedule(0, 51), r"\(0, 51\)"),
-        (0, schedule(2, 51, 3), "3 to 3"),
-        (0, schedule(2, 51, 10), "10 to 10"),
+        (0, schedule(2, 51, 3), r"\[3\]"),
+        (0, schedule(2, 51, 10), r"\[10\]"),
         (-1, schedule(2, 51), "first_slot=-1"),
     ],
 )

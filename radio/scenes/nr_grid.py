@@ -16,6 +16,7 @@ from radio.scenes.nr import DMRS_SHORTEST, dmrs_symbols
 from radio.scenes.nr_ssb import SsbRows, ssb_grid, ssb_rows
 from radio.scenes.ofdm import Grid, random_symbols, symbol_times
 from radio.scenes.sequences import gold, qpsk
+from radio.scenes.traffic import checked
 
 # Subcarriers of reference signals: (step, first, length), runs of `length` that begin every `step`.
 _DMRS_COMBS = {1: (2, 0, 1), 2: (6, 0, 2)}  # 7.4.1.1.2, CDM group 0 of each type
@@ -36,16 +37,11 @@ class _Plan(NamedTuple):
 
 
 def _plan(carrier, first_slot, schedule):
-    schedule, num_rb = np.asarray(schedule), carrier.num_rb
-    is_grid = schedule.ndim == 2 and len(schedule) and schedule.shape[1] == num_rb
-    expect(is_grid, f"a schedule of [slots, {num_rb}]: {schedule.shape}")
-    is_order = np.isin(schedule, (0, 2, 4, 6, 8)).all()
-    expect(is_order, f"0, 2, 4, 6 or 8 bits a symbol: {schedule.min()} to {schedule.max()}")
     expect(first_slot >= 0, f"first_slot >= 0: {first_slot=}")
     slots = first_slot + np.arange(len(schedule))
     downlink, pdsch, dmrs = _slot_symbols(carrier, slots)
 
-    order = schedule.astype(np.uint8)[:, None] * pdsch[:, :, None]
+    order = schedule[:, None] * pdsch[:, :, None]
     pdcch = np.zeros(order.shape, bool)
     for number, coreset in enumerate(carrier.coresets):
         symbols = slice(coreset.first_symbol, coreset.first_symbol + coreset.num_symbols)
@@ -58,7 +54,7 @@ def _plan(carrier, first_slot, schedule):
     starts = symbol_times(1e3 * carrier.spacing_khz, 14 * first_slot, 14 * len(schedule))[0].numpy()
     ssb, touched = ssb_rows(carrier, starts)
     low, high = (np.array(carrier.ssb_band_hz) - carrier.band_hz[0]) / (12e3 * carrier.spacing_khz)
-    free = np.ones((len(starts) - 1, num_rb), bool)
+    free = np.ones((len(starts) - 1, carrier.num_rb), bool)
     for first, end in touched:
         free[first:end, math.floor(low) : math.ceil(high)] = False
     free = free.reshape(order.shape)
@@ -117,8 +113,9 @@ def resource_grids(carrier, first_slot, schedule, stream, device="cpu", power_db
     Raises:
         ValueError: `schedule`, `power_db` or `first_slot` is not as above.
     """
+    num_slots, num_rb, cell_id = len(schedule), carrier.num_rb, carrier.cell_id
+    schedule, power_db = checked(schedule, power_db, num_rb)
     plan = _plan(carrier, first_slot, schedule)
-    num_slots, num_rb, cell_id = len(plan.order), carrier.num_rb, carrier.cell_id
 
     # draw PDSCH and PDCCH
     order = torch.from_numpy(plan.order).to(device).repeat_interleave(12, dim=2)
@@ -150,8 +147,6 @@ def resource_grids(carrier, first_slot, schedule, stream, device="cpu", power_db
 
     # set the power of PDSCH
     if power_db is not None:
-        power_db = np.asarray(power_db, np.float32)
-        expect(power_db.shape == (num_slots, num_rb), f"power_db of {num_slots, num_rb}: {power_db.shape}")
         amplitude = np.where(plan.pdcch, np.float32(1), 10 ** (power_db[:, None] / 20))
         values.unflatten(2, (-1, 12)).mul_(torch.from_numpy(amplitude).to(device)[..., None])
 
@@ -177,7 +172,7 @@ def used_band_hz(carrier, first_slot, schedule, first_symbol=0, num_symbols=None
         first_symbol, num_symbols: rows of the carrier's grid to look at; None for all that follow.
             Rows beyond the grid are empty. SSBs count in the symbols that overlap the rows' time.
     """
-    plan = _plan(carrier, first_slot, schedule)
+    plan = _plan(carrier, first_slot, checked(schedule, None, carrier.num_rb)[0])
     rows = len(plan.starts) - 1
     end = rows if num_symbols is None else min(rows, first_symbol + num_symbols)
     first = max(0, first_symbol)
