@@ -131,9 +131,9 @@ def resource_grid(cell, first_subframe, schedule, stream, device="cpu", power_db
     """What a cell sends in successive subframes.
 
     CRS, PCFICH, PSS, SSS and PBCH are always on in downlink subframes and DwPTS. PDCCH and PHICH fill groups
-    of the control region at random. PDSCH fills the rest of the scheduled resource blocks, in downlink subframes
-    and in DwPTS of more than 3 symbols. Each port has random symbols of its own and an equal share of power.
-    PSS and SSS are on port 0.
+    of the control region at random. PDSCH fills the rest of the scheduled resource blocks, in downlink
+    subframes and in DwPTS of more than 3 symbols. Each port has random symbols of its own and an equal share
+    of power. PSS and SSS are on port 0.
 
     Args:
         cell: an `LteCell`.
