@@ -31,6 +31,7 @@ class Spectrogram(nn.Module):
     stand for the same amount of signal, and mean power is kept.
 
     Powers are relative to full scale: a complex tone of magnitude 1 gives 0 dB in its FFT bin.
+    Parameters outside these limits raise a ValueError.
 
     Args:
         n_fft: samples per FFT, at least 2; odd sizes work.
@@ -38,9 +39,6 @@ class Spectrogram(nn.Module):
             at least `n_fft` samples.
         image_size: (frequency rows, time columns).
         normalize: "per_spectrogram" for zero mean and unit variance, "none" for dB.
-
-    Raises:
-        ValueError: a parameter outside these limits.
     """
 
     def __init__(self, n_fft=1024, duration_s=0.016, image_size=(224, 224), normalize="per_spectrogram"):
@@ -74,7 +72,7 @@ class Spectrogram(nn.Module):
         return round(self.duration_s * sample_rate_hz)
 
     def forward(self, iq):
-        """IQ windows (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency."""
+        """IQ (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency."""
         return self.from_decibels(self.decibels(iq))
 
     def from_decibels(self, decibels):
@@ -94,7 +92,7 @@ class Spectrogram(nn.Module):
         """
         is_pair = iq.dtype in (torch.float32, torch.int16, torch.int8) and iq.dim() == 3 and iq.shape[2] == 2
         if not (is_pair or (iq.is_complex() and iq.dim() == 2)) or iq.shape[1] < self.n_fft:
-            expected = f"complex [batch, samples >= {self.n_fft}], or float32, int16 or int8 with a last dimension of 2"
+            expected = f"complex [batch, samples >= {self.n_fft}], or float32, int16 or int8 [..., 2]"
             raise ValueError(f"expected {expected}: {iq.dtype} {list(iq.shape)}")
         if iq.is_complex():
             iq = torch.view_as_real(iq.to(torch.complex64).resolve_conj())
@@ -111,7 +109,8 @@ class Spectrogram(nn.Module):
             if not iq.is_floating_point():  # integers, not yet in [-1, 1)
                 exponent = exponent - (8 * iq.element_size() - 1)
 
-            power = self._row_power(column_power(iq, window, starts)).div_(starts.shape[1])  # (B, rows, columns)
+            power = self._row_power(column_power(iq, window, starts))  # (B, rows, columns)
+            power = power.div_(starts.shape[1])
             floor = power.amax(dim=(1, 2), keepdim=True) * 10 ** (-DYNAMIC_RANGE_DB / 10)
             power = torch.maximum(power, floor).clamp_min_(torch.finfo(torch.float32).tiny)
             decibels = power.log10_().mul_(10).add_((20 * math.log10(2)) * exponent[:, None, None])
@@ -130,7 +129,7 @@ class Spectrogram(nn.Module):
 
     @staticmethod
     def normalized(decibels):
-        """Zero mean and unit variance for each spectrogram, zeros for a constant one: [B, C, F, T] to float32."""
+        """Zero mean and unit variance for each spectrogram, zeros if constant: [B, C, F, T] to float32."""
         decibels = decibels.float()
         centred = decibels - decibels.mean(dim=(2, 3), keepdim=True)
         std = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True) / math.sqrt(centred[0, 0].numel())
@@ -146,17 +145,14 @@ class Spectrogram(nn.Module):
         return torch.linspace(0, num_samples - self.n_fft, count, dtype=torch.float64).round().long()
 
     def _frame_starts(self, num_samples, device):
-        """`frame_starts` on a device, [columns, q]. The last result is cached: a copy to a GPU would wait for it."""
+        """`frame_starts` on a device, [columns, q]; the last is cached, as a copy would make a GPU wait."""
         if self._starts[:2] != (num_samples, device):
             starts = self.frame_starts(num_samples).view(self.image_size[1], -1).to(device)
             self._starts = (num_samples, device, starts)
         return self._starts[2]
 
     def frequency_edges_hz(self, sample_rate_hz, center_freq_hz=0.0):
-        """Borders of the image rows in Hz, ascending: float64 [rows + 1].
-
-        FFT bin k is centred on k·fs/n_fft, and the image begins half a bin below the lowest bin's centre.
-        """
+        """Borders of the image rows in Hz, ascending: float64 [rows + 1]. A centre of None counts as 0."""
         rows = self.image_size[0]
         bins = torch.arange(rows + 1, dtype=torch.float64) * self.n_fft / rows - self.n_fft // 2 - 0.5
         return (center_freq_hz or 0.0) + bins * sample_rate_hz / self.n_fft
@@ -183,7 +179,7 @@ class Spectrogram(nn.Module):
 
 
 def _row_weights(n_fft, rows):
-    """Share of FFT bin k in image row r, both ascending in frequency: float64 [n_fft, rows], columns sum to 1."""
+    """Shares of FFT bins in image rows, both ascending: float64 [n_fft, rows]; columns sum to 1."""
     bin_low = torch.arange(n_fft, dtype=torch.float64)[:, None]
     row_low = torch.arange(rows, dtype=torch.float64)[None, :] * n_fft / rows
     overlap = torch.minimum(bin_low + 1, row_low + n_fft / rows) - torch.maximum(bin_low, row_low)

@@ -1,8 +1,7 @@
 """What changes a resource grid on its way to the receiver: a power amplifier and a fading multipath channel.
 
-Both work on the grid, symbol by symbol. The channel is constant during a symbol and its delays stay within
-the cyclic prefix, so it multiplies each subcarrier by a number. The amplifier distorts a prefix as the
-symbol's end.
+Both work on the grid, symbol by symbol. The channel is constant during a symbol, and its delays stay within
+the cyclic prefix. The amplifier distorts the prefix and the end of a symbol alike.
 """
 
 import json
@@ -13,6 +12,7 @@ from importlib import resources
 
 import scipy.fft
 import torch
+from torch.nn.functional import pad
 
 from radio.rng import FADING, Stream
 from radio.scenes.expect import expect
@@ -26,8 +26,7 @@ _TABLES = "phy/channel/tr38901/models/v19_2/{}.json"
 _SINUSOIDS = 16
 _LINE_OF_SIGHT_DOPPLER = 0.7  # of the maximum Doppler shift, TR 38.901 7.7.2
 
-# Values of the response or of time signals computed at once: a CPU's cache, or few launches on an
-# accelerator.
+# Values computed at once: those that fit in a CPU's cache, or few launches on an accelerator.
 _CHUNK_VALUES_CPU = 2**17
 _CHUNK_VALUES_ACCELERATOR = 2**21
 
@@ -58,17 +57,13 @@ class Fading:
 
 
 def taps(fading, num_ports, num_times, interval_s):
-    """The gain of each path over time. Ports fade independently; the mean total power of each is 1.
+    """The gain of each path at times `interval_s` apart. Ports fade independently with a mean power of 1.
 
     A path is a sum of 16 sinusoids. Each comes from a random angle in one of 16 equal sectors around the
     receiver and has a complex Gaussian weight. So gains are Gaussian at any time, and their mean
     autocorrelation over the seeds is J0(2π doppler_hz τ) exactly. (After Xiao, Zheng, Beaulieu, "Novel
     sum-of-sinusoids simulation models for Rayleigh and Rician fading channels", IEEE Trans. Wireless Commun.
     5(12), 2006, where weights are constant.)
-
-    Args:
-        fading: a `Fading`.
-        interval_s: from one time to the next.
 
     Returns:
         gains: complex64 [num_ports, paths, num_times], on the CPU. The same arguments give the same gains.
@@ -86,12 +81,10 @@ def taps(fading, num_ports, num_times, interval_s):
     weights = torch.view_as_complex(torch.from_numpy(rng.standard_normal((*shape, 2))))
     weights = weights * (powers / (2 * _SINUSOIDS)).sqrt()[:, None]
     if line_of_sight:
+        turns = pad(turns, (0, 1), value=fading.doppler_hz * interval_s * _LINE_OF_SIGHT_DOPPLER)
+        weights = pad(weights, (0, 1))
         phases = 2 * math.pi * torch.from_numpy(rng.random(num_ports))
-        direct = torch.zeros(num_ports, len(delays), 1, dtype=torch.complex128)
-        direct[:, 0, 0] = torch.polar(torch.full_like(phases, math.sqrt(line_of_sight)), phases)
-        weights = torch.cat([weights, direct], dim=2)
-        shift = fading.doppler_hz * interval_s * _LINE_OF_SIGHT_DOPPLER
-        turns = torch.cat([turns, torch.full((num_ports, len(delays), 1), shift, dtype=torch.float64)], dim=2)
+        weights[:, 0, -1] = torch.polar(torch.full_like(phases, math.sqrt(line_of_sight)), phases)
 
     # time is coarse × fine, the sum over sinusoids a product of two short tables
     fine = 1 << ((num_times - 1).bit_length() + 1) // 2
@@ -104,7 +97,7 @@ def taps(fading, num_ports, num_times, interval_s):
 
 @lru_cache(maxsize=len(MODELS))
 def _profile(model):
-    """Profile of power 1 and delay spread 1: delays, powers of scatterers, power of the direct path."""
+    """Delays and scattered powers for a delay spread of 1, float64 [paths]; power of the line of sight."""
     if model == "flat":
         return torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), 0.0
     table = json.loads((resources.files("sionna") / _TABLES.format(model)).read_text())

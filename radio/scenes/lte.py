@@ -6,7 +6,6 @@ Clauses and tables are those of TS 36.211 unless another is named. Signals are e
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ _SILENT, _PDSCH, _CONTROL, _PCFICH, _PBCH = range(5)  # roles of resource elemen
 
 @dataclass(frozen=True)
 class LteCell:
-    """One cell's parameters.
+    """One cell's parameters. Parameters outside these limits raise a ValueError.
 
     Args:
         num_rb: downlink bandwidth in resource blocks, one of `RESOURCE_BLOCKS`.
@@ -47,9 +46,6 @@ class LteCell:
             The share of each subframe is uniform around this mean, as wide as fits between 0 and 1.
         crs_boost_db: power of CRS above that of the PDSCH (all ports together) in a resource element.
         sync_boost_db: power of PSS, SSS and PBCH above that of the PDSCH.
-
-    Raises:
-        ValueError: a parameter outside these limits.
     """
 
     num_rb: int = 50
@@ -110,15 +106,10 @@ def sss(cell_id, subframe):
 
 
 def crs(cell_id, num_rb, port, slot, symbol):
-    """Cell-specific reference signal of an antenna port in one OFDM symbol of one or more slots, 6.10.1.
+    """Cell-specific reference signal of an antenna port in one symbol, a `CRS_SYMBOLS` of the port, 6.10.1.
 
-    Args:
-        slot: number in the frame, 0 to 19, or an array of numbers.
-        symbol: number in the slot: 0 or 4 for ports 0 and 1, 1 for ports 2 and 3.
-
-    Returns:
-        values: complex64, shape of `slot` + [2 * num_rb], unit power.
-        offsets: int64, shape of `slot`. Value m lies on subcarrier 6 m + offset; DC is not counted.
+    slot: number in the frame, 0 to 19, or an array of numbers. Returns values, complex64, shape of `slot` +
+    [2 * num_rb], and offsets, int64, shape of `slot`: value m is on subcarrier 6 m + offset, DC not counted.
     """
     slot = np.asarray(slot)
     c_init = 1024 * (7 * (slot + 1) + symbol + 1) * (2 * cell_id + 1) + 2 * cell_id + 1  # N_CP = 1
@@ -136,36 +127,32 @@ def resource_grid(cell, first_subframe, schedule, stream, device="cpu", power_db
     of power. PSS and SSS are on port 0.
 
     Args:
-        cell: an `LteCell`.
         first_subframe: number of the first subframe, counted from the start of system frame 0.
         schedule: [subframes, num_rb]: bits a symbol of each resource block's PDSCH, 0 (none), 2, 4, 6 or 8.
-        stream: a `radio.rng.Stream`.
         power_db: [subframes, num_rb], of PDSCH; 0 where None.
 
     Returns:
         `ofdm.Grid` on `device`: values [num_ports, 14 * subframes, 12 * num_rb + 1], DC in column 6 * num_rb.
-
-    Raises:
-        ValueError: `schedule`, `power_db` or `first_subframe` is not as above.
     """
     schedule, power_db = checked(schedule, power_db, cell.num_rb)
     expect(first_subframe >= 0, f"first_subframe >= 0: {first_subframe=}")
-    frame, count, centre = _frame(cell), len(schedule), 6 * cell.num_rb
+    frame_roles, groups, signals = _frame(cell)
+    count, centre = len(schedule), 6 * cell.num_rb
 
     def to_device(array):
         return torch.from_numpy(array).to(device)
 
     # bits a symbol of every resource element
     subframes = torch.arange(first_subframe, first_subframe + count, device=device)
-    role = to_device(frame.role)[subframes % _SUBFRAMES]
+    role = to_device(frame_roles)[subframes % _SUBFRAMES]
     order = (role == _PDSCH) * _on_subcarriers(to_device(schedule))[:, None]  # (subframes, 14, subcarriers)
     order.masked_fill_(role >= _PCFICH, 2)
     rng = stream.child(1).generator()
     reach = min(cell.control_load, 1 - cell.control_load)
     load = cell.control_load + reach * rng.uniform(-1, 1, (count, 1))
-    active = np.where(rng.random((count, frame.groups.max() + 1)) < load, 2, 0).astype(np.uint8)
-    region = slice(len(frame.groups))
-    order[:, region] += (role[:, region] == _CONTROL) * to_device(active)[:, to_device(frame.groups)]
+    active = np.where(rng.random((count, groups.max() + 1)) < load, 2, 0).astype(np.uint8)
+    region = slice(len(groups))
+    order[:, region] += (role[:, region] == _CONTROL) * to_device(active)[:, to_device(groups)]
 
     # random symbols, the ports' share and the powers
     values = ofdm.random_symbols(order.expand(cell.num_ports, *order.shape), stream.child(0))
@@ -180,12 +167,9 @@ def resource_grid(cell, first_subframe, schedule, stream, device="cpu", power_db
     # reference and synchronization signals
     values, occupied = values.flatten(1, 2), order.flatten(0, 1) > 0
     starts = np.arange(-(first_subframe % _SUBFRAMES), count, _SUBFRAMES) * _SYMBOLS  # of the frames, in rows
-    rows = starts[:, None] + frame.rows  # (frames, elements)
-    inside = (rows >= 0) & (rows < len(occupied))
-    rows, columns, ports, fixed = (
-        to_device(np.broadcast_to(part, inside.shape)[inside])
-        for part in (rows, frame.columns, frame.ports, frame.values)
-    )
+    ports, rows, columns, fixed = np.broadcast_arrays(signals[0], starts[:, None] + signals[1], *signals[2:])
+    inside = (rows >= 0) & (rows < len(occupied))  # (frames, elements)
+    ports, rows, columns, fixed = (to_device(part[inside]) for part in (ports, rows, columns, fixed))
     values[ports, rows, columns] = fixed
     occupied[rows, columns] = True
     return ofdm.Grid(values, occupied, SPACING_HZ, -centre * SPACING_HZ, _SYMBOLS * first_subframe)
@@ -197,19 +181,13 @@ def _on_subcarriers(blocks):
     return torch.cat([low, low.new_zeros(len(low), 1), high], dim=1)
 
 
-class _Frame(NamedTuple):
-    """Where a cell sends what in a frame, and the signals that are the same in each frame."""
-
-    role: np.ndarray  # uint8 [10, 14, subcarriers]
-    groups: np.ndarray  # int64 [control symbols, subcarriers]: number of the resource-element group
-    ports: np.ndarray  # int64 [elements]: of reference and synchronization signals
-    rows: np.ndarray  # int64 [elements]: OFDM symbol in the frame
-    columns: np.ndarray  # int64 [elements]: subcarrier, DC counted
-    values: np.ndarray  # complex64 [elements]
-
-
 @lru_cache(maxsize=8)
 def _frame(cell):
+    """What is the same in every frame of a cell, in three parts.
+
+    Roles, uint8 [10, 14, subcarriers]; resource-element groups, int64 [control symbols, subcarriers];
+    (ports, rows, columns, values) of CRS, PSS and SSS, int64 and complex64 [elements].
+    """
     is_tdd = cell.duplex == "TDD"
     subcarriers, centre = 12 * cell.num_rb, 6 * cell.num_rb
     central = slice(centre - 36, centre + 36)
@@ -257,14 +235,10 @@ def _frame(cell):
     signals += [(0, row, np.arange(centre - 31, centre + 31), signal * boost) for row, signal in sync.items()]
 
     # resource-element groups: 4 elements beside two reserved for reference signals, or 4 alone, 6.2.4
-    groups = np.empty((cell.control_symbols, subcarriers), np.int64)
-    numbered = 0
-    for number in range(cell.control_symbols):
-        size = 6 if number == 0 or (number == 1 and cell.num_ports == 4) else 4
-        groups[number] = numbered + np.arange(subcarriers) // size
-        numbered += subcarriers // size
+    sizes = np.array([6, 6 if cell.num_ports == 4 else 4, 4, 4])[: cell.control_symbols, None]
+    groups = np.cumsum(np.arange(subcarriers) % sizes == 0).reshape(-1, subcarriers) - 1
 
     fixed = [[part.ravel() for part in np.broadcast_arrays(*signal)] for signal in signals]
     ports, rows, places, values = (np.concatenate(parts) for parts in zip(*fixed, strict=True))
     role, groups = (np.insert(elements, centre, 0, axis=-1) for elements in (role, groups))  # DC
-    return _Frame(role, groups, ports, rows, places + (places >= centre), values.astype(np.complex64))
+    return role, groups, (ports, rows, places + (places >= centre), values.astype(np.complex64))

@@ -100,21 +100,16 @@ def resource_grids(carrier, first_slot, schedule, stream, device="cpu", power_db
     """The resource grid of a carrier, and the grid of its SSBs, whose numerology and raster may differ.
 
     Args:
-        carrier: an `NrCarrier`.
         first_slot: counted from the start of frame 0.
         schedule: [slots, num_rb]: bits a symbol of each resource block's PDSCH, 0 (none), 2, 4, 6 or 8.
-        stream: a `radio.rng.Stream`.
         power_db: [slots, num_rb], of PDSCH and its DM-RS; 0 where None.
 
     Returns:
         [Grid, Grid] of one port each. The first has 14 × slots symbols of all resource blocks. The second has
         240 subcarriers in all symbols that overlap the same time, silent where there is no SSB.
-
-    Raises:
-        ValueError: `schedule`, `power_db` or `first_slot` is not as above.
     """
+    schedule, power_db = checked(schedule, power_db, carrier.num_rb)
     num_slots, num_rb, cell_id = len(schedule), carrier.num_rb, carrier.cell_id
-    schedule, power_db = checked(schedule, power_db, num_rb)
     plan = _plan(carrier, first_slot, schedule)
 
     # draw PDSCH and PDCCH

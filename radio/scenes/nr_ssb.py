@@ -101,9 +101,8 @@ def ssb_rows(carrier, starts):
     blocks, touched = [], []
     occupied = np.zeros((end - first + 2 * _MARGIN, _SUBCARRIERS), bool)
     firsts = ssb_symbols(carrier.ssb_case, carrier.num_ssb)
-    for half_frame_ms in range(first_ms, end_ms - 4):
-        if (half_frame_ms - 5 * carrier.ssb_half_frame) % carrier.ssb_period_ms:
-            continue
+    start_ms = first_ms + (5 * carrier.ssb_half_frame - first_ms) % carrier.ssb_period_ms
+    for half_frame_ms in range(start_ms, end_ms - 4, carrier.ssb_period_ms):
         for index in sorted(set(carrier.ssb_beams)):
             at = (half_frame_ms - first_ms) * symbols_a_ms + firsts[index]
             if first - _SYMBOLS < at < end:

@@ -54,14 +54,9 @@ def symbol_times(spacing_hz, first_symbol, num_symbols):
 
 
 def random_symbols(order, stream):
-    """Random QAM symbols of unit mean power: the levels of TS 38.211 5.1, not its mapping of bits.
+    """Random QAM symbols of unit mean power, complex64: the levels of TS 38.211 5.1, not its mapping of bits.
 
-    Args:
-        order: uint8 of any shape and device: bits a symbol, 0 (nothing is sent), 2, 4, 6 or 8.
-        stream: a `radio.rng.Stream`.
-
-    Returns:
-        complex64, the shape and device of `order`.
+    order: uint8 of any shape and device: bits a symbol, 0 (nothing is sent), 2, 4, 6 or 8.
     """
     octets = stream.octets(order.numel(), order.device)
     table = _qam_table().to(order.device)
@@ -146,20 +141,15 @@ def modulate(iq, values, grid, offset_hz, interval_s, start_s, edge_s=0.0):
     size = (values.shape[1], prefix, length)
     bodies = _Bodies(grid.spacing_hz, lowest_hz, offset_hz, interval_s, *size, values.device)
     budget = CHUNK_VALUES_CPU if values.device.type == "cpu" else CHUNK_VALUES_ACCELERATOR
-    for begin, end in _runs(sent, max(1, budget // length)):
-        part = slice(begin, end)
-        turn = offset_hz * interval_s * (samples[part] + whole[part]).double()
-        rows = bodies(values[part], rest_s[part], turn)
-        rises = starts_s[part] > -interval_s  # a symbol that began before the stretch has full height
-        _join(iq, rows, samples[begin : end + 1], prefix - whole[part], edge, rises)
-
-
-def _runs(sent, most):
-    """(first, last + 1) of every run of true values, cut into pieces of at most `most`."""
-    changes = pad(sent.int(), (1, 1)).diff().nonzero().flatten().tolist()
-    for begin, end in zip(changes[::2], changes[1::2], strict=True):
-        for first in range(begin, end, most):
-            yield first, min(first + most, end)
+    changes = pad(sent.int(), (1, 1)).diff().nonzero().flatten()
+    for run in torch.arange(len(sent)).tensor_split(changes)[1::2]:  # successive symbols that are not silent
+        for numbers in run.split(max(1, budget // length)):
+            begin, end = int(numbers[0]), int(numbers[-1]) + 1
+            part = slice(begin, end)
+            turn = offset_hz * interval_s * (samples[part] + whole[part]).double()
+            rows = bodies(values[part], rest_s[part], turn)
+            rises = starts_s[part] > -interval_s  # a symbol that began before the stretch has full height
+            _join(iq, rows, samples[begin : end + 1], prefix - whole[part], edge, rises)
 
 
 class _Bodies:
@@ -210,12 +200,9 @@ class _Bodies:
 def _join(iq, rows, samples, first, edge, rises):
     """Add symbols to IQ, one after the other.
 
-    Args:
-        rows: complex64 [n, length].
-        samples: int64 [n + 1]: the first sample of each symbol, and the end of the last.
-        first: int64 [n]: index in its row at which a symbol starts.
-        edge: samples over which a symbol rises and the one before it falls.
-        rises: bool [n]: symbols that rise.
+    rows: complex64 [n, length]. first: int64 [n], index in its row at which a symbol starts.
+    samples: int64 [n + 1], the first sample of each symbol, and the end of the last.
+    edge: samples over which a symbol rises, if bool [n] `rises` says so, and the symbol before it falls.
     """
     begin, end = int(samples[0]), int(samples[-1])
     flat, device = rows.flatten(), rows.device

@@ -12,11 +12,8 @@ _REGISTER = 31
 def gold(c_init, length):
     """The length-31 Gold sequence c(0) ... c(length - 1) of TS 36.211 7.2, TS 38.211 5.2.1.
 
-    Args:
-        c_init: a number below 2^31, or an array of them.
-
-    Returns:
-        uint8, shape of `c_init` + [length], of zeros and ones.
+    c_init: a number below 2^31 or an array of numbers. Returns zeros and ones, uint8, `c_init`'s shape +
+        [length].
     """
     first, second = _registers(length)
     # The second register is linear in its start: add, modulo 2, the outputs for each bit that is set.
