@@ -18,8 +18,8 @@ from radio.scenes.traffic import checked
 
 SPACING_HZ = 15e3
 RESOURCE_BLOCKS = {1.4: 6, 3: 15, 5: 25, 10: 50, 15: 75, 20: 100}  # by bandwidth in MHz, TS 36.101
-# Table 4.2-2: downlink, special and uplink subframes of a frame.
-UPLINK_DOWNLINK = "DSUUUDSUUU DSUUDDSUUD DSUDDDSUDD DSUUUDDDDD DSUUDDDDDD DSUDDDDDDD DSUUUDSUUD".split()
+# Table 4.2-2: downlink, special and uplink subframes of a frame, by uplink-downlink configuration.
+_PATTERNS = ("DSUUUDSUUU", "DSUUDDSUUD", "DSUDDDSUDD", "DSUUUDDDDD", "DSUUDDDDDD", "DSUDDDDDDD", "DSUUUDSUUD")
 # Table 4.2-1, normal cyclic prefix: DwPTS of 6592, 19760, ... T_s, in OFDM symbols.
 DWPTS_SYMBOLS = (3, 9, 10, 11, 12, 3, 9, 10, 11, 6)
 CRS_SYMBOLS = ((0, 4), (0, 4), (1,), (1,))  # 6.10.1.2: of a slot, for each antenna port
@@ -76,7 +76,7 @@ class LteCell:
 
 def downlink_symbols(cell, subframe):
     """OFDM symbols in which the cell sends, from a subframe's first: 14, the length of DwPTS, or 0 (4.2)."""
-    kind = "D" if cell.duplex == "FDD" else UPLINK_DOWNLINK[cell.uldl_config][subframe % _SUBFRAMES]
+    kind = "D" if cell.duplex == "FDD" else _PATTERNS[cell.uldl_config][subframe % _SUBFRAMES]
     return {"D": _SYMBOLS, "S": DWPTS_SYMBOLS[cell.special_config], "U": 0}[kind]
 
 
