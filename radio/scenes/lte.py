@@ -14,7 +14,7 @@ from scipy.signal import max_len_seq
 from radio.scenes import ofdm
 from radio.scenes.expect import expect
 from radio.scenes.sequences import gold, qpsk
-from radio.scenes.traffic import checked
+from radio.scenes.traffic import checked_schedule
 
 SPACING_HZ = 15e3
 RESOURCE_BLOCKS = {1.4: 6, 3: 15, 5: 25, 10: 50, 15: 75, 20: 100}  # by bandwidth in MHz, TS 36.101
@@ -134,7 +134,7 @@ def resource_grid(cell, first_subframe, schedule, stream, device="cpu", power_db
     Returns:
         `ofdm.Grid` on `device`: values [num_ports, 14 * subframes, 12 * num_rb + 1], DC in column 6 * num_rb.
     """
-    schedule, power_db = checked(schedule, power_db, cell.num_rb)
+    schedule, power_db = checked_schedule(schedule, power_db, cell.num_rb)
     expect(first_subframe >= 0, f"first_subframe >= 0: {first_subframe=}")
     frame_roles, groups, signals = _frame(cell)
     count, centre = len(schedule), 6 * cell.num_rb

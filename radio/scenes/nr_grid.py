@@ -16,7 +16,7 @@ from radio.scenes.nr import DMRS_SHORTEST, dmrs_symbols
 from radio.scenes.nr_ssb import SsbRows, ssb_grid, ssb_rows
 from radio.scenes.ofdm import Grid, random_symbols, symbol_times
 from radio.scenes.sequences import gold, qpsk
-from radio.scenes.traffic import checked
+from radio.scenes.traffic import checked_schedule
 
 # Subcarriers of reference signals: (step, first, length), runs of `length` that begin every `step`.
 _DMRS_COMBS = {1: (2, 0, 1), 2: (6, 0, 2)}  # 7.4.1.1.2, CDM group 0 of each type
@@ -108,7 +108,7 @@ def resource_grids(carrier, first_slot, schedule, stream, device="cpu", power_db
         [Grid, Grid] of one port each. The first has 14 × slots symbols of all resource blocks. The second has
         240 subcarriers in all symbols that overlap the same time, silent where there is no SSB.
     """
-    schedule, power_db = checked(schedule, power_db, carrier.num_rb)
+    schedule, power_db = checked_schedule(schedule, power_db, carrier.num_rb)
     num_slots, num_rb, cell_id = len(schedule), carrier.num_rb, carrier.cell_id
     plan = _plan(carrier, first_slot, schedule)
 
@@ -167,7 +167,7 @@ def used_band_hz(carrier, first_slot, schedule, first_symbol=0, num_symbols=None
         first_symbol, num_symbols: rows of the carrier's grid to look at; None for all that follow.
             Rows beyond the grid are empty. SSBs count in the symbols that overlap the rows' time.
     """
-    plan = _plan(carrier, first_slot, checked(schedule, None, carrier.num_rb)[0])
+    plan = _plan(carrier, first_slot, checked_schedule(schedule, None, carrier.num_rb)[0])
     rows = len(plan.starts) - 1
     end = rows if num_symbols is None else min(rows, first_symbol + num_symbols)
     first = max(0, first_symbol)

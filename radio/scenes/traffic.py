@@ -69,7 +69,7 @@ def schedule(traffic, first_slot, num_slots, num_rb, rng):
     return bits, power_db
 
 
-def checked(bits, power_db, num_rb):
+def checked_schedule(bits, power_db, num_rb):
     """A schedule as uint8 and its powers as float32 or None. ValueError: unlike what `schedule` returns."""
     bits = np.asarray(bits)
     is_grid = bits.ndim == 2 and len(bits) and bits.shape[1] == num_rb
