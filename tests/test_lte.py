@@ -421,7 +421,7 @@ def test_parameters_that_are_not_the_standards(wrong):
 def test_schedules_that_fit_no_grid():
     cell = LteCell(6)
     for schedule in (np.zeros((2, 5), np.uint8), np.zeros((0, 6), np.uint8), np.zeros(6, np.uint8)):
-        with pytest.raises(ValueError, match=r"schedule \[subframes, 6\]"):
+        with pytest.raises(ValueError, match=r"schedule \[slots, 6\]"):
             resource_grid(cell, 0, schedule, Stream(1))
     for bits in (1, 10):
         with pytest.raises(ValueError, match=f"bits a symbol.*{bits}"):
@@ -433,11 +433,7 @@ def test_schedules_that_fit_no_grid():
             resource_grid(cell, 0, full(cell), Stream(1), power_db=power_db)
 
 
-def test_signals_that_are_not_the_standards():
-    for call, wrong in ((lte.pss, (3,)), (lte.sss, (0, 1)), (lte.sss, (504, 0)), (lte.crs, (0, 6, 0, 0, 1)),
-                        (lte.crs, (0, 6, 2, 0, 0)), (lte.crs, (0, 6, 4, 0, 1))):  # fmt: skip
-        with pytest.raises(ValueError, match="expected"):
-            call(*wrong)
+
 
 
 # ---- real cells

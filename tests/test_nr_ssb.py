@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from radio.scenes.nr import Coreset, CsiRs, NrCarrier, resource_grids
+from radio.scenes.nr import Coreset, CsiRs, NrCarrier
+from radio.scenes.nr_grid import resource_grids
 from radio.scenes.nr_ssb import downlink_beams, pbch_dmrs, pss, ssb, ssb_symbols, sss
 from tests.test_nr import CASE_KHZ, STREAM, clock, reference, schedule
 

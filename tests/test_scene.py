@@ -8,7 +8,7 @@ import torch
 
 from radio.carriers import CLASS_NAMES, paint
 from radio.rng import TRAINING, VALIDATION, Stream
-from radio.scenes import lte, nr, ofdm
+from radio.scenes import lte, nr, nr_grid, ofdm
 from radio.scenes.channel import Fading
 from radio.scenes.config import CLASSIC, PRESETS, WILD, SceneConfig, with_settings
 from radio.scenes.draw import draw
@@ -148,7 +148,7 @@ def test_the_snr_is_that_of_the_occupied_resource_elements(cell, fading, snr_db)
     transmission = scene.transmissions[0]
     bits, _ = scene.schedule(0)
     arguments = (cell, transmission.first_slot, bits, scene.stream.child(FIRST_TRANSMISSION).child(1))
-    grids = [lte.resource_grid(*arguments)] if isinstance(cell, lte.LteCell) else nr.resource_grids(*arguments)
+    grids = [lte.resource_grid(*arguments)] if isinstance(cell, lte.LteCell) else nr_grid.resource_grids(*arguments)
     noise, power = grids[0].spacing_hz / rate, []
     iq = render(scene)
     for grid in grids:

@@ -1,4 +1,4 @@
-"""OFDM as LTE and NR define it: the resource grid, the clock of its symbols, and exact synthesis at any sample rate."""
+"""OFDM as LTE and NR define it: resource grids, the times of symbols, exact synthesis at any sample rate."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import scipy.fft
 import torch
+from torch.nn.functional import pad
 
-# Every duration below is a whole number of these: T_c of TS 38.211 4.1, 1 / (480 kHz × 4096).
-TC_PER_S = 480_000 * 4096
+TC_PER_S = 480_000 * 4096  # T_c of TS 38.211 4.1, the unit of all durations
 _KAPPA = 64
 
-# Values of symbols computed at once: what a CPU's cache holds, and few launches on an accelerator.
+# Values of symbols computed at once: those that fit in a CPU's cache, or few launches on an accelerator.
 CHUNK_VALUES_CPU = 2**17
 CHUNK_VALUES_ACCELERATOR = 2**24
 
@@ -21,11 +21,11 @@ class Grid:
     """A resource grid: what each antenna port sends on each subcarrier during each OFDM symbol.
 
     Attributes:
-        values: complex64 [ports, symbols, subcarriers]; an occupied element has unit mean power unless it is boosted.
+        values: complex64 [ports, symbols, subcarriers]; occupied elements have unit mean power, boosts aside.
         occupied: bool [symbols, subcarriers]: the resource elements that carry anything.
         spacing_hz: subcarrier spacing, 15, 30 or 60 kHz.
         lowest_hz: frequency of subcarrier 0, from the carrier's centre; subcarriers ascend.
-        first_symbol: number of the first row, counted from the start of system frame 0 (14 a slot, normal cyclic prefix).
+        first_symbol: number of the first row, from the start of system frame 0 (14 a slot).
     """
 
     values: torch.Tensor
@@ -36,11 +36,11 @@ class Grid:
 
 
 def symbol_times(spacing_hz, first_symbol, num_symbols):
-    """When symbols start and how long their cyclic prefixes are, normal cyclic prefix, TS 38.211 5.3.1 (TS 36.211 6.12).
+    """Starts and cyclic prefixes of symbols, normal cyclic prefix, TS 38.211 5.3.1 (TS 36.211 6.12).
 
     Returns:
-        starts: int64 [num_symbols + 1], in T_c (`TC_PER_S` to a second) since the start of frame 0, the end of the last
-            symbol included; prefixes: int64 [num_symbols], in T_c.
+        starts: int64 [num_symbols + 1], in T_c since the start of frame 0, with the end of the last symbol.
+        prefixes: int64 [num_symbols], in T_c.
     """
     mu = {15e3: 0, 30e3: 1, 60e3: 2}[spacing_hz]
     useful = 2048 * _KAPPA >> mu
@@ -54,30 +54,23 @@ def symbol_times(spacing_hz, first_symbol, num_symbols):
 
 
 def random_symbols(order, stream):
-    """Random QAM symbols, unit mean power: QPSK, 16-, 64- and 256-QAM of TS 38.211 5.1 (the levels, not the bit mapping).
+    """Random QAM symbols of unit mean power, complex64: the levels of TS 38.211 5.1, not its mapping of bits.
 
-    Args:
-        order: uint8 of any shape and device: bits a symbol, 0 (nothing is sent), 2, 4, 6 or 8.
-        stream: a `radio.rng.Stream`.
-
-    Returns:
-        complex64, the shape and device of `order`.
+    order: uint8 of any shape and device: bits a symbol, 0 (nothing is sent), 2, 4, 6 or 8.
     """
     octets = stream.octets(order.numel(), order.device)
     table = _qam_table().to(order.device)
-    symbols = torch.empty(order.numel(), dtype=torch.complex64, device=order.device)
+    symbols = torch.empty(order.shape, dtype=torch.complex64, device=order.device)
     budget = CHUNK_VALUES_CPU if order.device.type == "cpu" else CHUNK_VALUES_ACCELERATOR
-    flat = order.flatten()
-    for first in range(0, len(flat), budget):
-        part = slice(first, first + budget)
-        place = (flat[part].int() << 7) + octets[part]  # row order / 2 of 256 values
-        torch.index_select(table, 0, place, out=symbols[part])
-    return symbols.view(order.shape)
+    chunks = (values.flatten().split(budget) for values in (order, octets, symbols))
+    for bits, octet, out in zip(*chunks, strict=True):
+        torch.index_select(table, 0, (bits.int() << 7) + octet, out=out)  # row order / 2 of 256 values
+    return symbols
 
 
 @lru_cache(maxsize=1)
 def _qam_table():
-    """Symbol for each (order / 2, random byte): complex64 [5 * 256]; a byte's lowest bits choose the symbol."""
+    """Symbol for each (order / 2, random byte): complex64 [5 * 256]. The byte's lowest bits choose it."""
     octets = torch.arange(256)
     rows = [torch.zeros(256, dtype=torch.complex64)]
     for bits_an_axis in (1, 2, 3, 4):
@@ -89,7 +82,7 @@ def _qam_table():
 
 
 def phasor(cycles, count, device, first=0):
-    """exp(j 2π cycles n) for n = first ... first + count - 1: complex64 [count], exact to float32 however long."""
+    """exp(j 2π cycles n) for n = first ... first + count - 1: complex64 [count], accurate at any n."""
     fine = 1 << max(0, (count - 1).bit_length() // 2)
     coarse = -(-count // fine)
     inner = _turns(cycles * torch.arange(fine, dtype=torch.float64), device)
@@ -104,33 +97,32 @@ def _turns(cycles, device):
 
 
 def modulate(iq, values, grid, offset_hz, interval_s, start_s, edge_s=0.0):
-    """Add an OFDM signal to a stretch of IQ: every sample is what the standards' continuous-time formula gives there.
+    """Add an OFDM signal to a stretch of IQ. Every sample is exact: the standards' continuous-time formula.
 
-    Subcarrier k of symbol l is exp(j 2π f_k (t - t_l - T_CP,l)) from the start t_l of the symbol to its end (TS 36.211
-    6.12, TS 38.211 5.3.1), all of it shifted by `offset_hz`. Where `1 / (spacing × interval)` is a whole number it is
-    computed by an FFT of that length, at all other sample rates, and with a clock error, by a chirp z-transform. What lies
-    beyond half the sample rate is not sent.
+    Subcarrier k of symbol l is exp(j 2π f_k (t - t_l - T_CP,l)) from the start t_l of the symbol to its end
+    (TS 36.211 6.12, TS 38.211 5.3.1), shifted by `offset_hz`. Subcarriers outside the band are left out.
+    An FFT computes the sum if `1 / (spacing × interval)` is a whole number, else a chirp z-transform.
 
     Args:
         iq: complex64 [samples], added to in place.
-        values: complex64 [symbols, subcarriers] on its device: what arrives, channel and ports summed.
-        grid: the `Grid` that says where the values lie; its own values are not used.
+        values: complex64 [symbols, subcarriers] on the same device, received: channel applied, ports summed.
+        grid: the `Grid` of the values; its own values are not used.
         offset_hz: frequency at which the carrier's centre is observed.
         interval_s: time from sample to sample on the carrier's clock.
-        start_s: time of the first sample on the carrier's clock, whose zero is the start of frame 0.
-        edge_s: symbols follow each other over raised-cosine edges of this length, within the cyclic prefix, which keep the
-            spectrum beside the carrier low; 0 for rectangular symbols. At most half the shorter prefix is used.
+        start_s: time of the first sample on the carrier's clock, from the start of frame 0.
+        edge_s: length of the raised-cosine edges between symbols, at most half the shorter prefix.
+            Edges lower the spectrum beside the carrier.
     """
     # subcarriers inside the band
     shift = offset_hz + grid.lowest_hz
-    first, last = (math.ceil((edge - shift) / grid.spacing_hz) for edge in (-0.5 / interval_s, 0.5 / interval_s))
-    first, last = max(0, first), min(values.shape[1], last)
+    first = max(0, math.ceil((-0.5 / interval_s - shift) / grid.spacing_hz))
+    last = min(values.shape[1], math.ceil((0.5 / interval_s - shift) / grid.spacing_hz))
     if first >= last:
         return
     values = values[:, first:last]
     lowest_hz = grid.lowest_hz + first * grid.spacing_hz
 
-    # first sample of every symbol, and from it to the useful part, in samples: `whole`, and less than one in `rest_s`
+    # first sample of every symbol; from there to the useful part `whole` samples, less the fraction `rest_s`
     starts, prefixes = symbol_times(grid.spacing_hz, grid.first_symbol, len(values))
     starts_s = starts.double() / TC_PER_S - start_s
     prefixes_s = prefixes.double() / TC_PER_S
@@ -146,31 +138,25 @@ def modulate(iq, values, grid, offset_hz, interval_s, start_s, edge_s=0.0):
 
     prefix = max(0, int(whole[sent].max()))
     length = prefix + int((lengths - whole)[sent].max()) + edge
-    bodies = _Bodies(grid.spacing_hz, lowest_hz, offset_hz, interval_s, values.shape[1], prefix, length, values.device)
+    size = (values.shape[1], prefix, length)
+    bodies = _Bodies(grid.spacing_hz, lowest_hz, offset_hz, interval_s, *size, values.device)
     budget = CHUNK_VALUES_CPU if values.device.type == "cpu" else CHUNK_VALUES_ACCELERATOR
-    for begin, end in _runs(sent, max(1, budget // length)):
-        part = slice(begin, end)
-        turn = offset_hz * interval_s * (samples[part] + whole[part]).double()
-        rows = bodies(values[part], rest_s[part], turn)
-        rises = starts_s[part] > -interval_s  # a symbol that began before the stretch is inside it at full height
-        _join(iq, rows, samples[begin : end + 1], prefix - whole[part], edge, rises)
-
-
-def _runs(sent, most):
-    """(first, last + 1) of every run of true values, cut into pieces of at most `most`."""
-    change = torch.diff(sent.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    begins, ends = (torch.nonzero(change == sign).flatten().tolist() for sign in (1, -1))
-    for begin, end in zip(begins, ends, strict=True):
-        for first in range(begin, end, most):
-            yield first, min(first + most, end)
+    changes = pad(sent.int(), (1, 1)).diff().nonzero().flatten()
+    for run in torch.arange(len(sent)).tensor_split(changes)[1::2]:  # successive symbols that are not silent
+        for numbers in run.split(max(1, budget // length)):
+            begin, end = int(numbers[0]), int(numbers[-1]) + 1
+            part = slice(begin, end)
+            turn = offset_hz * interval_s * (samples[part] + whole[part]).double()
+            rows = bodies(values[part], rest_s[part], turn)
+            rises = starts_s[part] > -interval_s  # a symbol that began before the stretch has full height
+            _join(iq, rows, samples[begin : end + 1], prefix - whole[part], edge, rises)
 
 
 class _Bodies:
-    """Computes symbols with their cyclic extension: rows of `length` samples, of which `prefix` precede the useful part."""
+    """Computes symbols with cyclic extension: rows of `length` samples, `prefix` before the useful part."""
 
     def __init__(self, spacing_hz, lowest_hz, offset_hz, interval_s, num_subcarriers, prefix, length, device):
-        self.spacing_hz, self.lowest_hz = spacing_hz, lowest_hz
-        self.interval_s = interval_s
+        self.spacing_hz, self.lowest_hz, self.interval_s = spacing_hz, lowest_hz, interval_s
         self.num_subcarriers, self.prefix, self.length = num_subcarriers, prefix, length
         cycles = spacing_hz * interval_s
         self.points = round(1 / cycles)
@@ -180,7 +166,7 @@ class _Bodies:
             off_bin_hz = offset_hz + lowest_hz - self.bin * spacing_hz
             self.mixer = phasor(off_bin_hz * interval_s, length, device, first=-prefix)  # (length,)
         else:
-            # Bluestein: k m = (k² + m² - (m - k)²) / 2 makes the sum over subcarriers k a convolution.
+            # Bluestein: k m = (k² + m² - (m - k)²) / 2 makes the sum over subcarriers k a convolution
             time = torch.arange(-prefix, length - prefix, dtype=torch.float64)
             subcarrier = torch.arange(num_subcarriers, dtype=torch.float64)
             lag = torch.arange(-prefix - num_subcarriers + 1, length - prefix, dtype=torch.float64)
@@ -190,43 +176,33 @@ class _Bodies:
             self.mixer = _turns(cycles / 2 * time**2 + (offset_hz + lowest_hz) * interval_s * time, device)
 
     def __call__(self, values, rest_s, turn):
-        """complex64 [n, subcarriers], delays [n] of less than a sample, phases [n] in turns -> complex64 [n, length]."""
+        """Values [n, subcarriers], delays [n] under a sample, phases [n] in turns: IQ [n, length]."""
         values = values * _turns(turn, values.device)[:, None]
         if rest_s.abs().max() > 1e-6 * self.interval_s:
             values = values * self._ramp(rest_s, values.device)
         if not self.is_fft:
             spectrum = torch.fft.fft(values * self.before, self.points) * self.kernel
             return torch.fft.ifft(spectrum)[:, self.num_subcarriers - 1 :][:, : self.length] * self.mixer
-        spectrum = values.new_zeros(len(values), self.points)
-        first = self.bin % self.points
-        wrapped = max(0, first + self.num_subcarriers - self.points)
-        spectrum[:, first : first + self.num_subcarriers] = values[:, : self.num_subcarriers - wrapped]
-        spectrum[:, :wrapped] = values[:, self.num_subcarriers - wrapped :]
+        spectrum = pad(values, (0, self.points - self.num_subcarriers)).roll(self.bin, dims=1)
         useful = torch.fft.ifft(spectrum, norm="forward")
-        after = max(0, self.length - self.prefix)  # a stretch may end within the prefix of the only symbol in it
-        extended = [useful[:, self.points - self.prefix :][:, : self.length], useful[:, :after]]
-        if after > self.points:
-            extended.append(useful[:, : after - self.points])
-        return torch.cat(extended, dim=1).mul_(self.mixer)
+        after = max(0, self.length - self.prefix - self.points)
+        return pad(useful, (self.prefix, after), mode="circular")[:, : self.length].mul_(self.mixer)
 
     def _ramp(self, rest_s, device):
-        """exp(j 2π f rest) for every symbol and subcarrier, as products of two short tables: complex64 [n, subcarriers]."""
-        fine = 64
-        low = self.spacing_hz * torch.arange(fine, dtype=torch.float64)
-        high = self.lowest_hz + self.spacing_hz * torch.arange(0, self.num_subcarriers, fine, dtype=torch.float64)
-        tables = [_turns(rest_s[:, None] * hz, device) for hz in (high, low)]
-        return (tables[0][:, :, None] * tables[1][:, None, :]).flatten(1)[:, : self.num_subcarriers]
+        """exp(j 2π f rest) of symbols and subcarriers, from two short tables: complex64 [n, subcarriers]."""
+        fine = torch.arange(64, dtype=torch.float64)
+        coarse = torch.arange(0, self.num_subcarriers, 64, dtype=torch.float64)
+        low = _turns(rest_s[:, None] * (self.spacing_hz * fine), device)
+        high = _turns(rest_s[:, None] * (self.lowest_hz + self.spacing_hz * coarse), device)
+        return (high[:, :, None] * low[:, None, :]).flatten(1)[:, : self.num_subcarriers]
 
 
 def _join(iq, rows, samples, first, edge, rises):
-    """Add symbols to IQ, one behind the other.
+    """Add symbols to IQ, one after the other.
 
-    Args:
-        rows: complex64 [n, length].
-        samples: int64 [n + 1]: the first sample of each symbol, and the end of the last.
-        first: int64 [n]: which value of its row a symbol starts with.
-        edge: samples over which a symbol rises and the one before it falls.
-        rises: bool [n]: whether a symbol does.
+    rows: complex64 [n, length]. first: int64 [n], index in its row at which a symbol starts.
+    samples: int64 [n + 1], the first sample of each symbol, and the end of the last.
+    edge: samples over which a symbol rises, if bool [n] `rises` says so, and the symbol before it falls.
     """
     begin, end = int(samples[0]), int(samples[-1])
     flat, device = rows.flatten(), rows.device

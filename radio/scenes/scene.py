@@ -12,7 +12,7 @@ import torch
 
 from radio.carriers import LTE, NR, Carrier
 from radio.rng import Stream
-from radio.scenes import channel, distractors, lte, nr, ofdm, receiver, traffic
+from radio.scenes import channel, distractors, lte, nr, nr_grid, ofdm, receiver, traffic
 
 # Purposes of a scene's streams; those of transmissions and distractors are numbered on from these.
 PARAMETERS, RECEIVER, FIRST_TRANSMISSION, FIRST_DISTRACTOR = 0, 1, 100, 500
@@ -127,7 +127,7 @@ class Scene:
         if num_symbols <= 0:
             return None
         bits, _ = self.schedule(number)
-        return nr.used_band_hz(cell, transmission.first_slot, bits, first_symbol, num_symbols)
+        return nr_grid.used_band_hz(cell, transmission.first_slot, bits, first_symbol, num_symbols)
 
 
 def _clip(value, low, high):
@@ -162,7 +162,7 @@ def _transmit(iq, scene, number):
     if transmission.label == LTE:
         grids = [lte.resource_grid(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)]
     else:
-        grids = nr.resource_grids(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)
+        grids = nr_grid.resource_grids(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)
 
     # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource elements
     energy, elements = 0.0, 0

@@ -1,8 +1,10 @@
-"""Who gets which resource blocks: schedules of the PDSCH, drawn at random."""
+"""Who gets which resource blocks: schedules of PDSCH, drawn at random. A slot is a subframe in LTE."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from radio.scenes.expect import expect
 
 
 @dataclass(frozen=True)
@@ -10,17 +12,17 @@ class Traffic:
     """Users whose bursts come and go.
 
     Attributes:
-        users: how many there are; none is an idle carrier.
+        users: number of users; 0 for an idle carrier.
         busy: share of the slots in which a user has data.
         filled: share of the resource blocks that a user fills, on average.
         dwell_slots: mean length of a burst.
-        scattered: whether a user's resource-block groups lie all over the carrier.
+        scattered: a user's resource-block groups lie all over the carrier, not side by side.
         modulation_bits: orders to choose from.
         power_db: (lowest, highest) power of a user's resource elements.
-        group_rb: resource blocks that are given out together.
-        broadcast: system information, whoever is there: tuples (period and offset in slots from frame 0, first resource
-            block, resource blocks), QPSK at 0 dB.
-        blocks: MathWorks' manner instead: 1 to 3 groups of slots and 1 to 3 of resource blocks, that repeat.
+        group_rb: resource blocks in a group; users get whole groups.
+        broadcast: system information, QPSK at 0 dB, sent always: tuples (period, offset, first resource
+            block, resource blocks), in slots from frame 0.
+        blocks: draw as MathWorks does instead: 1 to 3 groups of slots and of resource blocks, every 20 slots.
     """
 
     users: int = 1
@@ -36,13 +38,10 @@ class Traffic:
 
 
 def schedule(traffic, first_slot, num_slots, num_rb, rng):
-    """Draw a schedule.
-
-    Args:
-        first_slot: from the start of frame 0; decides when system information is sent.
+    """Draw a schedule. `first_slot`, from the start of frame 0, decides when system information is sent.
 
     Returns:
-        bits: uint8 [num_slots, num_rb], modulation order of each resource block, 0 where there is no PDSCH;
+        bits: uint8 [num_slots, num_rb], modulation order of each resource block, 0 where there is no PDSCH.
         power_db: float32 [num_slots, num_rb].
     """
     bits = np.zeros((num_slots, num_rb), np.uint8)
@@ -54,7 +53,7 @@ def schedule(traffic, first_slot, num_slots, num_rb, rng):
     groups = -(-num_rb // traffic.group_rb)
     for _ in range(traffic.users):
         order, power = rng.choice(traffic.modulation_bits), rng.uniform(*traffic.power_db)
-        for begin, end in _bursts(rng, num_slots, traffic.busy, traffic.dwell_slots):
+        for burst in _bursts(rng, num_slots, traffic.busy, traffic.dwell_slots):
             count = min(groups, max(1, round(groups * traffic.filled * rng.uniform(0.4, 1.6))))
             if traffic.scattered:
                 chosen = rng.permutation(groups)[:count]
@@ -62,7 +61,7 @@ def schedule(traffic, first_slot, num_slots, num_rb, rng):
                 chosen = int(rng.integers(groups - count + 1)) + np.arange(count)
             blocks = (chosen[:, None] * traffic.group_rb + np.arange(traffic.group_rb)).ravel()
             blocks = blocks[blocks < num_rb]
-            bits[begin:end, blocks], power_db[begin:end, blocks] = order, power
+            bits[burst, blocks], power_db[burst, blocks] = order, power
     slots = first_slot + np.arange(num_slots)
     for period, offset, first_rb, count in traffic.broadcast:
         sent = np.ix_(slots % period == offset, first_rb + np.arange(count))
@@ -70,25 +69,40 @@ def schedule(traffic, first_slot, num_slots, num_rb, rng):
     return bits, power_db
 
 
+def checked_schedule(bits, power_db, num_rb):
+    """A schedule as uint8 and its powers as float32 or None. ValueError: unlike what `schedule` returns."""
+    bits = np.asarray(bits)
+    is_grid = bits.ndim == 2 and len(bits) and bits.shape[1] == num_rb
+    expect(is_grid, f"a schedule [slots, {num_rb}]: {bits.shape}")
+    expect(np.isin(bits, (0, 2, 4, 6, 8)).all(), f"0, 2, 4, 6 or 8 bits a symbol: {np.unique(bits)}")
+    if power_db is not None:
+        power_db = np.asarray(power_db, np.float32)
+        is_known = power_db.shape == bits.shape and np.isfinite(power_db).all()
+        expect(is_known, f"finite power_db {bits.shape}: {power_db.shape}")
+    return bits.astype(np.uint8), power_db
+
+
 def _bursts(rng, num_slots, busy, dwell_slots):
-    """(first, last + 1) slots of bursts with random lengths and gaps; geometric, of the given mean and share."""
+    """Slices of slots: bursts of geometric length with exponential gaps, or back to back if `busy` is 1."""
     if busy >= 1:
-        return [(first, min(first + round(dwell_slots) or 1, num_slots))
-                for first in range(0, num_slots, round(dwell_slots) or 1)]
+        length = max(1, round(dwell_slots))
+        return [slice(first, first + length) for first in range(0, num_slots, length)]
     gap = max(dwell_slots * (1 - busy) / busy, 1e-3)
     bursts, at = [], 0
     sending = rng.random() < busy
     while at < num_slots:
-        length = int(rng.geometric(min(1.0, 1 / max(1.0, dwell_slots)))) if sending else round(rng.exponential(gap))
         if sending:
-            bursts.append((at, min(at + length, num_slots)))
+            length = int(rng.geometric(min(1.0, 1 / max(1.0, dwell_slots))))
+            bursts.append(slice(at, at + length))
+        else:
+            length = round(rng.exponential(gap))
         at += length
         sending = not sending
     return bursts
 
 
 def _some_groups(rng, count, least, most):
-    """1 to 3 runs of places, which together fill a random share between two limits: bool [count]."""
+    """1 to 3 runs of places that together fill a random share of `count`, `least` to `most`: bool [count]."""
     chosen = np.zeros(count, bool)
     runs = int(rng.integers(1, 4))
     total = max(runs, round(count * rng.uniform(least, most)))
