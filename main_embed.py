@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import models_presets
 import models_vit
 from data import registry, tasks
 from data.annotated import AnnotatedWindows, TiledRecordings
@@ -128,7 +129,7 @@ def _unlabelled(args, pretrained):
 
 def open_encoder(args, weights, source):
     """(preset, `models_vit.Encoder` with the weights); prints what was loaded."""
-    preset = models_vit.preset_of(weights, args.weights)
+    preset = models_presets.preset_of(weights, args.weights)
     args.norm_eps = pretrained.pick_norm_eps(args.norm_eps, weights)
     model = models_vit.create_encoder(preset, source.image_size, source.in_chans, norm_eps=args.norm_eps)
     loaded = weights.load_into(model, args.weights)
