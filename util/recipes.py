@@ -8,7 +8,8 @@ _USUAL = {"opt": "adamw", "train": "full", "head": "decoder", "min_lr": 1e-6, "w
 _USUAL |= {"drop_path": 0.1, "smoothing": 0.1, "class_weights": "none"}
 
 # arXiv 2411.09996, segmentation
-_PUBLISHED = {"batch_size": 64, "epochs": 50, "warmup_epochs": 5, "blr": 1e-3, "layer_decay": 0.75, "val_every": 1}
+_PUBLISHED = {"batch_size": 64, "epochs": 50, "warmup_epochs": 5, "blr": 1e-3, "layer_decay": 0.75}
+_PUBLISHED |= {"val_every": 1}
 # Few labels, or few steps on a small machine: chosen on three sets of scenes, see RESULTS.md.
 _FEW = {"batch_size": 16, "steps": 400, "blr": 1.6e-2, "layer_decay": 0.9}
 # MAE's linear probe (arXiv 2111.06377, appendix A.1)
@@ -24,7 +25,7 @@ LARS_TRUST = 1e-3  # a step of LARS moves a weight by the rate times this share 
 
 
 def fill_in(args, own):
-    """The flags with the values of `--recipe` for None; `own`, of the model (DeepLabV3), overrides the recipe."""
+    """The flags with the values of `--recipe` for None; `own`, of the model, overrides them."""
     if args.recipe not in RECIPES:
         raise UserError(f"--recipe: expected one of {', '.join(RECIPES)}; found {args.recipe!r}")
     return args.with_defaults(RECIPES[args.recipe] | own)
@@ -33,9 +34,10 @@ def fill_in(args, own):
 def with_length(args, num_samples, effective_batch):
     """The flags with epochs, warm-up and validations for `num_samples`, if the recipe has "steps"."""
     steps_per_epoch = -(-num_samples // effective_batch)
-    args = args.with_defaults({"epochs": max(1, round(RECIPES[args.recipe].get("steps", 0) / steps_per_epoch))})
-    warmup_epochs = math.ceil(WARMUP * args.epochs) if args.epochs > 1 else 0
-    return args.with_defaults({"warmup_epochs": warmup_epochs, "val_every": max(1, args.epochs // VALIDATIONS)})
+    steps = RECIPES[args.recipe].get("steps", 0)
+    args = args.with_defaults({"epochs": max(1, round(steps / steps_per_epoch))})
+    warmup = math.ceil(WARMUP * args.epochs) if args.epochs > 1 else 0
+    return args.with_defaults({"warmup_epochs": warmup, "val_every": max(1, args.epochs // VALIDATIONS)})
 
 
 def warn_of_few_steps(run, steps):

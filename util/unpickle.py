@@ -63,7 +63,7 @@ def load(path, mmap=False):
 
 
 def plain(value):
-    """A nested value without other objects: a namespace becomes a dict; a path, device or dtype becomes text."""
+    """A nested value without other objects: namespaces become dicts; paths, devices and dtypes text."""
     if isinstance(value, argparse.Namespace):
         return plain(vars(value))
     if isinstance(value, dict):
