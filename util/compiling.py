@@ -45,7 +45,7 @@ def pick_compile(args, device, processes):
 
 
 def can_compile(device):
-    """Whether torch's compiler works on the device: a GPU, triton and a C compiler; it warns without the last."""
+    """Whether torch's compiler works on the device: GPU, triton, C compiler (else it warns)."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return False
     if not importlib.util.find_spec("triton"):

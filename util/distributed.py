@@ -42,7 +42,7 @@ def local_world_size():
 
 
 def default_workers():
-    """Data loading processes per process of the run: half of the machine's cores together, at most 10 each."""
+    """Data loading processes per process of the run: half of the cores together, at most 10 each."""
     return min(10, (os.cpu_count() or 1) // 2 // local_world_size())
 
 

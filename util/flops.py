@@ -31,7 +31,7 @@ def pretraining_flops(model, mask_ratio):
 
 
 def block_flops(tokens, width):
-    """FLOPs of a transformer block's forward pass: 12 width² weights per token, and two products of attention."""
+    """FLOPs of a transformer block's forward pass: 12 width² weights per token, and attention."""
     return 24 * tokens * width**2 + 4 * tokens**2 * width
 
 

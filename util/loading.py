@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch.nn import functional as F
@@ -34,7 +35,7 @@ class LoadReport:
         for title in ("loaded", "adapted", "left", "new"):
             names = getattr(self, title)
             others = [other for other in (self.loaded, self.left, self.new) if other is not names]
-            shown = names if title == "adapted" else by_module(names, sum(others, []))
+            shown = names if title == "adapted" else by_module(names, chain(*others))
             lines.append(f"{title} {len(names)}{': ' if names else ''}{', '.join(shown)}")
         return "\n".join([*lines, f"norms inside blocks: epsilon {self.norm_eps:g}"])
 

@@ -55,7 +55,7 @@ class GroupedConfusion(Metric):
             pred = pred.argmax(dim=1)
         if pred.shape != target.shape or pred.is_floating_point() or target.is_floating_point():
             found = f"{pred.dtype} {list(pred.shape)}, {target.dtype} {list(target.shape)}"
-            raise ValueError(f"expected logits [B, {size}, ...] or ids [B, ...], and target ids [B, ...]: {found}")
+            raise ValueError(f"expected logits [B, {size}, ...] or ids, and target ids [B, ...]: {found}")
         if not target.numel():
             return
         pred, target = pred.to(self.counts.device), target.to(self.counts.device)
@@ -72,8 +72,8 @@ class GroupedConfusion(Metric):
 
     def results(self):
         """{group: `figures`}, in the order of `groups`."""
-        counts = self.compute()
-        return {name: figures(counts[number], self.class_names, self.unit) for name, number in self.groups.items()}
+        matrices = zip(self.groups, self.compute(), strict=True)
+        return {name: figures(counts, self.class_names, self.unit) for name, counts in matrices}
 
 
 class Confusion(GroupedConfusion):
@@ -92,7 +92,7 @@ class Confusion(GroupedConfusion):
 
 
 def _count(pred, target, group, num_groups, size):
-    """Confusion matrices int64 [num_groups, size, size] of ids [B, ...], by the group of each sample, int64 [B]."""
+    """Confusion matrices int64 [num_groups, size, size] of ids [B, ...]; group: int64 [B]."""
     group = group.view(-1, *[1] * (target.dim() - 1))
     cells = (group * size + target.long()) * size + pred.long()
     counts = torch.bincount(cells.flatten(), minlength=num_groups * size * size)
@@ -172,12 +172,13 @@ def foreground_iou(pred, target, num_classes):
 
 
 def table(results):
-    """`figures` as a console table in percent: a line per class, their mean, the share of correct predictions."""
+    """`figures` as a console table in percent: a line per class, their mean, the share of correct ones."""
     figures_shown = ("accuracy", "precision", "f1", "iou")  # recall is the accuracy
     rows = [["class", "samples", "accuracy", "precision", "F1", "IoU"]]
     for name, row in results["classes"].items():
         without = "never called" if row["samples"] else ABSENT
-        rows.append([name, str(row["samples"]), *(_percent(row[figure], without) for figure in figures_shown)])
+        shown = [_percent(row[figure], without) for figure in figures_shown]
+        rows.append([name, str(row["samples"]), *shown])
     rows.append(["mean", "", *(_percent(results[f"mean_{figure}"]) for figure in figures_shown)])
     name = overall(results)
     rows.append([name.replace("_", " "), str(results["samples"]), _percent(results[name])])

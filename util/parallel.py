@@ -71,7 +71,8 @@ def grad_sync(model, now):
     """Exchange gradients in the backward pass if `now`; else each process accumulates its own."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
-    with contextlib.nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync():
+    accumulates = isinstance(model, DistributedDataParallel) and not now
+    with model.no_sync() if accumulates else contextlib.nullcontext():
         yield
 
 

@@ -47,5 +47,5 @@ class Timings:
 
     def summary(self, elapsed_s):
         parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
-        factor = self.signal_s / max(elapsed_s, 1e-9)
-        return f"{self.signal_s:.3f} s of signal in {elapsed_s:.2f} s: real-time factor {factor:.2f} ({parts})"
+        speed = f"real-time factor {self.signal_s / max(elapsed_s, 1e-9):.2f}"
+        return f"{self.signal_s:.3f} s of signal in {elapsed_s:.2f} s: {speed} ({parts})"
