@@ -34,7 +34,7 @@ from pathlib import Path
 
 from util.errors import RunError, StoppedError, UserError, one_line, reported
 from util.files import writable_folder
-from util.flags import Parser
+from util.flags import Flags
 from util.processes import end_with_parent
 
 try:
@@ -50,7 +50,11 @@ SIGNAL_DELAY_S, SHUTDOWN_S = 120, 90
 
 
 def get_args_parser():
-    parser = Parser("Run a trainer as a job that is requeued and resumed.")
+    parser = argparse.ArgumentParser(
+        description="Run a trainer as a job that is requeued and resumed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus_per_node", type=int, default=1, help="a process of the run for each; 0: train on CPUs")
     parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; 1 where not given")
@@ -69,7 +73,7 @@ def get_args_parser():
 
 
 def check_args(args):
-    args.check_least()
+    Flags(**vars(args)).check_least()
     if args.gpus_per_node and args.processes_per_node not in (None, args.gpus_per_node):
         raise UserError(f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; found "
                         f"{args.processes_per_node}")  # fmt: skip
