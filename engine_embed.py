@@ -1,4 +1,4 @@
-"""Features of windows: an encoder over a data set, rows kept on disk, the .npz, nearest neighbours, principal components."""
+"""Features of windows: rows kept on disk, the .npz, nearest neighbours, principal components."""
 
 import contextlib
 import json
@@ -36,12 +36,14 @@ class Windows(Dataset):
     """All samples of the sources in order, for `data.feeding.Loader`.
 
     Args:
-        leave_out: column of the sources' groups whose equal values k-NN keeps apart; None: the recording, else the file.
+        leave_out: column of the sources' groups; None: the recording, else the file.
 
     Attributes:
-        class_names: where all labelled sources agree; [] without any.
-        names: files; file: int64 [N], each window's place in `names`; group: int64 [N], equal for what k-NN keeps apart.
-        start_s, sample_rate_hz, center_freq_hz: float64 [N], NaN where unknown.
+        class_names: of the labelled sources; [] without any.
+        names: files; file: int64 [N], each window's place in `names`.
+        group: int64 [N], equal for equal values of `leave_out`; k-NN finds no neighbours in a window's own
+            group.
+        start_s, sample_rate_hz, center_freq_hz: float64 [N], NaN if unknown.
 
     Raises:
         UserError: the sources differ in channels or classes, or one has no such column.
@@ -61,15 +63,15 @@ class Windows(Dataset):
         for number, source in enumerate(sources):
             columns = getattr(source, "groups", {})
             if leave_out and leave_out not in columns:
-                raise UserError(f"--leave_out: expected a column of the data ({', '.join(columns) or 'it has none'}); found "
-                                f"{leave_out}")  # fmt: skip
+                expected = f"a column of the data ({', '.join(columns) or 'it has none'})"
+                raise UserError(f"--leave_out: expected {expected}; found {leave_out}")
             column = columns.get(leave_out or RECORDING)
             for own in range(len(source)):
                 about = source.describe(own, None)
                 self.file[index] = places.setdefault(file := _file(source, about), len(places))
                 group = file if column is None else (number, str(column[own]))
                 self.group[index] = groups.setdefault(group, len(groups))
-                values[:, index] = [np.nan if about.get(name) is None else about[name] for name in self.COLUMNS]
+                values[:, index] = [about.get(name) for name in self.COLUMNS]  # None becomes NaN
                 index += 1
         self.names = list(places)
 
@@ -81,13 +83,14 @@ class Windows(Dataset):
         return self.source.sample_bytes
 
     def batch(self, keys):
-        """As `data.sampling.MaskedSamples.batch`, without noise; "target": int64 [B], -1 where a label is unknown."""
+        """As `data.sampling.MaskedSamples.batch`, without noise; "target": int64 [B], -1 without a label."""
         indices = [index for _, index in keys]
-        return {"parts": self.source.load_many(indices, lambda place: None, 0), "index": np.array(indices),
-                "target": np.array([self.label(index) for index in indices])}  # fmt: skip
+        parts = self.source.load_many(indices, lambda place: None, 0)
+        labels = np.array([self.label(index) for index in indices])
+        return {"parts": parts, "index": np.array(indices), "target": labels}
 
     def label(self, index):
-        """A window's class; of a mask, the class other than the first with the most cells, else the first."""
+        """A window's class; of a mask, the class with the most cells, the background only if it is alone."""
         source, own = self.source.at(index)
         if not is_labelled(source):
             return -1
@@ -107,21 +110,22 @@ def is_labelled(source):
 def _file(source, about):
     if isinstance(source, CsiFile):  # one file of many recordings
         return str(source.path.with_name(about["name"]))
-    return about.get("path") or str(source.path / about["name"])  # a set of scenes has no paths
+    return about.get("path") or str(source.path / about["name"])  # sets of scenes have no paths
 
 
 class Rows:
-    """Columns of rows in the files of a folder, committed every few seconds: a killed process loses what follows a commit.
+    """Columns of rows in the files of a folder. Rows are committed every few seconds, so a killed process
+    loses few.
 
-    As a context, it removes the folder at the end. An exception keeps it where it has rows.
+    As a context it removes the folder at the end; an exception keeps a folder with rows.
 
     Args:
-        folder: is made. Rows of an earlier process with an equal key are kept: `done` counts them.
+        folder: created; rows of an earlier process with an equal key are kept, and `done` counts them.
         columns: {name: (dtype, shape of a row)}.
-        key: dict of plain values that decide what the rows hold.
+        key: dict of plain values that decide the content of the rows.
 
     Raises:
-        UserError: the folder holds rows of another key, another process writes it, or it cannot be written.
+        UserError: the folder has rows of another key, another process writes it, or it cannot be written.
     """
 
     STATE = "state.json"
@@ -140,25 +144,28 @@ class Rows:
             self._lock()
             state = read_json(self.folder / self.STATE)
             if changes := differences(state.get("key", self._key), self._key):
-                raise UserError(f"{self.folder}: expected rows of this command; found rows made with other arguments "
-                                f"({'; '.join(changes)}): remove that folder to start anew")  # fmt: skip
+                found = f"rows made with other arguments ({'; '.join(changes)})"
+                remedy = "remove that folder to start anew"
+                raise UserError(f"{self.folder}: expected rows of this command; found {found}: {remedy}")
             self.done = state.get("done", 0)
             for name in self.columns:
-                self._files[name] = file = self._open.enter_context(open(self.folder / name, "ab", buffering=0))
-                if file.tell() < (whole := self.done * self.row_bytes(name)):
-                    raise UserError(f"{file.name}: expected {whole} bytes or more; found {file.tell()}: remove "
-                                    f"{self.folder} to start anew")  # fmt: skip
+                file = self._open.enter_context(open(self.folder / name, "ab", buffering=0))
+                whole, found = self.done * self.row_bytes(name), file.tell()
+                if found < whole:
+                    remedy = f"remove {self.folder} to start anew"
+                    raise UserError(f"{file.name}: expected {whole} bytes or more; found {found}: {remedy}")
                 file.truncate(whole)
+                self._files[name] = file
             self._open = self._open.pop_all()
         self._committed_s = time.monotonic()
         return self
 
     def _lock(self):
-        import fcntl  # not on Windows, where set writers do not work either
+        import fcntl  # not on Windows
 
         lock = self._open.enter_context((self.folder / "lock").open("w"))
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock: forked workers do not hold it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by forked workers
         except BlockingIOError as error:
             raise UserError(f"{self.folder}: expected no other writer; a process is writing it") from error
 
@@ -176,7 +183,7 @@ class Rows:
                 self.commit()
 
     def commit(self):
-        """Put all rows on the disk, and then their number."""
+        """Flush all rows to the disk, then their number."""
         with self._reported():
             for file in self._files.values():
                 os.fsync(file.fileno())
@@ -191,7 +198,7 @@ class Rows:
         return np.fromfile(self.folder / name, dtype, count, offset=first * size).reshape(-1, *shape)
 
     def chunks(self, name, rows=None):
-        """Iterate (first row, array [n, ...]), 16 MB or `rows` at a time."""
+        """Iterate (first row, array [n, ...]) by 16 MB or by `rows`."""
         rows = rows or max(1, CHUNK_BYTES // self.row_bytes(name))
         return ((first, self.read(name, first, first + rows)) for first in range(0, self.done, rows))
 
@@ -212,8 +219,10 @@ class Rows:
 
 @torch.inference_mode()
 def embed(model, windows, front_end, device, autocast, rows, batch_size, num_workers):
-    """Add to `rows` what it lacks: `cls`, the class token; `mean` of the patches; where it has these columns `patches`
-    and `label`. Batches are those of an uninterrupted run."""
+    """Add the missing `rows`: `cls`, `mean` and, if it has these columns, `patches` and `label`.
+
+    The batches are those of an uninterrupted run.
+    """
     batches = EpochBatches(len(windows), batch_size, seed=0, shuffle=False)
     batches.first_batch = -(-rows.done // batch_size)
     loader = make_loader(windows, batches, num_workers, device.type == "cuda")
@@ -235,22 +244,21 @@ def write_features(path, rows, windows, about):
     It has the columns of `rows`, those of `windows`, and `about`: {name: text or list of texts}.
     """
     wide = np.dtype(f"<U{max(map(len, windows.names))}")
-    files = (np.array([windows.names[place] for place in windows.file[first : first + QUERIES]], wide)
-             for first in range(0, rows.done, QUERIES))  # fmt: skip
-    members = [(name, np.dtype(dtype), shape, (chunk for _, chunk in rows.chunks(name)))
-               for name, (dtype, shape) in rows.columns.items()]  # fmt: skip
-    members += [("file", wide, (), files)]
-    members += [(name, np.dtype(float), (), [getattr(windows, name)]) for name in windows.COLUMNS]
+    places = (windows.file[first : first + QUERIES] for first in range(0, rows.done, QUERIES))
+    files = (np.array([windows.names[place] for place in some], wide) for some in places)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, dtype, shape, chunks in members:
-            _add_array(archive, name, dtype, (rows.done, *shape), chunks)
-        for name, value in about.items():
+        for name, (dtype, shape) in rows.columns.items():
+            chunks = (chunk for _, chunk in rows.chunks(name))
+            _add_array(archive, name, np.dtype(dtype), (rows.done, *shape), chunks)
+        _add_array(archive, "file", wide, (rows.done,), files)
+        whole = {name: getattr(windows, name) for name in windows.COLUMNS} | about
+        for name, value in whole.items():
             value = np.array(value)
             _add_array(archive, name, value.dtype, value.shape, [value])
 
 
 def _add_array(archive, name, dtype, shape, chunks):
-    # A `ZipInfo` has a fixed date, so that equal features make equal bytes.
+    # `ZipInfo` has a fixed date: equal features make equal bytes.
     with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -259,21 +267,23 @@ def _add_array(archive, name, dtype, shape, chunks):
 
 
 def nearest_neighbours(rows, name, windows, scored, k, device="cpu"):
-    """Class of each scored window by a vote of its `k` nearest labelled windows of other recordings.
+    """Classify each scored window by its `k` nearest labelled windows of other groups.
 
-    Nearest by cosine similarity s of the column `name`. A vote weighs exp(s / 0.07), as in DINO.
+    Nearest is by cosine similarity s of the column `name`. A vote weighs exp(s / 0.07), as in DINO.
 
     Args:
-        windows: says what to keep apart, `group`; scored: bool [N].
+        windows: a `Windows`, for `group`; scored: bool [N].
 
     Returns:
         `util.metrics.figures` of the scored windows.
     """
     confusion = Confusion(windows.class_names)
-    labels, group = (torch.from_numpy(values).to(device) for values in (rows.read("label", 0, rows.done), windows.group))
+    labels = torch.from_numpy(rows.read("label", 0, rows.done)).to(device)
+    group = torch.from_numpy(windows.group).to(device)
     for first, query in rows.chunks(name, QUERIES):
         query = F.normalize(torch.from_numpy(query).to(device), dim=1)  # (Q, D)
-        own, here = slice(first, first + len(query)), torch.from_numpy(scored[first : first + len(query)]).to(device)
+        own = slice(first, first + len(query))
+        here = torch.from_numpy(scored[own]).to(device)
         best = query.new_full((len(query), k), -torch.inf)
         voters = labels.new_zeros((len(query), k))
         for start, keys in rows.chunks(name, NEIGHBOURS):
@@ -282,8 +292,10 @@ def nearest_neighbours(rows, name, windows, scored, k, device="cpu"):
             barred = (group[own, None] == group[theirs]) | (labels[theirs] < 0)
             similarity = (query @ keys.T).masked_fill_(barred, -torch.inf)
             best, place = torch.cat([best, similarity], dim=1).topk(k, dim=1)
-            voters = torch.cat([voters, labels[theirs].clamp_min(0).expand(len(query), -1)], dim=1).gather(1, place)
-        votes = best.new_zeros((len(query), len(windows.class_names))).scatter_add_(1, voters, (best / TEMPERATURE).exp())
+            new = labels[theirs].clamp_min(0).expand(len(query), -1)
+            voters = torch.cat([voters, new], dim=1).gather(1, place)
+        votes = best.new_zeros((len(query), len(windows.class_names)))
+        votes.scatter_add_(1, voters, (best / TEMPERATURE).exp())
         confusion.update(votes.argmax(dim=1)[here], labels[own][here])
     return confusion.results()
 
@@ -291,7 +303,7 @@ def nearest_neighbours(rows, name, windows, scored, k, device="cpu"):
 def principal_components(rows, name):
     """The first two principal components of a column [N, D].
 
-    Of each the largest weight is positive, so that equal features make equal pictures.
+    The largest weight of each is positive, so that equal features make equal pictures.
 
     Returns:
         (float64 [N, 2], shares of the variance: float64 [2]).

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import models_deeplab
+import models_presets
 import models_vit
 from data import tasks
 from data.labelled import Part
@@ -81,7 +82,7 @@ def completed(args, start):
             args = args.replaced(**{name: theirs[name] for name in length})
     weights, values = start.weights, {}
     if weights:
-        preset = models_vit.preset_of(weights, start.name)
+        preset = models_presets.preset_of(weights, start.name)
         if args.model and models_vit.encoder_sizes(args.model) != models_vit.encoder_sizes(preset):
             raise UserError(
                 f"--model {args.model}: expected {preset}, the encoder of {start.name}; found another"
@@ -94,7 +95,7 @@ def completed(args, start):
             head = models_vit.head_of(weights)
             values |= {name: head[name] for name in head.keys() & (MODEL_FLAGS - {"task"} - args.given)}
     args = args.replaced(**values, norm_eps=pretrained.pick_norm_eps(args.norm_eps, weights))
-    return with_recipe(args.with_defaults({"model": models_vit.DEFAULT_PRESET}))
+    return with_recipe(args.with_defaults({"model": models_presets.DEFAULT_PRESET}))
 
 
 def with_recipe(args):
@@ -209,7 +210,7 @@ def build_model(args, data, start):
     num_classes, in_chans = len(data.class_names), data.source.in_chans
     weights = start and start.weights
     if args.model in models_deeplab.PRESETS:
-        model = models_deeplab.create_model(args.model, num_classes, in_chans)
+        model = models_deeplab.DeepLabV3(args.model, num_classes, in_chans)
     else:
         names = ("drop_path", "head", "head_depth", "global_pool", "norm_eps", "head_norm")
         kwargs = {name: getattr(args, name) for name in names} | {"in_chans": in_chans}

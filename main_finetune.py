@@ -36,6 +36,7 @@ import torch
 import engine_finetune
 import engine_start
 import models_deeplab
+import models_presets
 import models_vit
 from data import registry, tasks
 from engine_evaluate import groupings, report, summary
@@ -59,7 +60,7 @@ def get_args_parser():
     tasks.add_label_arguments(parser)
     model = parser.add_argument_group("model")
     presets = ", ".join((*models_vit.PRESETS, *models_deeplab.PRESETS))
-    default = f"where not given, that of --finetune or --resume, else {models_vit.DEFAULT_PRESET}"
+    default = f"where not given, that of --finetune or --resume, else {models_presets.DEFAULT_PRESET}"
     model.add_argument("--model", metavar="PRESET", help=f"{default}; {presets}")
     pretrained_help = "pretrained weights; nothing: from scratch; random: for --train head or probe"
     model.add_argument("--finetune", default="", metavar="FILE|NAME|random", help=pretrained_help)

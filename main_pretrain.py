@@ -31,6 +31,7 @@ from timm.optim import param_groups_weight_decay
 
 import engine_pretrain
 import models_mae
+import models_presets
 from data import registry
 from data.batches import Batches, MaskedSamples
 from util import checkpoint, compiling, parallel, pretrained, resume
@@ -95,7 +96,7 @@ def completed(args, state, init):
     if state:
         args = resume.with_flags_of(args, state, FREE_FLAGS)
     resume.require(args, "data_path")
-    preset = models_mae.preset_of(init, args.init) if init else models_mae.DEFAULT_PRESET
+    preset = f"mae_{models_presets.preset_of(init, args.init)}" if init else models_mae.DEFAULT_PRESET
     model = args.model or preset
     if init and models_mae.PRESETS.get(model) != models_mae.PRESETS[preset]:
         raise UserError(f"--model {model}: expected {preset}, whose sizes {args.init} has; found another")

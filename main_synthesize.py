@@ -233,9 +233,7 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
 @torch.inference_mode()
 def main(args):
     counts = {split: getattr(args, split) for split in SPLITS}
-    for name, value in {**counts, "seed": args.seed, "num_workers": args.num_workers}.items():
-        if value < 0:
-            raise UserError(f"--{name}: expected at least 0; found {value}")
+    args.check_least()
     if not any(counts.values()):
         raise UserError("--train, --val, --test: expected a scene or more; found 0")
     keep_freed_memory()

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import segmentation
 
-from util.errors import UserError
+from models_presets import look_up
 
 PRESETS = {
     "deeplabv3_mobilenet_v3_large": segmentation.deeplabv3_mobilenet_v3_large,
@@ -12,7 +12,7 @@ PRESETS = {
     "deeplabv3_resnet101": segmentation.deeplabv3_resnet101,
 }
 
-# How the published baselines were trained on MathWorks' frames of NR and LTE. The rate is absolute, whatever the batch.
+# How the published baselines were trained on MathWorks' NR and LTE frames. The rate is absolute.
 RECIPE = {
     "opt": "sgd",
     "lr": 0.02,
@@ -31,24 +31,27 @@ def schedule(epoch, lr, args):
 
 
 class DeepLabV3(nn.Module):
-    """Backbone, atrous pyramid and bilinear upsampling; state-dict keys as in torchvision, without its auxiliary head.
+    """Backbone, atrous pyramid and bilinear upsampling; torchvision's state-dict keys, no auxiliary head.
 
     Args:
         name: one of `PRESETS`.
         num_classes: classes of a cell.
         in_chans: channels of the images.
+
+    Raises:
+        UserError: no such preset.
     """
 
     def __init__(self, name, num_classes, in_chans=1):
         super().__init__()
         # Without `weights_backbone=None` torchvision would download ImageNet weights.
-        model = PRESETS[name](weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
+        no_weights = {"weights": None, "weights_backbone": None, "aux_loss": False}
+        model = look_up(name, PRESETS)(num_classes=num_classes, **no_weights)
         self.backbone = model.backbone
         self.classifier = model.classifier
-        self._replace_first_conv(in_chans)
-
-    def _replace_first_conv(self, in_chans):
-        path, old = next((path, module) for path, module in self.backbone.named_modules() if isinstance(module, nn.Conv2d))
+        # The first convolution takes the channels of our images.
+        modules = self.backbone.named_modules()
+        path, old = next((path, module) for path, module in modules if isinstance(module, nn.Conv2d))
         conv = nn.Conv2d(in_chans, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         self.backbone.set_submodule(path, conv)
@@ -57,21 +60,10 @@ class DeepLabV3(nn.Module):
         """Images [N, in_chans, frequency, time] -> logits [N, num_classes, frequency, time].
 
         Raises:
-            ValueError: one image in train mode: the pyramid's branch of 1 × 1 features has nothing to normalize over.
+            ValueError: one image in train mode: batch norm of the pyramid's 1 × 1 features needs two.
         """
         if self.training and len(imgs) < 2:
-            raise ValueError(f"expected 2 images or more in a batch to train on (drop the last of one): {len(imgs)=}")
+            raise ValueError(f"expected 2 images or more in a training batch: {len(imgs)=}")
         features = self.backbone(imgs)["out"]  # (N, channels, frequency / stride, time / stride)
         logits = self.classifier(features)  # (N, num_classes, frequency / stride, time / stride)
         return F.interpolate(logits, size=imgs.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def create_model(name, num_classes, in_chans=1):
-    """The preset `name` with random weights.
-
-    Raises:
-        UserError: no such preset.
-    """
-    if name not in PRESETS:
-        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
-    return DeepLabV3(name, num_classes, in_chans)

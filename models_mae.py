@@ -1,6 +1,6 @@
-"""Masked autoencoder for spectrograms: MAE's constructor and state-dict keys, any number of channels, any grid.
+"""Masked autoencoder for spectrograms: MAE's state-dict keys, any number of channels, any grid.
 
-"Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), applied to radio as in arXiv 2411.09996.
+"Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), used for radio as in arXiv 2411.09996.
 """
 
 import math
@@ -13,21 +13,20 @@ from timm.models.vision_transformer import Block, PatchEmbed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import models_presets
+from models_presets import build, look_up
 from util import attention
 from util.drop_path import DropPath
-from util.errors import UserError
-from util.order import inverse, rank, share_of
 from util.pos_embed import sincos_2d
 
-PATCHES = "patch_embed.proj.weight"
 MASK_KINDS = ("random", "time", "frequency", "time_frequency")
 
-# The epsilon that released MAE weights were trained with; timm and torch default to other values.
+# MAE's weights were trained with this epsilon; timm and torch default to other values.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class ViTEncoder(nn.Module):
-    """The Vision Transformer that pretraining and fine-tuning share: from images to tokens, class token first.
+    """The Vision Transformer that pretraining and fine-tuning share: images to tokens, class token first.
 
     A subclass adds its modules, then calls `initialize`.
 
@@ -38,38 +37,67 @@ class ViTEncoder(nn.Module):
         embed_dim, depth, num_heads: width, blocks and attention heads.
         mlp_ratio: width of a block's hidden layer over its own.
         norm_layer: called with a width, makes a normalization layer.
-        drop_path: probability in [0, 1) that a sample skips a branch of the last block; grows linearly from 0 at the first.
-        norm_eps: epsilon of the layer norms inside blocks, the decoder's too; None: as `norm_layer` has it.
+        drop_path: probability in [0, 1) that a sample skips a branch of the last block; 0 in the first block,
+            linear in between.
+        norm_eps: epsilon of the layer norms inside all blocks, the decoder's too; None: that of `norm_layer`.
     """
 
     def __init__(
-        self, img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio=4.0, norm_layer=LayerNorm,
-        drop_path=0.0, norm_eps=None,
-    ):  # fmt: skip
+        self,
+        img_size=224,
+        patch_size=16,
+        in_chans=1,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        mlp_ratio=4.0,
+        norm_layer=LayerNorm,
+        drop_path=0.0,
+        norm_eps=None,
+    ):
         super().__init__()
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         if any(side % patch_size or side < patch_size for side in self.img_size):
             raise ValueError(f"expected multiples of {patch_size=}: {img_size=}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"expected 0 <= drop_path < 1: {drop_path=}")
-        self.patch_size = patch_size
-        self.in_chans = in_chans
-        self.grad_ckpt = False  # in training, compute what is inside the blocks again instead of keeping it
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.grad_ckpt = False  # in training, recompute the inside of blocks instead of keeping it
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
         self.grid_size = self.patch_embed.grid_size  # (rows, columns)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(sincos_2d(embed_dim, self.grid_size), requires_grad=False)
-        self.block_norm = norm_layer if norm_eps is None else partial(nn.LayerNorm, eps=norm_eps)
-        self.blocks = transformer_blocks(depth, embed_dim, num_heads, mlp_ratio, self.block_norm, drop_path)
+        block_norm = norm_layer if norm_eps is None else partial(nn.LayerNorm, eps=norm_eps)
+        self._block = partial(Block, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=block_norm)
+        self._norm_layer = norm_layer
+        self.blocks = self._make_blocks(depth, embed_dim, num_heads)
+        for number, block in enumerate(self.blocks):
+            if rate := drop_path * number / max(1, depth - 1):
+                block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
         self.norm_eps = self.blocks[0].norm1.eps
         self.drop_paths = [module for module in self.blocks.modules() if isinstance(module, DropPath)]
         self.norm = norm_layer(embed_dim)
 
+    def _make_blocks(self, depth, width, num_heads):
+        blocks = nn.ModuleList(self._block(width, num_heads) for _ in range(depth))
+        attention.use(blocks)
+        return blocks
+
+    def _add_decoder(self, width, depth, num_heads):
+        """Add MAE's decoder without its last layer."""
+        self.decoder_embed = nn.Linear(self.cls_token.shape[-1], width)
+        self.decoder_pos_embed = nn.Parameter(sincos_2d(width, self.grid_size), requires_grad=False)
+        self.decoder_blocks = self._make_blocks(depth, width, num_heads)
+        self.decoder_norm = self._norm_layer(width)
+
     def initialize(self):
-        """MAE's initialization of every linear layer, the patch embedding and the class token."""
-        self.apply(_init_weights)
-        # A patch embedding is a linear layer on flattened patches, and is initialised like one.
+        """Initialize linear layers, patch embedding and class token as MAE does."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # A patch embedding is a linear layer on flattened patches.
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
 
@@ -78,7 +106,7 @@ class ViTEncoder(nn.Module):
         return self.grid_size[0] * self.grid_size[1]
 
     def set_drop_numbers(self, numbers):
-        """Decide which samples skip which branch in the next forward pass: float [N, number of `drop_paths`], or None."""
+        """Set the `numbers` of all drop paths: float [N, number of `drop_paths`], or None. See `DropPath`."""
         for place, drop_path in enumerate(self.drop_paths):
             drop_path.numbers = None if numbers is None else numbers[:, place]
 
@@ -88,31 +116,28 @@ class ViTEncoder(nn.Module):
 
     def unpatchify(self, patches):
         """The inverse of `patchify`: [N, L, patch * patch * C] -> [N, C, F, T]."""
-        h, w = self.grid_size
-        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=self.patch_size, q=self.patch_size)
+        (h, w), p = self.grid_size, self.patch_size
+        return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
 
     def forward_encoder(self, imgs, ids_keep=None):
-        """Images -> normalized tokens [N, 1 + kept, embed_dim]; class token first. Without `ids_keep` all are kept."""
-        # embed patches, class token first
-        tokens = self.embed(imgs, ids_keep)  # (N, 1 + kept, D)
-
-        # transformer
-        return self.norm(self.run(self.blocks, tokens))
+        """Images -> normalized tokens [N, 1 + kept, embed_dim], class token first; no `ids_keep`: all."""
+        return self.norm(self.run(self.blocks, self.embed(imgs, ids_keep)))
 
     def embed(self, imgs, ids_keep=None):
-        """Images -> embedded patches with their positions, class token first: [N, 1 + kept, embed_dim]."""
-        # add position embeddings, without the class token's; what is removed is not embedded either
+        """Images -> patch and position embeddings [N, 1 + kept, embed_dim], class token first."""
+        # embed the kept patches, add their position embeddings
         if ids_keep is None:
             tokens = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (N, L, D)
         else:
-            patches = rearrange(imgs, "n c (h p) (w q) -> n (h w) (c p q)", p=self.patch_size, q=self.patch_size)
+            p = self.patch_size
+            patches = rearrange(imgs, "n c (h p) (w q) -> n (h w) (c p q)", p=p, q=p)
             proj = self.patch_embed.proj
             tokens = F.linear(_gather(patches, ids_keep), proj.weight.flatten(1), proj.bias)  # (N, kept, D)
             tokens = tokens + self.pos_embed[0, 1:][ids_keep]
 
         # put the class token first
-        cls_token = self.cls_token.flatten() + self.pos_embed[0, 0]  # (D,): so flat a gradient can be exchanged in place
-        # `len` would fix the batch at what an exporter traces with.
+        cls_token = self.cls_token.flatten() + self.pos_embed[0, 0]  # (D,): DDP reduces it in place
+        # `len` would fix the batch size when the model is exported.
         return torch.cat([cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
 
     def run(self, blocks, tokens):
@@ -125,117 +150,97 @@ class ViTEncoder(nn.Module):
         return tokens
 
     def encode(self, imgs):
-        """Features without masking: [N, in_chans, frequency, time] -> [N, 1 + L, embed_dim], class token first."""
+        """Features without masking: [N, in_chans, F, T] -> [N, 1 + L, embed_dim], class token first."""
         return self.forward_encoder(imgs)
 
 
 class MaskedAutoencoderViT(ViTEncoder):
-    """Vision Transformer encoder on visible patches, light decoder on all of them.
+    """Vision Transformer encoder on visible patches, light decoder on all patches.
 
     Args:
-        img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, norm_eps: see `ViTEncoder`.
         decoder_embed_dim, decoder_depth, decoder_num_heads: width, blocks and attention heads of the decoder.
         norm_pix_loss: predict patches scaled to zero mean and unit variance each.
-        mask_kind: "random" removes patches; "time" whole columns of patches, "frequency" whole rows, "time_frequency"
-            both, so that what stays is the crossing of the kept columns with the kept rows.
+        mask_kind: "random" removes patches; "time" whole columns of patches; "frequency" whole rows;
+            "time_frequency" both: the patches at the crossings of kept columns and kept rows stay.
+        encoder: more arguments of `ViTEncoder`.
     """
 
     def __init__(
         self,
         img_size=224,
-        patch_size=16,
-        in_chans=1,
-        embed_dim=1024,
-        depth=24,
-        num_heads=16,
+        *,
         decoder_embed_dim=512,
         decoder_depth=8,
         decoder_num_heads=16,
-        mlp_ratio=4.0,
-        norm_layer=LayerNorm,
         norm_pix_loss=False,
         mask_kind="random",
-        norm_eps=None,
+        **encoder,
     ):
-        super().__init__(
-            img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio, norm_layer, norm_eps=norm_eps
-        )
+        super().__init__(img_size, **encoder)
         if mask_kind not in MASK_KINDS:
             raise ValueError(f"expected one of {MASK_KINDS}: {mask_kind=}")
         self.norm_pix_loss = norm_pix_loss
         self.mask_kind = mask_kind
-
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = nn.Parameter(sincos_2d(decoder_embed_dim, self.grid_size), requires_grad=False)
-        self.decoder_blocks = transformer_blocks(
-            decoder_depth, decoder_embed_dim, decoder_num_heads, mlp_ratio, self.block_norm
-        )
-        self.decoder_norm = norm_layer(decoder_embed_dim)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * in_chans)
-
+        self._add_decoder(decoder_embed_dim, decoder_depth, decoder_num_heads)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * self.in_chans)
         self.initialize()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def masking(self, noise, mask_ratio):
-        """Which patches stay, as a function of the noise.
+        """Choose the patches that stay by their noise.
 
         Args:
-            noise: float [N, L]. The patches with the smallest values stay; of the structured kinds, the columns and rows
-                with the smallest means.
-            mask_ratio: share of patches to remove, in [0, 1). The number that stays is rounded down, never below one
-                patch, row or column.
+            noise: float [N, L]. Patches with the smallest values stay. The structured kinds keep the columns
+                and rows with the smallest means.
+            mask_ratio: share of patches to remove, in [0, 1). The number of kept patches, rows or columns is
+                rounded down, but at least 1.
 
         Returns:
-            ids_keep: int64 [N, kept], the patches that stay; ids_restore: int64 [N, L], the place of every patch in the
-            order "kept, then removed"; mask: float32 [N, L], 0 keeps, 1 removes.
+            ids_keep: int64 [N, kept], the kept patches; ids_restore: int64 [N, L], the place of each patch in
+            the order "kept, then removed"; mask: float32 [N, L], 0 keeps, 1 removes.
         """
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"expected 0 <= mask_ratio < 1: {mask_ratio=}")
         order, kept = self._removal_order(noise, 1 - mask_ratio)
         ids_shuffle = torch.argsort(order, dim=1, stable=True)
-        ids_restore = inverse(ids_shuffle)
+        ids_restore = torch.argsort(ids_shuffle, dim=1)
         mask = (ids_restore >= kept).float()
         return ids_shuffle[:, :kept], ids_restore, mask
 
     def num_visible(self, mask_ratio):
-        """How many patches stay."""
+        """Number of patches that stay."""
         return self.masking(torch.empty(1, self.num_patches, device="meta"), mask_ratio)[0].shape[1]
 
     def _removal_order(self, noise, keep_share):
-        """A value for each patch [N, L], and how many of the smallest stay."""
+        """(a value for each patch [N, L], the number of patches with the smallest values that stay)."""
         rows, columns = self.grid_size
         if self.mask_kind == "random":
-            return noise, share_of(self.num_patches * keep_share)
+            return noise, _rounded_down(self.num_patches * keep_share)
 
         rows_kept, columns_kept = rows, columns
         if self.mask_kind == "time":
-            columns_kept = share_of(columns * keep_share)
+            columns_kept = _rounded_down(columns * keep_share)
         elif self.mask_kind == "frequency":
-            rows_kept = share_of(rows * keep_share)
+            rows_kept = _rounded_down(rows * keep_share)
         else:
-            # About the same share of rows as of columns, then the columns that bring the product nearest.
+            # About the same share of rows and columns: round the rows, then fit the columns to them.
             rows_kept = max(1, round(rows * math.sqrt(keep_share)))
-            columns_kept = min(columns, share_of(rows * columns * keep_share / rows_kept))
+            columns_kept = min(columns, _rounded_down(rows * columns * keep_share / rows_kept))
         noise = noise.unflatten(1, self.grid_size)  # (N, rows, columns)
-        row_removed = rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
-        column_removed = rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
+        row_removed = _rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
+        column_removed = _rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
         removed = row_removed[:, :, None] | column_removed[:, None, :]
         return removed.flatten(1).to(torch.uint8), rows_kept * columns_kept
 
     def forward_decoder(self, tokens, ids_restore):
         """Encoded tokens [N, 1 + kept, embed_dim] -> predicted patches [N, L, patch * patch * C]."""
-        # embed tokens, mask tokens where patches were removed
         tokens = self.embed_for_decoder(tokens, ids_restore)  # (N, 1 + L, D)
-
-        # transformer
         tokens = self.decoder_norm(self.run(self.decoder_blocks, tokens))
-
-        # predict patches, without the class token
-        return self.decoder_pred(tokens)[:, 1:]
+        return self.decoder_pred(tokens)[:, 1:]  # without the class token
 
     def embed_for_decoder(self, tokens, ids_restore):
-        """Encoded tokens [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_embed_dim], every patch in its place."""
+        """Encoded tokens [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_embed_dim], patches in place."""
         tokens = self.decoder_embed(tokens)
 
         # append mask tokens, then put every patch in its place
@@ -248,7 +253,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         return tokens + self.decoder_pos_embed
 
     def target(self, imgs):
-        """What is to be predicted: patches [N, L, patch * patch * C] float32, scaled each with `norm_pix_loss`."""
+        """Patches to predict: float32 [N, L, patch * patch * C]; `norm_pix_loss` scales each patch."""
         patches = self.patchify(imgs.float())
         if self.norm_pix_loss:
             mean, var = patch_statistics(patches)
@@ -256,11 +261,11 @@ class MaskedAutoencoderViT(ViTEncoder):
         return patches
 
     def forward_loss(self, imgs, pred, mask):
-        """Mean squared error over the removed patches, or over all where none is removed: a float32 scalar."""
+        """Mean squared error over the removed patches, or over all if none is removed: float32 scalar."""
         return _masked_mean((pred.float() - self.target(imgs)).square().mean(dim=-1), mask)
 
     def mean_loss(self, imgs, mask):
-        """The same loss for predicting each image's mean everywhere, hidden patches counted in: what learning must beat."""
+        """The baseline for `forward_loss`: the loss of predicting each image's mean everywhere."""
         target = self.target(imgs)
         return _masked_mean((target - target.mean(dim=(1, 2), keepdim=True)).square().mean(dim=-1), mask)
 
@@ -269,8 +274,8 @@ class MaskedAutoencoderViT(ViTEncoder):
 
         Args:
             imgs: float [N, in_chans, frequency, time].
-            mask_ratio: share of patches to remove, in [0, 1); 0 removes none and takes the loss over all.
-            noise: float [N, L] that decides the mask (see `masking`); drawn from torch's generator where not given.
+            mask_ratio: share of patches to remove, in [0, 1); with 0 the loss is over all patches.
+            noise: float [N, L], decides the mask (see `masking`); None: drawn from torch's generator.
 
         Returns:
             loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 0 keeps, 1 removes.
@@ -283,24 +288,18 @@ class MaskedAutoencoderViT(ViTEncoder):
 
 
 def patch_statistics(patches):
-    """Mean and unbiased variance of each patch, as `norm_pix_loss` uses them: [N, L, values] -> two of [N, L, 1]."""
+    """Mean and unbiased variance of each patch, for `norm_pix_loss`: [N, L, values] -> two of [N, L, 1]."""
     return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
 
 
-def transformer_blocks(depth, width, num_heads, mlp_ratio, norm_layer, drop_path=0.0):
-    """`depth` blocks, their drop path growing linearly from 0 to `drop_path`."""
-    blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
-    for number, block in enumerate(blocks):
-        if rate := drop_path * number / max(1, depth - 1):
-            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
-    attention.use(blocks)
-    return blocks
+def _rounded_down(count):
+    """An int of at least 1. The margin is for products such as 100 * (1 - 0.9), which is 9.999..."""
+    return max(1, math.floor(count + 1e-6))
 
 
-def _init_weights(module):
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+def _rank(values):
+    """Place of each value in the ascending order of its row: [N, M] -> int64 [N, M]."""
+    return torch.argsort(torch.argsort(values, dim=1, stable=True), dim=1)
 
 
 def _gather(tokens, ids):
@@ -308,78 +307,22 @@ def _gather(tokens, ids):
 
 
 def _masked_mean(per_patch, mask):
-    # Where no patch is removed, all count. Decided on the device: reading the mask on the host would stall it.
+    # If no patch is removed, all count. Reading the mask on the host would stall the device.
     weight = torch.where(mask.any(), mask, torch.ones_like(mask))
     return (per_patch * weight).sum() / weight.sum()
 
 
-_DECODER_512 = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
-_BASE = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, **_DECODER_512}
-_LARGE = {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16, **_DECODER_512}
-_HUGE = {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16, **_DECODER_512}
-
-PRESETS = {
-    "mae_vit_tiny_patch16": {
-        "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3,
-        "decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4,
-    },
-    # The encoder of WavesFM v1.0 (arXiv 2511.15162); its decoder is not published, this one is the tiny model's.
-    "mae_vit_wavesfm_patch16": {
-        "patch_size": 16, "embed_dim": 256, "depth": 8, "num_heads": 8,
-        "decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4,
-    },
-    "mae_vit_small_patch16": {
-        "patch_size": 16, "embed_dim": 512, "depth": 12, "num_heads": 8,
-        "decoder_embed_dim": 256, "decoder_depth": 8, "decoder_num_heads": 16,
-    },
-    "mae_vit_medium_patch16": _BASE,
-    "mae_vit_base_patch16": _BASE,
-    "mae_vit_large_patch16": _LARGE,
-    "mae_vit_huge_patch14": _HUGE,
-    # MAE's longer names of the same
-    "mae_vit_base_patch16_dec512d8b": _BASE,
-    "mae_vit_large_patch16_dec512d8b": _LARGE,
-    "mae_vit_huge_patch14_dec512d8b": _HUGE,
-}  # fmt: skip
-DEFAULT_PRESET = "mae_vit_small_patch16"  # the published one
+PRESETS = {f"mae_{name}": sizes for name, sizes in models_presets.PRESETS.items()}
+DEFAULT_PRESET = f"mae_{models_presets.DEFAULT_PRESET}"
 
 
 def create_model(name, **kwargs):
-    """The preset `name`, with the constructor arguments of `MaskedAutoencoderViT` on top.
+    """The preset `name`, with more arguments of `MaskedAutoencoderViT`.
 
     Raises:
-        UserError: no such preset, or an image size that its patches do not tile.
+        UserError: no such preset, or an image size that is no multiple of its patch size.
     """
-    if name not in PRESETS:
-        raise UserError(f"--model: expected one of {', '.join(PRESETS)}; found {name!r}")
-    try:
-        return MaskedAutoencoderViT(**PRESETS[name], **kwargs)
-    except ValueError as error:
-        raise UserError(f"--model {name}: {error}") from error
-
-
-def preset_of(weights, path):
-    """The preset whose encoder a file's weights are of: by the name that they come with, else by their sizes.
-
-    Args:
-        weights: `util.pretrained.Weights`; path: where they come from, for messages.
-
-    Raises:
-        UserError: no preset has these sizes.
-    """
-    state = weights.state_dict
-    projection = state.get(PATCHES)
-    if projection is None or projection.ndim != 4:
-        raise UserError(f"{path}: expected an encoder with patch_embed.proj.weight; found {', '.join(list(state)[:3])}, ...")
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    found = {"patch_size": projection.shape[-1], "embed_dim": len(projection), "depth": len(blocks)}
-    fitting = [name for name, sizes in PRESETS.items() if found.items() <= sizes.items()]
-    own = str(weights.preset or weights.args.get("model") or "")
-    own = own if own.startswith("mae_") else f"mae_{own}"
-    if not fitting:
-        sizes = ", ".join(f"{key} {value}" for key, value in found.items())
-        raise UserError(f"{path}: expected the encoder of a preset ({', '.join(PRESETS)}); found {sizes}")
-    return own if own in fitting else fitting[0]
+    return build(MaskedAutoencoderViT, name, **look_up(name, PRESETS), **kwargs)
 
 
 # `models_mae.mae_vit_base_patch16(...)` and `models_mae.__dict__["mae_vit_base_patch16"](...)`, as in MAE

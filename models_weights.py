@@ -1,7 +1,8 @@
-"""The model that a file of weights holds: built from what the file says and from the shapes of its tensors, then loaded."""
+"""Build the model of a weights file from its header and the shapes of its tensors, then load it."""
 
 import models_deeplab
 import models_mae
+import models_presets
 import models_vit
 from radio.spectrogram import Spectrogram
 from util import checkpoint
@@ -10,9 +11,6 @@ from util.errors import UserError
 from util.loading import grid_of
 from util.pretrained import pick_norm_eps
 
-# What a masked autoencoder is built with besides its sizes.
-MAE_ARGS = ("norm_pix_loss", "mask_kind")
-
 
 def is_deeplab(weights):
     """Whether the weights are of `models_deeplab`."""
@@ -20,7 +18,7 @@ def is_deeplab(weights):
 
 
 def head_of(weights):
-    """See `models_vit.head_of`; of DeepLabV3 it is `task` and `num_classes`."""
+    """See `models_vit.head_of`; for DeepLabV3: `task` and `num_classes`."""
     if not is_deeplab(weights):
         return models_vit.head_of(weights)
     last = weights.state_dict.get("classifier.4.weight")
@@ -28,28 +26,28 @@ def head_of(weights):
 
 
 def front_end_of(weights, path):
-    """The `Spectrogram` that the weights were trained with; None where they say nothing of one.
+    """The `Spectrogram` that the weights were trained with, or None if the file names no front end.
 
     Args:
-        weights: `util.pretrained.Weights`; path: where they come from, for messages.
+        weights: `util.pretrained.Weights`; path: their file, for messages.
 
     Raises:
-        UserError: they were trained on something else than spectrograms of IQ, or with values that make no front end.
+        UserError: the weights were not trained on spectrograms of IQ, or the settings are invalid.
     """
     settings = weights.front_end
     if not settings:
         return None
     if "n_fft" not in settings:
-        raise UserError(f"{path}: expected weights trained on spectrograms of IQ, with their front end; found "
-                        f"{settings.get('kind', 'none')}")  # fmt: skip
+        expected = "expected weights trained on spectrograms of IQ, with their front end"
+        raise UserError(f"{path}: {expected}; found {settings.get('kind', 'none')}")
     try:
         return Spectrogram(**{key: value for key, value in settings.items() if key != "normalization"})
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected what builds the front end; found {error}") from error
+        raise UserError(f"{path}: expected valid front-end settings; found {error}") from error
 
 
 def image_size_of(weights, path):
-    """(rows, columns) of the images that the encoder's position embeddings are for; a square where the file does not say."""
+    """(rows, columns) of the encoder's images, from its positions; square if the file has no image size."""
     positions, projection = (weights.state_dict.get(name) for name in ("pos_embed", PATCHES))
     if positions is None or projection is None:
         raise UserError(f"{path}: expected an encoder with pos_embed and {PATCHES}; found none")
@@ -59,27 +57,27 @@ def image_size_of(weights, path):
 
 
 def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **kwargs):
-    """The model that the weights are of, not loaded yet: with a head, a masked autoencoder, or an encoder alone.
+    """The model of the weights before loading: with a head, a masked autoencoder, or an encoder alone.
 
     Args:
-        weights: `util.pretrained.Weights`; path: where they come from, for messages.
-        img_size: (rows, columns) or one number; None: as the file has it.
-        in_chans: channels of the images; None: as the file has it.
-        norm_eps: epsilon of the norms inside blocks; None: as the file says, else `util.pretrained.DEFAULT_NORM_EPS`.
+        weights: `util.pretrained.Weights`; path: their file, for messages.
+        img_size: (rows, columns) or one number; None: as in the file.
+        in_chans: channels of the images; None: as in the file.
+        norm_eps: epsilon of the norms inside blocks; None: see `util.pretrained.pick_norm_eps`.
         kwargs: more arguments of the class.
 
     Returns:
         A model of `models_vit`, `models_mae` or `models_deeplab`, in train mode.
 
     Raises:
-        UserError: no preset has these sizes, or a value that the model refuses.
+        UserError: no preset has these sizes, or the model refuses a value.
     """
     head, name = head_of(weights), weights.args.get("model")
     if is_deeplab(weights):
         if norm_eps is not None:
             raise UserError(f"--norm_eps: expected a Vision Transformer, which has such norms; found {name}")
-        return models_deeplab.create_model(name, head.get("num_classes", 2), in_chans or 1)
-    preset = models_vit.preset_of(weights, path)
+        return models_deeplab.DeepLabV3(name, head.get("num_classes", 2), in_chans or 1)
+    preset = models_presets.preset_of(weights, path)
     sizes = kwargs | {
         "img_size": img_size or image_size_of(weights, path),
         "in_chans": in_chans or weights.state_dict[PATCHES].shape[1],
@@ -88,24 +86,24 @@ def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **k
     if head:
         return models_vit.create_model(preset, **head, **{"drop_path": 0.0} | sizes)
     if "mask_token" in weights.state_dict:
-        own = {key: weights.args[key] for key in MAE_ARGS if key in weights.args}
+        own = {key: weights.args[key] for key in ("norm_pix_loss", "mask_kind") if key in weights.args}
         return models_mae.create_model(f"mae_{preset}", **own | sizes)
     return models_vit.create_encoder(preset, **sizes)
 
 
 def load(model, weights, path):
-    """Load a model of `create_model`, in place.
+    """Load the weights into a model of `create_model`.
 
     Returns:
-        A `util.loading.LoadReport`; None of DeepLabV3, whose tensors all fit as they are.
+        A `util.loading.LoadReport`; None for DeepLabV3, whose tensors must all fit.
 
     Raises:
-        UserError: a tensor of the model is not in the file, or is of another shape.
+        UserError: a tensor of the model is missing in the file or has another shape.
     """
     if is_deeplab(weights):
         return checkpoint.load_model(model, weights.state_dict, path)
     report = weights.load_into(model, path)
     if missing := [name for name in report.new if name not in models_vit.FIXED]:
-        raise UserError(f"{path}: expected the weights of this model; found {len(missing)} tensors missing or of another "
-                        f"shape, first: {missing[0]}")  # fmt: skip
+        found = f"{len(missing)} tensors missing or of another shape, first: {missing[0]}"
+        raise UserError(f"{path}: expected the weights of this model; found {found}")
     return report

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from util.errors import RunError, StoppedError, UserError, one_line, reported
 from util.files import writable_folder
+from util.flags import Flags
 from util.processes import end_with_parent
 
 try:
@@ -72,11 +73,7 @@ def get_args_parser():
 
 
 def check_args(args):
-    least = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "cpus_per_process": 1, "timeout_min": 5,
-             "max_timeouts": 0, "max_restarts": 0}  # fmt: skip
-    for name, low in least.items():
-        if getattr(args, name) is not None and getattr(args, name) < low:
-            raise UserError(f"--{name}: expected at least {low}; found {getattr(args, name)}")
+    Flags(**vars(args)).check_least()
     if args.gpus_per_node and args.processes_per_node not in (None, args.gpus_per_node):
         raise UserError(f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; found "
                         f"{args.processes_per_node}")  # fmt: skip

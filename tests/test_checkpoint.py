@@ -34,6 +34,12 @@ def saved(folder, *steps):
     return folder
 
 
+def whole_step(path):
+    """The step of a whole checkpoint, else None."""
+    found, wrong = checkpoint.examine(path)
+    return None if wrong else found.step
+
+
 def flip(path, position=None):
     """Another byte at a position of a file; where none is given, in the name of a key."""
     content = bytearray(path.read_bytes())
@@ -50,7 +56,7 @@ def test_round_trip(tmp_path):
     assert names(tmp_path) == ["checkpoint-last.pth"]
     path = tmp_path / "checkpoint-last.pth"
     assert torch.equal(checkpoint.load(path)["model"]["weight"], torch.full((3,), 7.0))
-    assert checkpoint.whole_step(path) == 41
+    assert whole_step(path) == 41
 
 
 def test_a_checkpoint_is_an_archive_to_every_reader(tmp_path):
@@ -75,16 +81,16 @@ def test_a_byte_that_changes_is_noticed_or_does_no_harm(tmp_path):
     places = {*range(len(whole) - 90, len(whole)), *rng.sample(range(len(whole)), 400)}
     for place in sorted(places):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :])
-        if checkpoint.whole_step(path) is None:
+        if whole_step(path) is None:
             noticed += 1
             with pytest.raises(UserError, match=r"checkpoint-last\.pth: expected .*; found"):
                 checkpoint.load(path)
         else:
-            assert checkpoint.whole_step(path) == 3
+            assert whole_step(path) == 3
             assert str(checkpoint.load(path)) == str(good)
     assert noticed > 100
     path.write_bytes(whole)
-    assert checkpoint.whole_step(path) == 3
+    assert whole_step(path) == 3
 
 
 @pytest.mark.parametrize("damage", [
@@ -101,7 +107,7 @@ def test_a_byte_that_changes_is_noticed_or_does_no_harm(tmp_path):
 def test_a_file_of_another_size_or_content_is_refused(tmp_path, damage):
     path = saved(tmp_path, (checkpoint.LAST, 3)) / checkpoint.LAST
     path.write_bytes(damage(path.read_bytes()))
-    assert checkpoint.whole_step(path) is None
+    assert whole_step(path) is None
     with pytest.raises(UserError, match=f"^{path}: expected a whole checkpoint.*; found .") as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value)
@@ -115,7 +121,7 @@ def test_a_checkpoint_of_an_older_version_is_whole(tmp_path):
         comment = archive.comment
     older = comment[: comment.index(b"check=")] + b"length=%016d crc32=0123abcd" % (len(content) - len(comment))
     path.write_bytes(content[: -len(comment) - 2] + len(older).to_bytes(2, "little") + older)
-    assert checkpoint.whole_step(path) == 3
+    assert whole_step(path) == 3
     assert checkpoint.newest(tmp_path) == path
 
 
@@ -130,8 +136,8 @@ def test_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path):
 
 
 def test_whole_step_of_what_is_no_file(tmp_path):
-    assert checkpoint.whole_step(tmp_path / "none.pth") is None
-    assert checkpoint.whole_step(tmp_path) is None
+    assert whole_step(tmp_path / "none.pth") is None
+    assert whole_step(tmp_path) is None
 
 
 def test_a_checkpoint_of_the_first_format_is_named_as_such(tmp_path):
@@ -139,7 +145,7 @@ def test_a_checkpoint_of_the_first_format_is_named_as_such(tmp_path):
     with pytest.raises(UserError, match=r"old\.pth: expected checkpoint format 2; found 1$"):
         checkpoint.load(tmp_path / "old.pth")
     torch.save(state(), tmp_path / "new.pth")
-    with pytest.raises(UserError, match=r"new\.pth: expected a whole checkpoint; found no comment"):
+    with pytest.raises(UserError, match=r"new\.pth: expected a whole checkpoint; found no number of its save"):
         checkpoint.load(tmp_path / "new.pth")
 
 
@@ -211,7 +217,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path):
     with largest_file(1 << 16), pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: File too"):
         checkpoint.save(state(step=2) | {"model": {"weight": torch.zeros(1 << 15)}}, tmp_path)
     assert names(tmp_path) == [checkpoint.LAST]
-    assert checkpoint.whole_step(tmp_path / checkpoint.LAST) == 1
+    assert whole_step(tmp_path / checkpoint.LAST) == 1
 
 
 def test_an_error_that_passes_is_one_all_the_same(tmp_path, monkeypatch):
@@ -246,14 +252,14 @@ def test_what_reads_back_as_another_does_not_get_the_name(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="it reads back with a checksum that differs"):
         checkpoint.save(state(step=2), tmp_path)
     assert names(tmp_path) == [checkpoint.LAST]
-    assert checkpoint.whole_step(tmp_path / checkpoint.LAST) == 1
+    assert whole_step(tmp_path / checkpoint.LAST) == 1
 
 
 def test_a_leftover_that_is_another_name_of_a_checkpoint_is_not_written_into(tmp_path):
     saved(tmp_path, ("checkpoint-0.pth", 1))
     os.link(tmp_path / "checkpoint-0.pth", tmp_path / f".{checkpoint.LAST}.{os.getpid()}.tmp")
     saved(tmp_path, (checkpoint.LAST, 2))
-    assert checkpoint.whole_step(tmp_path / "checkpoint-0.pth") == 1
+    assert whole_step(tmp_path / "checkpoint-0.pth") == 1
 
 
 def test_a_save_that_fails_leaves_the_old_one(tmp_path, monkeypatch):

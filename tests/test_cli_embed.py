@@ -159,7 +159,7 @@ def test_weights_without_a_front_end_get_a_default_with_one_warning(tmp_path, ca
     assert embedded(tmp_path, tmp_path / "air", weights, "--n_fft", 64, "--input_size", 16)["cls"].shape == (2, WIDTH)
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 1
-    assert "states no front end" in lines[0]
+    assert "no front end for IQ" in lines[0]
 
 
 # Labels
@@ -384,7 +384,7 @@ def test_neighbours_are_printed_and_classes_of_one_recording_left_out(tmp_path, 
     data = write_set(tmp_path / "set", labels=[0, 1, 0, 1, 2, 2])
     embedded(tmp_path, data, weights, "--knn")
     out = capsys.readouterr().out
-    assert "k-NN: LTE is in one recording only, which leaves none to find it by: not scored" in out
+    assert "k-NN: LTE is not scored: it is in one recording only" in out
     assert "k = 20, votes weighted by exp(s / 0.07), leave-recording-out: 4 windows of 2" in out
     assert "chance (always Noise)     50.0%" in out
     assert out.index("class token") < out.index("mean of patches")

@@ -427,7 +427,7 @@ def test_precision_is_picked_by_the_models_width(weights, tmp_path, monkeypatch)
 
 def write_deeplab(path):
     about = {"task": "segmentation", "model": "deeplabv3_mobilenet_v3_large"}
-    model = models_deeplab.create_model(about["model"], 3, 1)
+    model = models_deeplab.DeepLabV3(about["model"], 3, 1)
     write_weights(path, model.state_dict(), holds="segmentation", preset=about["model"], classes=["Noise", "NR", "LTE"],
                   front_end=Spectrogram(512, DURATION_S, (ROWS, ROWS)).settings(), args=about)  # fmt: skip
 
@@ -565,7 +565,7 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
     shallow = {name: value for name, value in model.items() if not name.startswith("blocks.1.")}
     headless = {name: value for name, value in model.items() if not name.startswith("decoder_norm.")}
     for change, expected in (({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
-                             ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected what builds the front end"),
+                             ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected valid front-end settings"),
                              ({"model": shallow}, "expected the encoder of a preset"),
                              ({"model": headless}, "found 2 tensors missing or of another shape, first: decoder_norm."),
                              ({"model": model | {"gate": torch.ones(1)}}, "found 1 tensors that it has not, first: gate"),

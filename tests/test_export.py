@@ -53,7 +53,7 @@ MODELS = {
     "linear": lambda: models_vit.SegmentationViT(3, IMAGE, **SIZES, head="linear", in_chans=2),
     "global_pool": lambda: models_vit.ClassificationViT(5, IMAGE, **SIZES, drop_path=0.5),
     "cls_token": lambda: models_vit.ClassificationViT(5, IMAGE, **SIZES, global_pool=False),
-    "deeplab": lambda: models_deeplab.create_model("deeplabv3_mobilenet_v3_large", 3),
+    "deeplab": lambda: models_deeplab.DeepLabV3("deeplabv3_mobilenet_v3_large", 3),
 }
 
 

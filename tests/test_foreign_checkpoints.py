@@ -16,6 +16,7 @@ from support import NANO
 from torch.nn import functional as F
 
 import models_mae
+import models_presets
 import models_vit
 from util.errors import UserError
 from util.loading import load_pretrained
@@ -230,7 +231,7 @@ LAYOUTS = {
 def loaded(path, side=SIDE, in_chans=1, norm_eps=OLD_TIMM):
     """(model, weights, load report), built from nothing but what the file says."""
     weights = read_weights(path)
-    preset, head = models_vit.preset_of(weights, path), models_vit.head_of(weights)
+    preset, head = models_presets.preset_of(weights, path), models_vit.head_of(weights)
     make = models_vit.create_model if head else models_vit.create_encoder
     model = make(preset, img_size=side, in_chans=in_chans, norm_eps=norm_eps, **head).eval()
     return model, weights, load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted)

@@ -20,7 +20,7 @@ MOBILENET = "deeplabv3_mobilenet_v3_large"
 def test_presets_have_torchvisions_number_of_parameters(name):
     """Its published count, less the auxiliary head (3 × 3 to a quarter, batch norm, 1 × 1) and two channels of three."""
     with torch.device("meta"):
-        model = models_deeplab.create_model(name, 21)
+        model = models_deeplab.DeepLabV3(name, 21)
     features, first = (40, 16 * 3 * 3) if name == MOBILENET else (1024, 64 * 7 * 7)
     quarter = features // 4
     auxiliary = features * quarter * 9 + 2 * quarter + quarter * 21 + 21
@@ -31,7 +31,7 @@ def test_presets_have_torchvisions_number_of_parameters(name):
 def test_with_torchvisions_weights_the_logits_are_torchvisions():
     torch.manual_seed(0)
     reference = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
-    model = models_deeplab.create_model(MOBILENET, 4, in_chans=3).eval()
+    model = models_deeplab.DeepLabV3(MOBILENET, 4, in_chans=3).eval()
     model.load_state_dict(reference.state_dict())
     images = torch.randn(1, 3, 40, 72)
     assert torch.equal(model(images), reference(images)["out"])
@@ -39,7 +39,7 @@ def test_with_torchvisions_weights_the_logits_are_torchvisions():
 
 @pytest.mark.parametrize("in_chans", [1, 2])
 def test_a_logit_for_each_class_and_cell(in_chans):
-    model = models_deeplab.create_model(MOBILENET, 3, in_chans)
+    model = models_deeplab.DeepLabV3(MOBILENET, 3, in_chans)
     logits = model(torch.randn(2, in_chans, 48, 64))
     assert logits.shape == (2, 3, 48, 64)
     logits.square().mean().backward()
@@ -49,14 +49,14 @@ def test_a_logit_for_each_class_and_cell(in_chans):
 def test_the_first_layer_starts_as_torchvisions():
     """He's normal distribution by fan-out: variance 2 / (64 channels × 7 × 7), and the geometry of the layer it replaces."""
     torch.manual_seed(0)
-    conv = models_deeplab.create_model("deeplabv3_resnet50", 3).backbone.conv1
+    conv = models_deeplab.DeepLabV3("deeplabv3_resnet50", 3).backbone.conv1
     assert (conv.weight.shape, conv.stride, conv.padding, conv.bias) == ((64, 1, 7, 7), (2, 2), (3, 3), None)
     assert conv.weight.std().item() == pytest.approx((2 / (64 * 49)) ** 0.5, rel=0.05)
     assert abs(conv.weight.mean().item()) < 0.002
 
 
 def test_one_image_is_enough_to_evaluate_and_too_few_to_train():
-    model, image = models_deeplab.create_model(MOBILENET, 3), torch.randn(1, 1, 32, 32)
+    model, image = models_deeplab.DeepLabV3(MOBILENET, 3), torch.randn(1, 1, 32, 32)
     running = {name: value.clone() for name, value in model.named_buffers()}
     with pytest.raises(ValueError, match="2 images or more"):
         model(image)
@@ -68,7 +68,7 @@ def test_one_image_is_enough_to_evaluate_and_too_few_to_train():
 def test_a_step_of_the_recipe_lowers_the_loss():
     torch.manual_seed(0)
     recipe = models_deeplab.RECIPE
-    model = models_deeplab.create_model(MOBILENET, 3)
+    model = models_deeplab.DeepLabV3(MOBILENET, 3)
     images = torch.randn(recipe["batch_size"], 1, 32, 32)
     masks = torch.zeros(recipe["batch_size"], 32, 32, dtype=torch.int64)
     sgd = torch.optim.SGD(model.parameters(), **{key: recipe[key] for key in ("lr", "momentum", "weight_decay")})
@@ -84,4 +84,4 @@ def test_a_step_of_the_recipe_lowers_the_loss():
 
 def test_unknown_presets():
     with pytest.raises(UserError, match=r"expected one of deeplabv3_mobilenet_v3_large, .*; found 'deeplabv3_vgg'"):
-        models_deeplab.create_model("deeplabv3_vgg", 3)
+        models_deeplab.DeepLabV3("deeplabv3_vgg", 3)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import models_mae
+import models_presets
 import models_vit
 from models_vit import ClassificationViT, SegmentationViT
 from util.errors import UserError
@@ -294,12 +295,11 @@ def sized(width, depth, args=()):
 ])  # fmt: skip
 def test_the_preset_follows_from_the_sizes_and_of_equal_ones_from_the_name(width, depth, name, preset):
     weights = sized(width, depth, {"model": name} if name else {})
-    assert models_vit.preset_of(weights, "a.pth") == preset
-    assert models_mae.preset_of(weights, "a.pth") == f"mae_{preset}"
+    assert models_presets.preset_of(weights, "a.pth") == preset
 
 
 def test_sizes_of_no_preset_are_named():
     with pytest.raises(UserError, match=r"a\.pth: .*vit_small_patch16.*; found patch_size 16, embed_dim 500, depth 7$"):
-        models_vit.preset_of(sized(500, 7, {"model": "mae_vit_small_patch16"}), "a.pth")
+        models_presets.preset_of(sized(500, 7, {"model": "mae_vit_small_patch16"}), "a.pth")
     with pytest.raises(UserError, match=r"a\.pth: expected an encoder with patch_embed.proj.weight; found a, b, \.\.\.$"):
-        models_vit.preset_of(Weights({"a": torch.zeros(1), "b": torch.zeros(1)}, None, [], {}), "a.pth")
+        models_presets.preset_of(Weights({"a": torch.zeros(1), "b": torch.zeros(1)}, None, [], {}), "a.pth")

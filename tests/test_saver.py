@@ -33,8 +33,9 @@ def large(step, size_bytes):
 
 
 def steps(folder):
-    """{name: step} of the whole checkpoints of a folder, which must hold no others and nothing else."""
-    return {path.name: checkpoint.whole_step(path) for path in folder.iterdir()}
+    """{name: step, None if damaged} of a folder that holds checkpoints alone."""
+    found = {path.name: checkpoint.examine(path) for path in folder.iterdir()}
+    return {name: None if wrong else save.step for name, (save, wrong) in found.items()}
 
 
 @contextlib.contextmanager
@@ -437,7 +438,7 @@ def test_an_old_one_that_cannot_be_removed_is_no_failed_save(tmp_path, capsys, m
         (tmp_path / "checkpoint-0.pth").mkdir()
         saving.save(state(step=1), 1)
     assert f"warning: {tmp_path}: an old checkpoint could not be removed" in capsys.readouterr().err
-    assert checkpoint.whole_step(tmp_path / LAST) == 1
+    assert checkpoint.load(tmp_path / LAST)["step"] == 1
 
 
 def save_until_killed(folder):

@@ -1,4 +1,4 @@
-"""torch.compile of what takes the time of a training step, at one batch size."""
+"""torch.compile for the slow parts of a training step, at one batch size."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ from util.errors import UserError, warn
 
 COMPILE_CHOICES = ("auto", "on", "graphs", "off")
 
-# Methods of models besides the blocks whose operations are many and small.
+# Methods of models, besides the blocks, with many small operations.
 PARTS = ("embed", "embed_for_decoder", "forward_loss")
 
 # Flags that may differ between a run and the one that it resumes.
@@ -22,40 +22,45 @@ FLAGS = ("compile", "grad_ckpt")
 
 
 def add_arguments(group):
-    group.add_argument("--compile", default="auto", choices=COMPILE_CHOICES,
-                       help="compile the training step; auto: on a GPU; graphs: as CUDA graphs, for small models")
-    group.add_argument("--grad_ckpt", action="store_true", help="less memory, a third more time: compute blocks twice")
+    ways = "compile the training step; auto: on a GPU; graphs: as CUDA graphs, for small models"
+    group.add_argument("--compile", default="auto", choices=COMPILE_CHOICES, help=ways)
+    twice = "less memory, a third more time: compute blocks twice"
+    group.add_argument("--grad_ckpt", action="store_true", help=twice)
 
 
 def pick_compile(args, device, processes):
-    """The way of `--compile` by name: "on", "graphs" or "off". "auto" is on where `can_compile`.
+    """The choice of `--compile`: "on", "graphs" or "off". "auto" is "on" if `can_compile`.
 
     Raises:
-        UserError: CUDA graphs asked for where there is no GPU, or where gradients add up or are exchanged.
+        UserError: CUDA graphs without a GPU, or with several processes, `--accum_iter` or `--grad_ckpt`.
     """
-    choice = args.compile
-    if choice == "graphs" and (device.type != "cuda" or processes > 1 or args.accum_iter > 1 or args.grad_ckpt):
-        raise UserError("--compile graphs: expected one GPU, --accum_iter 1 and no --grad_ckpt; found "
-                        f"{processes} x {device.type}, {args.accum_iter}, {args.grad_ckpt}")  # fmt: skip
-    if choice != "auto":
-        return choice
-    return "on" if can_compile(device) else "off"
+    if args.compile == "auto":
+        return "on" if can_compile(device) else "off"
+    needed = device.type == "cuda" and processes == args.accum_iter == 1 and not args.grad_ckpt
+    if args.compile == "graphs" and not needed:
+        expected = "one GPU, --accum_iter 1 and no --grad_ckpt"
+        found = f"{processes} x {device.type}, {args.accum_iter}, {args.grad_ckpt}"
+        raise UserError(f"--compile graphs: expected {expected}; found {found}")
+    return args.compile
 
 
 def can_compile(device):
-    """Whether it is a GPU that torch's compiler knows, with what that needs; a missing C compiler is warned of."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0) or not importlib.util.find_spec("triton"):
+    """Whether torch's compiler works on the device: GPU, triton, C compiler (else it warns)."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return False
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):  # as triton looks for one
-        warn("--compile auto: not compiled, which takes longer: expected a C compiler, gcc or clang; found none")
+    if not importlib.util.find_spec("triton"):
         return False
-    return True
+    has_compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")  # triton's order
+    if not has_compiler:
+        expected = "expected a C compiler, gcc or clang; found none"
+        warn(f"--compile auto: not compiled, which takes longer: {expected}")
+    return bool(has_compiler)
 
 
 class AtOneBatchSize:
-    """A function of tensors that is compiled where they have the batch size of training, and gradients are wanted.
+    """A function of tensors that is compiled for the batch size of training with gradients.
 
-    Everything else, the last, smaller batch of an epoch and evaluation, runs as it is written, so nothing is compiled again.
+    Other calls (the smaller last batch of an epoch, evaluation) run uncompiled, so nothing is compiled twice.
     """
 
     def __init__(self, function, batch_size, **options):
@@ -63,24 +68,26 @@ class AtOneBatchSize:
         self.compiled = torch.compile(function, dynamic=False, **options)
 
     def __call__(self, *args):
-        return (self.compiled if len(args[0]) == self.batch_size and torch.is_grad_enabled() else self.function)(*args)
+        trains = len(args[0]) == self.batch_size and torch.is_grad_enabled()
+        return (self.compiled if trains else self.function)(*args)
 
 
 def compile_model(model, way, batch_size, amp, visible):
-    """Have a model compiled in place, so that its parameters keep their names. Compiling happens at the first step.
+    """Compile a model in place; its parameters keep their names. Compiling starts at the first step.
 
-    On a GPU its blocks get `util.attention.short_attention` where that is faster there.
+    On a GPU its blocks use `util.attention.short_attention` if that is faster.
 
     Args:
         model: of `models_mae` or `models_vit`, on its device.
-        way: of `pick_compile`. "on" compiles blocks, all of one shape once, and what is between them; "graphs" the whole
-            forward pass, and replays it and the backward pass as CUDA graphs, for models so small that launches take longer
-            than what is launched.
-        batch_size: that of training; amp: its precision; visible: patches that the encoder sees then.
+        way: of `pick_compile`. "on" compiles the blocks, once per shape, and `PARTS`. "graphs" compiles the
+            whole forward pass and replays both passes as CUDA graphs, for models whose kernels take less time
+            than their launches.
+        batch_size, amp: of training; visible: patches that the encoder sees in training.
     """
     if way == "off":
         return
-    for blocks, patches in ((model.blocks, visible), (getattr(model, "decoder_blocks", ()), model.num_patches)):
+    decoder_blocks = getattr(model, "decoder_blocks", ())
+    for blocks, patches in ((model.blocks, visible), (decoder_blocks, model.num_patches)):
         if blocks and blocks[0].attn.qkv.weight.is_cuda:
             given = blocks[0].attn, batch_size, 1 + patches, DTYPES[amp]
             if distributed.broadcast(lambda given=given: attention.is_faster(*given)):
@@ -88,7 +95,7 @@ def compile_model(model, way, batch_size, amp, visible):
     if way == "graphs":
         model.forward = AtOneBatchSize(model.forward, batch_size, mode="reduce-overhead")
         return
-    for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
+    for block in (*model.blocks, *decoder_blocks):
         block.forward = AtOneBatchSize(block.forward, batch_size)
     for name in PARTS:
         if hasattr(model, name):
@@ -97,19 +104,20 @@ def compile_model(model, way, batch_size, amp, visible):
 
 @contextlib.contextmanager
 def working_compiler(flag):
-    """A user's mistake of what the compiler, which begins when it is first needed, says of this machine."""
+    """Turn an error of the compiler, which starts when it is first used, into a `UserError`."""
     try:
         yield
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = " ".join(" ".join(str(error).splitlines()[:2]).split())
-        raise UserError(f"{flag}: expected a compiler that works (--compile off does without); {reason}") from error
+        expected = "expected a compiler that works (--compile off does without)"
+        raise UserError(f"{flag}: {expected}; {reason}") from error
 
 
 def warm_up(model, way, loss_of):
-    """Take a step that changes no weight, for the compiler to do its work, and say how long it took.
+    """Take a step that changes no weight, so that the compiler runs; print its time.
 
     Args:
-        model: as it is trained, in the mode in which it is.
+        model: in the mode of training.
         loss_of: called without arguments, gives the loss of a batch.
 
     Raises:

@@ -1,18 +1,20 @@
-"""Key names of other projects' Vision Transformers and ours, which are MAE's: from theirs to ours and back, exactly.
+"""Translate state dicts of other projects' Vision Transformers to our names, which are MAE's, and back.
 
-timm has MAE's names for a plain Vision Transformer. Hugging Face's transformers has others for ViTMAE, and keeps query, key
-and value apart. No state dict says the epsilon of its norms: see `util.pretrained.Weights.norm_eps`.
+timm's names for a plain Vision Transformer are MAE's. Hugging Face's transformers has other names for ViTMAE,
+and separate query, key and value. No state dict has the epsilon of its norms: see
+`util.pretrained.Weights.norm_eps`.
 """
 
 import math
 import re
 
 import torch
+import torch.nn.functional as F
 
 from util.pos_embed import sincos_2d
 
-# Modules of ours, then transformers': as in published files, which every version reads; as in models since 5.0, which save
-# decoders as the third. {} is the number of a block.
+# Our modules, then those of transformers: in published files, which every version reads, and in models since
+# 5.0, which save decoders under the third. {} is the number of a block.
 MODULES = (
     ("cls_token", "vit.embeddings.cls_token"),
     ("pos_embed", "vit.embeddings.position_embeddings"),
@@ -36,6 +38,7 @@ IN_BLOCK = (
     ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
     ("mlp.fc2", "output.dense", "mlp.fc2"),
 )
+THEIR_PATCHES = "embeddings.patch_embeddings.projection.weight"
 FUSED = "attn.qkv"  # query above key above value
 SEPARATE = ("attn.q", "attn.k", "attn.v")
 
@@ -43,20 +46,21 @@ PATCHES = "patch_embed.proj.weight"
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 DECODER = ("mask_token", "decoder_")
 IN_OUR_BLOCK = ("norm1.", f"{FUSED}.", "attn.proj.", "norm2.", "mlp.fc1.", "mlp.fc2.")
-# Of timm's other Vision Transformers: left out, the encoder would compute something else.
+# Layers of timm's other Vision Transformers: without them the encoder would compute something else.
 NOT_OURS = ("reg_token", "dist_token", "norm_pre.", "attn_pool.")
 
-# Where state dicts lie in checkpoints (MAE; Lightning, MoCo; averaged weights of DeiT and timm).
+# Keys of state dicts in checkpoints (MAE; Lightning, MoCo; averaged weights of DeiT and timm).
 NESTS = ("model", "state_dict", "model_ema", "state_dict_ema")
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile, before every name
 
 WAVESFM_PATCHES = ("vis_patch_embed.", "vis_patch_embeds.")
-WAVESFM_OWN = (*WAVESFM_PATCHES, "iq_", "channel_adapter.", "mod_ln_", "vis_pos_embed", "cls_token")  # not kept as it is
+# What is changed or left out.
+WAVESFM_OWN = (*WAVESFM_PATCHES, "iq_", "channel_adapter.", "mod_ln_", "vis_pos_embed", "cls_token")
 WAVESFM_GRID = (14, 14)  # 224 x 224 in patches of 16
 
 
 def _pairs():
-    """(module of ours, the same of transformers), published names first."""
+    """Iterate (our module, that of transformers), published names first."""
     for ours, *spellings in MODULES:
         if "{}" not in ours:
             yield from ((ours, theirs) for theirs in spellings)
@@ -70,18 +74,13 @@ OURS = {theirs: ours for ours, theirs in _pairs()}
 THEIRS = dict(reversed(list(_pairs())))  # the last is kept
 
 
-def is_transformers(state_dict):
-    """Whether the names are those of transformers' ViTMAE, or of its ViT."""
-    return any(name.removeprefix("vit.") == "embeddings.patch_embeddings.projection.weight" for name in state_dict)
-
-
 def from_transformers(state_dict):
-    """A state dict of a ViTMAEModel or ViTMAEForPreTraining, in memory or from a file of any version, under our names.
+    """A state dict of a ViTMAEModel or ViTMAEForPreTraining of any version, under our names.
 
-    Names that ours has nothing for (a pooler, a classifier) stay as they are.
+    Other names (a pooler, a classifier) stay.
 
     Raises:
-        ValueError: one or two of a query, key and value.
+        ValueError: a query, key or value is missing.
     """
     found, separate = {}, {}
     for name, tensor in state_dict.items():
@@ -101,25 +100,25 @@ def from_transformers(state_dict):
 
 
 def to_transformers(state_dict):
-    """The inverse: ours under the names of a published ViTMAEForPreTraining, which `from_pretrained` reads.
+    """The inverse: our state dict under the names of a published ViTMAEForPreTraining, for `from_pretrained`.
 
-    An encoder alone is what a ViTMAEModel needs. Names of what those do not have (`head`, `fc_norm`) stay as they are.
+    The encoder alone suits a ViTMAEModel. Other names (`head`, `fc_norm`) stay.
     """
     found = {}
     for name, tensor in state_dict.items():
+        own = {name: tensor}
         if f".{FUSED}." in name:
-            # Copies, as files hold no views.
-            own = {name.replace(FUSED, part): rows.clone() for part, rows in zip(SEPARATE, tensor.chunk(3), strict=True)}
-        else:
-            own = {name: tensor}
+            parts = zip(SEPARATE, tensor.chunk(3), strict=True)
+            own = {name.replace(FUSED, part): rows.clone() for part, rows in parts}  # files hold no views
         found |= {_translated(key, THEIRS) or key: value for key, value in own.items()}
     return found
 
 
 def from_timm(state_dict):
-    """A state dict of timm's VisionTransformer as ours: with a position for the class token, zero, where it has none.
+    """A state dict of timm's VisionTransformer as ours.
 
-    timm leaves it out with `no_embed_class`, which shows in a number of positions that is a square.
+    With `no_embed_class` timm has no position for the class token, so the number of positions is a square:
+    add zeros.
 
     Raises:
         ValueError: layers that a plain Vision Transformer does not have.
@@ -127,12 +126,11 @@ def from_timm(state_dict):
     _refuse_other_layers(state_dict)
     if not _lacks_class_position(state_dict):
         return dict(state_dict)
-    positions = state_dict["pos_embed"]
-    return state_dict | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)}
+    positions = F.pad(state_dict["pos_embed"], (0, 0, 1, 0))
+    return state_dict | {"pos_embed": positions}
 
 
 def _refuse_other_layers(state_dict):
-    """Raise for layers that a plain Vision Transformer does not have."""
     for name in state_dict:
         in_block = re.match(r"blocks\.\d+\.", name)
         if name.startswith(NOT_OURS) or (in_block and not name.startswith(IN_OUR_BLOCK, in_block.end())):
@@ -140,55 +138,50 @@ def _refuse_other_layers(state_dict):
 
 
 def to_timm(state_dict):
-    """The encoder of ours, which is all that timm's VisionTransformer without a classifier has.
+    """Our encoder as timm's VisionTransformer without a classifier.
 
-    A classifier of the mean of the patches has `fc_norm` in place of `norm`, as timm's with `global_pool="avg"`.
+    A classifier with `global_pool` has `fc_norm` in place of `norm`, as timm's with `global_pool="avg"`.
     """
     return {name: tensor for name, tensor in state_dict.items() if name.startswith((*ENCODER, "fc_norm."))}
 
 
 def to_ours(state_dict):
-    """A state dict of any of these, or of the radio fork, WavesFM or MAE's linear probe, under our names.
+    """A state dict of transformers, timm, WavesFM, MAE or its radio fork, under our names.
 
     Returns:
-        (state dict, what was changed, in words, or "").
+        (state dict, the changes in words or "").
 
     Raises:
-        ValueError: layers that ours has not; see `from_transformers`, `from_timm` and `from_wavesfm`.
+        ValueError: see `from_transformers`, `from_timm` and `from_wavesfm`.
     """
     changed = []
     while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state_dict)), None):
         state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
         changed.append(f"names without {prefix!r}")
-    state_dict = _named_as_ours(state_dict, changed)
+    if any(name.removeprefix("vit.") == THEIR_PATCHES for name in state_dict):
+        changed.append("names of transformers -> MAE's")
+        state_dict = from_transformers(state_dict)
+    elif any(name.startswith(WAVESFM_PATCHES) for name in state_dict):
+        changed.append("names of WavesFM -> MAE's")
+        state_dict = from_wavesfm(state_dict)
+    elif PATCHES in state_dict:
+        if _lacks_class_position(state_dict):
+            changed.append("pos_embed + zeros for the class token")
+        state_dict = from_timm(state_dict)
+        renamed = {}
+        if "head.0.running_mean" in state_dict:  # MAE's linear probe
+            renamed |= {"head.0": "head_norm", "head.1": "head"}
+        if _is_segmenter(state_dict):
+            renamed["decoder_pred"] = "head"
+        for old, new in renamed.items():
+            pattern = f"^{re.escape(old)}(?=[.])"
+            state_dict = {re.sub(pattern, new, name): tensor for name, tensor in state_dict.items()}
+            changed.append(f"{old} -> {new}")
     return state_dict, ", ".join(changed)
 
 
-def _named_as_ours(state_dict, changed):
-    """See `to_ours`; appends to `changed`."""
-    if is_transformers(state_dict):
-        changed.append("names of transformers -> MAE's")
-        return from_transformers(state_dict)
-    if any(name.startswith(WAVESFM_PATCHES) for name in state_dict):
-        changed.append("names of WavesFM -> MAE's")
-        return from_wavesfm(state_dict)
-    if PATCHES not in state_dict:
-        return state_dict
-    if _lacks_class_position(state_dict):
-        changed.append("pos_embed + zeros for the class token")
-    state_dict = from_timm(state_dict)
-    if "head.0.running_mean" in state_dict:
-        names = {"head.0.": "head_norm.", "head.1.": "head."}
-        state_dict = {names.get(name[:7], name[:7]) + name[7:]: tensor for name, tensor in state_dict.items()}
-        changed.append("head.0 -> head_norm, head.1 -> head")
-    if is_segmenter(state_dict):
-        state_dict = {re.sub(r"^decoder_pred\.", "head.", name): tensor for name, tensor in state_dict.items()}
-        changed.append("decoder_pred -> head")
-    return state_dict
-
-
-def is_segmenter(state_dict):
-    """Whether these are of the radio fork's segmentation model: its decoder's last layer predicts classes, not patches."""
+def _is_segmenter(state_dict):
+    """Whether this is the radio fork's segmenter: its `decoder_pred` predicts classes, not patches."""
     predicted = state_dict.get("decoder_pred.weight")
     if predicted is None:
         return False
@@ -196,15 +189,18 @@ def is_segmenter(state_dict):
 
 
 def from_wavesfm(state_dict):
-    """The image encoder of WavesFM (arXiv 2511.15162) under our names; what belongs to IQ input is left out.
+    """The image encoder of WavesFM (arXiv 2511.15162) under our names, without its layers for IQ input.
 
-    A 1 x 1 `channel_adapter` becomes part of the patch embedding. Scale and shift of all tokens (`mod_ln_scale.vision`,
-    `mod_ln_bias.vision`) become part of patch embedding, class token and positions. The positions are fixed; a file that
-    lacks them (`vis_pos_embed`) gets those of 224 x 224. Of several patch embeddings, those after the first keep their
-    number of channels in their names, for `util.pretrained.load_pretrained` to choose from.
+    - `channel_adapter` (1 x 1) is multiplied into the patch embedding.
+    - Scale and shift of all tokens (`mod_ln_scale.vision`, `mod_ln_bias.vision`) are multiplied into patch
+      embedding, class token and positions.
+    - Without `vis_pos_embed`, which is fixed, the positions are those of 224 x 224.
+    - Further patch embeddings have their number of channels in their names; `util.loading.load_pretrained`
+      chooses.
 
     Raises:
-        ValueError: a patch embedding or the class token is missing, or there are layers that ours has not.
+        ValueError: no patch embedding or no class token, or layers that a plain Vision Transformer does not
+            have.
     """
     _refuse_other_layers(state_dict)
     found = {name: tensor for name, tensor in state_dict.items() if not name.startswith(WAVESFM_OWN)}
@@ -215,8 +211,8 @@ def from_wavesfm(state_dict):
         positions = sincos_2d(cls_token.shape[-1], WAVESFM_GRID)
     scale, shift = (state_dict.get(f"mod_ln_{part}.vision") for part in ("scale", "bias"))
     if scale is not None and shift is not None:
-        patches = {channels: (weight * scale[:, None, None, None], bias * scale)
-                   for channels, (weight, bias) in patches.items()}  # fmt: skip
+        per_row = scale[:, None, None, None]
+        patches = {channels: (weight * per_row, bias * scale) for channels, (weight, bias) in patches.items()}
         cls_token, positions = cls_token * scale, positions * scale + shift
     found |= {"cls_token": cls_token, "pos_embed": positions}
     for channels, (weight, bias) in sorted(patches.items()):
@@ -226,16 +222,19 @@ def from_wavesfm(state_dict):
 
 
 def _patch_embeddings(state_dict):
-    """WavesFM's: {channels: (weight, bias)}; with a channel adapter, the one that it is part of."""
-    names = [name for name in state_dict if name.startswith(WAVESFM_PATCHES) and name.endswith(".proj.weight")]
-    places = [name.removesuffix(".weight") for name in names] or [f"{WAVESFM_PATCHES[0]}proj"]
-    pairs = [tuple(_required(state_dict, f"{place}.{leaf}") for leaf in ("weight", "bias")) for place in places]
-    patches = {weight.shape[1]: (weight, bias) for weight, bias in pairs}
+    """WavesFM's patch embeddings {channels: (weight, bias)}; with a channel adapter, only the adapted one."""
+    own = [name for name in state_dict if name.startswith(WAVESFM_PATCHES)]
+    places = [name.removesuffix(".weight") for name in own if name.endswith(".proj.weight")]
+    patches = {}
+    for place in places or [f"{WAVESFM_PATCHES[0]}proj"]:
+        weight, bias = (_required(state_dict, f"{place}.{leaf}") for leaf in ("weight", "bias"))
+        patches[weight.shape[1]] = weight, bias
     if "channel_adapter.weight" not in state_dict:
         return patches
-    adapter = state_dict["channel_adapter.weight"][:, :, 0, 0]  # (channels of the patch embedding, of the images)
+    adapter = state_dict["channel_adapter.weight"][:, :, 0, 0]  # (channels of patch embedding, of images)
     if len(adapter) not in patches:
-        raise ValueError(f"expected a patch embedding of the {len(adapter)} channels of channel_adapter; found {[*patches]}")
+        expected = f"a patch embedding of the {len(adapter)} channels of channel_adapter"
+        raise ValueError(f"expected {expected}; found {[*patches]}")
     weight, bias = patches[len(adapter)]
     if "channel_adapter.bias" in state_dict:
         bias = bias + torch.einsum("dchw,c->d", weight, state_dict["channel_adapter.bias"])
@@ -249,22 +248,22 @@ def _required(state_dict, name):
 
 
 def state_dict_of(content):
-    """(state dict, what lies beside it) of a checkpoint: all of it, or what is below one of `NESTS`, twice at most."""
+    """(state dict, the entries beside it) of a checkpoint; up to two of `NESTS` deep."""
     beside = {}
     for _ in range(2):
-        nest = next((name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)), None)
-        if nest is None:
-            break
-        beside, content = {**content, **beside}, content[nest]
+        nests = [name for name in NESTS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+        if nests:
+            beside, content = {**content, **beside}, content[nests[0]]
     return content, beside
 
 
 def _translated(name, table):
-    """`blocks.3.norm1.weight` by way of the table's `blocks.{}.norm1`; None where it has no such module."""
+    """`blocks.3.norm1.weight` by the table's entry `blocks.{}.norm1`; None without an entry."""
     number = re.search(r"(?<=\.)\d+(?=\.)", name)
     general = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
-    module, dot, leaf = general.rpartition(".") if general.endswith((".weight", ".bias")) else (general, "", "")
-    return table[module].format(number and number[0]) + dot + leaf if module in table else None
+    leaf = next((leaf for leaf in (".weight", ".bias") if general.endswith(leaf)), "")
+    module = table.get(general.removesuffix(leaf))
+    return module and module.format(number and number[0]) + leaf
 
 
 def _lacks_class_position(state_dict):

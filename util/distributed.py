@@ -1,6 +1,6 @@
-"""The processes of one run: who they are, how they exchange small things, and how they stop after the same step.
+"""The processes of one run: their ranks, small exchanges between them, and a stop after the same step.
 
-They meet and end by `util.joining`. No other file than these two knows of ranks.
+`util.joining` connects and ends them. No other file knows of ranks.
 """
 
 import os
@@ -14,16 +14,13 @@ from util.errors import StoppedError, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-_control = None  # gloo between all processes, whatever the backend: small numbers, for which no device has to wait
+_control = None  # gloo group of all processes, for small numbers: no device has to wait for them
 
 
 def set_group(group):
-    """Use this gloo group of all processes for the exchanges below; None is for a run of one."""
+    """Use this gloo group of all processes for the exchanges below; None for a run of one process."""
     global _control
     _control = group
-
-
-# Who is who
 
 
 def rank():
@@ -40,29 +37,30 @@ def is_main():
 
 
 def local_world_size():
-    """Processes of the run on this machine."""
+    """Number of processes of the run on this machine."""
     return environment_number("LOCAL_WORLD_SIZE", 1)
 
 
 def default_workers():
-    """Data loading processes for each process of the run: half of the cores of a machine between them, at most 10 each."""
+    """Data loading processes per process of the run: half of the cores together, at most 10 each."""
     return min(10, (os.cpu_count() or 1) // 2 // local_world_size())
 
 
 def environment_number(name, default=None):
-    """A number that a launcher sets; a UserError without it."""
+    """A number in an environment variable of a launcher; a UserError without one."""
     value = os.environ.get(name, default)
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name}: expected a number in the environment, set by a launcher; found {value!r}") from None
+        expected = "a number in the environment, set by a launcher"
+        raise UserError(f"{name}: expected {expected}; found {value!r}") from None
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR1, which ask a run to stop: a step is finished and saved first, on all processes alike.
+    """Receives SIGTERM and SIGUSR1, so that all processes stop after the same complete step.
 
-    Before the first step there is nothing to save, and the signal raises `StoppedError` at once. A context manager; it
-    leaves the signals as it found them.
+    Before the first step there is nothing to save: the signal raises `StoppedError` at once. As a context it
+    restores the signal handlers at the end.
     """
 
     def __init__(self):
@@ -71,8 +69,8 @@ class StopSignal:
         self._work = self._flag = None
 
     def __enter__(self):
-        main_thread = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS} if main_thread else {}
+        caught = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._receive) for number in caught}
         return self
 
     def __exit__(self, *_):
@@ -85,21 +83,19 @@ class StopSignal:
             raise StoppedError(f"{self.received} before the first step")
 
     def ask(self):
-        """Begin to ask all processes whether one was told to stop; `answer` says it. Nobody waits here."""
+        """Start asking all processes whether one got a signal, without waiting; see `answer`."""
         self._training = True
         if _control is not None:
-            self._flag = torch.tensor(SIGNALS.index(signal.Signals[self.received]) + 1 if self.received else 0)
+            number = SIGNALS.index(signal.Signals[self.received]) + 1 if self.received else 0
+            self._flag = torch.tensor(number)
             self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=_control, async_op=True)
 
     def answer(self):
-        """The name of the signal that a process had got at `ask`, or None; the same on all of them."""
+        """The name of the signal that a process had got at `ask`, or None; the same on all processes."""
         if _control is None:
             return self.received
         self._work.wait()
         return SIGNALS[int(self._flag) - 1].name if int(self._flag) else None
-
-
-# Small exchanges, on the CPU
 
 
 def all_reduce_sum(values):
@@ -119,7 +115,7 @@ def all_reduce_sum_(tensor):
 
 
 def all_reduce_max(value):
-    """The largest of the numbers that the processes have."""
+    """The largest of the processes' numbers."""
     if _control is None:
         return value
     found = torch.tensor(value, dtype=torch.float64)
@@ -137,7 +133,7 @@ def all_gather(value):
 
 
 def broadcast(function):
-    """Call `function` on rank 0 alone; all processes get what it returns: nested tensors on the CPU and plain values."""
+    """Call `function` on rank 0 only, and return its nested CPU tensors and plain values on all processes."""
     if _control is None:
         return function()
     tensors = []
@@ -158,7 +154,7 @@ def broadcast(function):
 
 
 def map_tensors(value, function):
-    """A nested state with `function` of each tensor in its place."""
+    """A copy of nested dicts, lists and tuples with `function(tensor)` in place of each tensor."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Stochastic depth whose choices are the same however samples are put into batches."""
+"""Stochastic depth that does not depend on how samples are put into batches."""
 
 import torch
 from torch import nn
@@ -7,14 +7,14 @@ from torch import nn
 class DropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training a sample skips the branch with probability `rate`.
 
-    Which samples do, `numbers` decides, float [N] in [0, 1), so that it can be the same however samples are put into
-    batches; where it is None, torch's generator.
+    A sample is skipped if its number in `numbers`, float [N] in [0, 1), is below `rate`. None: numbers are
+    random.
     """
 
     def __init__(self, rate):
         super().__init__()
         self.rate = rate
-        # Tensors: with a number of its own each block would be compiled on its own.
+        # Tensors, as torch.compile would compile each block anew for a Python number of its own.
         self.register_buffer("least", torch.tensor(rate), persistent=False)
         self.register_buffer("share", torch.tensor(1 - rate), persistent=False)
         self.numbers = None

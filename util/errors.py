@@ -1,16 +1,13 @@
-"""What a user can do wrong, said in one line.
-
-The one module that every floor imports, `radio/` included: it knows nothing but how a mistake is reported.
-"""
+"""Report a user's mistake in one line. Every floor imports this module, `radio/` too."""
 
 import contextlib
 import sys
 
 
 class UserError(Exception):
-    """A mistake in the flags, files or data given to a command: exit status 2, and its message is all that is shown.
+    """A mistake in flags, files or data: exit status 2, and the user sees the message alone.
 
-    The message names the file or flag, says what was expected and what was found, in one line.
+    The message is one line: the file or flag, what was expected, what was found.
     """
 
     status = 2
@@ -18,22 +15,23 @@ class UserError(Exception):
 
 
 class RunError(UserError):
-    """A run that had to stop though its input was well formed (a loss that is not finite): exit status 1."""
+    """A run that failed although its input was valid (the loss is not finite): exit status 1."""
 
     status = 1
 
 
 class StoppedError(UserError):
-    """A run that was told to stop by a signal and can go on: exit status 75, <sysexits.h>'s for "try again"."""
+    """A run that a signal stopped and that can resume: exit status 75, "try again" in <sysexits.h>."""
 
     status = 75
     kind = "stopped"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of a `UserError` as one line, also when a data-loading worker raised it.
+    """The message of an error as one line.
 
-    A DataLoader re-raises a worker's exception with the whole traceback as its message; the last line is ours.
+    A DataLoader re-raises a worker's exception with the traceback as its message; the last line is the
+    original.
     """
     message = str(error).strip()
     if message.startswith("Caught "):
@@ -43,24 +41,24 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def reported():
-    """Run a command's main: a `UserError` becomes one line on stderr and the exit status, without a traceback."""
+    """Print a `UserError` as one line on stderr and exit with its status."""
     try:
         yield
     except UserError as error:
-        # In one write: other processes of the run may have something to say too.
+        # One write: other processes may print at the same time.
         print(f"{error.kind}: {one_line(error)}\n", end="", file=sys.stderr, flush=True)
         sys.exit(error.status)
 
 
 def warn(message):
-    """A line on stderr about something a user should know, though the command goes on."""
+    """Print a warning on stderr."""
     if not _silent:
         print(f"warning: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def silent_warnings():
-    """For the processes of a run that would say what the first one says."""
+    """Suppress warnings, in processes that would repeat those of rank 0."""
     global _silent
     before, _silent = _silent, True
     try:

@@ -21,32 +21,31 @@ OPSET = 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 INPUT, OUTPUT = "spectrogram", "logits"
 ONNX_PACKAGES = ("onnx", "onnxscript")
-# A protobuf message, which an ONNX file is, has a length of 31 bits; the graph takes a few of these megabytes.
+# An ONNX file is a protobuf message, whose length has 31 bits; the graph takes a few MB.
 ONNX_LARGEST = 2**31 - 2**24
-# What a run that comes to the same weights may have otherwise.
-UNRECORDED = {
-    "output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "eval", "seeds", "keep", "save_every_epochs",
-    "save_every_steps", "export", "export_dtype", "licence",
-}  # fmt: skip
+# Flags that do not change the weights.
+UNRECORDED = {"output_dir", "log_dir", "device", "num_workers", "pin_mem", "resume", "eval", "seeds", "keep"}
+UNRECORDED |= {"save_every_epochs", "save_every_steps", "export", "export_dtype", "licence"}
 
 
 def check_args(args, onnx):
-    """Refuse what cannot be exported, before anything is trained.
+    """Check `--export` before training.
 
     Args:
-        onnx: whether the command trains what goes into an ONNX model.
+        onnx: whether the command can write ONNX models.
 
     Raises:
-        UserError: another suffix, or a package that is missing.
+        UserError: another suffix, or a missing package.
     """
     if not args.export:
         return
     suffix = Path(args.export).suffix
     if suffix == ".onnx" and not onnx:
-        raise UserError(f"--export: expected a .safetensors file of pretraining (main_finetune.py makes .onnx of fine-tuned "
-                        f"models); found {args.export}")  # fmt: skip
+        expected = "a .safetensors file of pretraining (main_finetune.py makes .onnx of fine-tuned models)"
+        raise UserError(f"--export: expected {expected}; found {args.export}")
     if suffix not in (".safetensors", ".onnx"):
-        raise UserError(f"--export: expected a file named .safetensors{' or .onnx' * onnx}; found {args.export}")
+        expected = f"a file named .safetensors{' or .onnx' * onnx}"
+        raise UserError(f"--export: expected {expected}; found {args.export}")
     if suffix == ".onnx":
         if args.export_dtype != "float32":
             raise UserError(f"--export_dtype: expected float32 with {args.export}; found {args.export_dtype}")
@@ -54,32 +53,30 @@ def check_args(args, onnx):
             for package in ONNX_PACKAGES:
                 importlib.import_module(package)
         except ImportError as error:
-            raise UserError(f"--export {args.export}: expected {' and '.join(ONNX_PACKAGES)} (pip install "
-                            f"{' '.join(ONNX_PACKAGES)}); found that {error}") from error  # fmt: skip
+            expected = f"{' and '.join(ONNX_PACKAGES)} (pip install {' '.join(ONNX_PACKAGES)})"
+            raise UserError(f"--export {args.export}: expected {expected}; found that {error}") from error
 
 
 def check_size(path, model):
     """Refuse a model that is too large for an ONNX file."""
     size = sum(value.nbytes for value in model.state_dict().values())
     if path and Path(path).suffix == ".onnx" and size > ONNX_LARGEST:
-        raise UserError(f"--export {path}: expected a model below the 2 GiB of an ONNX file; found {size / 2**30:.1f} GiB")
+        found = f"{size / 2**30:.1f} GiB"
+        raise UserError(f"--export {path}: expected a model below the 2 GiB of an ONNX file; found {found}")
 
 
 def encoder_alone(path):
-    """Whether the name of a file says that it is to hold the encoder and nothing else."""
+    """Whether a file of this name gets the encoder alone."""
     return Path(path).suffix == ".safetensors" and "encoder" in Path(path).stem
 
 
 @contextlib.contextmanager
 def destination(path):
-    """See that `--export` can be written, its folder made; removed again if the run fails before anything is in it.
+    """Check that `--export` can be written; see `util.files.writable_folder`.
 
     Raises:
         UserError: it cannot be written.
     """
-    if not path:
-        yield
-        return
     if Path(path).is_dir():
         raise UserError(f"--export {path}: expected a file; found a folder")
     with writable_folder(Path(path).parent, f"--export {path}", "a file"):
@@ -87,7 +84,8 @@ def destination(path):
 
 
 def command_line(script, parser, flags):
-    """The command with those of its flags that are not the default and decide the weights; of paths, the last part.
+    """The command with its flags that decide the weights and differ from the defaults; paths without their
+    folders.
 
     Args:
         flags: a dict, as "args" of a checkpoint.
@@ -98,22 +96,23 @@ def command_line(script, parser, flags):
         if name in UNRECORDED or name not in known or value is None or value == parser.get_default(name):
             continue
         if not isinstance(value, bool):
-            words += [f"--{name}", *(last_part(item) for item in (value if isinstance(value, list) else [value]))]
+            words += [f"--{name}", *map(last_part, value if isinstance(value, list) else [value])]
         elif isinstance(known[name], BooleanOptionalAction):
             words.append(f"--{name}" if value else f"--no-{name}")
         else:
-            words += next(each.option_strings for each in parser._actions if each.dest == name and each.const is value)
+            same = [action for action in parser._actions if action.dest == name and action.const is value]
+            words += same[0].option_strings
     return shlex.join(words)
 
 
 def last_part(value):
-    """`name` of `/home/me/name`; a URL, and anything that is no path, as it is."""
+    """`name` of `/home/me/name`; URLs and values that are no paths stay."""
     text = str(value)
     return text if "://" in text else Path(text).name or text
 
 
 def about(script, parser, flags, licence, **known):
-    """What the header says (see `util.pretrained.header`) of weights that a command trained with these flags.
+    """The arguments of `util.pretrained.header` for weights that a command trained with these flags.
 
     Args:
         flags: a dict, as "args" of a checkpoint.
@@ -125,51 +124,49 @@ def about(script, parser, flags, licence, **known):
 
 
 def export(path, model, about, dtype="float32"):
-    """Write `model` to `path`, whole or not at all, on rank 0. The suffix and the name say what is written.
-
-    Adapters are merged into the weights.
+    """Write `model`, with adapters merged, to `path` on rank 0, whole or not at all.
 
     Args:
-        path: `.onnx`, the model; `.safetensors` with "encoder" in its name, `convert.to_timm` of it; else all its tensors.
-        about: see `about`; its "args" have "in_chans", its "front_end" "image_size".
-        dtype: one of `DTYPES`, of `.safetensors`.
+        path: `.onnx`: the ONNX model; `.safetensors` with "encoder" in its name: `convert.to_timm` of the
+            model; other `.safetensors`: all tensors.
+        about: of `about`; its "args" have "in_chans", its "front_end" has "image_size".
+        dtype: one of `DTYPES`, for `.safetensors`.
     """
     if not distributed.is_main():
         return
     if Path(path).suffix == ".onnx":
         what = "ONNX model"
         write_onnx(path, model, about)
-    elif encoder_alone(path):
-        what = "encoder"
-        args = {key: about["args"][key] for key in ("model", "in_chans", "norm_eps") if key in about["args"]}
-        about = about | {"holds": "encoder", "args": args}
-        write_weights(path, convert.to_timm(lora.merged(model.state_dict())), DTYPES[dtype], **about)
     else:
-        what = f"{about['holds']} weights"
-        write_weights(path, lora.merged(model.state_dict()), DTYPES[dtype], **about)
+        what, state_dict = f"{about['holds']} weights", lora.merged(model.state_dict())
+        if encoder_alone(path):
+            what, state_dict = "encoder", convert.to_timm(state_dict)
+            kept = about["args"].keys() & {"model", "in_chans", "norm_eps"}
+            about = about | {"holds": "encoder", "args": {key: about["args"][key] for key in kept}}
+        write_weights(path, state_dict, DTYPES[dtype], **about)
     print(f"wrote {path}: {what}, {Path(path).stat().st_size / 1e6:.1f} MB")
 
 
 def write_onnx(path, model, about):
-    """Write an ONNX model of operator set `OPSET`: "spectrogram" [batch, channel, frequency, time] -> "logits".
+    """Write an ONNX model: "spectrogram" float32 [any, channel, frequency, time], of the front end ->
+    "logits".
 
-    The input is the front end's image, float32, and any number of them; what the front end is, the classes and all else that
-    `header` has is in the file's metadata.
+    The file's metadata is the `header`.
 
     Raises:
         UserError: it cannot be written.
     """
     model = lora.merge(copy.deepcopy(model)).cpu().float().eval()
-    # Two, as torch takes sizes of 0 and 1 for fixed.
+    # Two images, as torch takes batches of 0 and 1 for fixed.
     images = torch.zeros(2, about["args"]["in_chans"], *about["front_end"]["image_size"])
+    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
     with torch.no_grad(), silence():
-        program = torch.onnx.export(
-            model, (images,), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), verbose=False,
-        )  # fmt: skip
+        program = torch.onnx.export(model, (images,), dynamic_shapes=shapes, **names, **options)
     proto = program.model_proto
     graph = proto.graph
-    # The exporter notes where in whose files each node comes from.
+    # The exporter writes paths of source files into each node.
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -184,9 +181,9 @@ def write_onnx(path, model, about):
 
 @contextlib.contextmanager
 def silence():
-    """What torch's exporter prints, logs and warns of concerns the exporter."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    """Silence what torch's exporter prints, logs and warns."""
+    level, out = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:

@@ -1,5 +1,4 @@
-"""Files that are whole or absent, files that change under a run that reads them, and folders that are seen to be writable
-before hours of work end in them."""
+"""Write files whole or not at all, check folders before work starts, read files that may change meanwhile."""
 
 import contextlib
 import hashlib
@@ -12,7 +11,7 @@ from util.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """A temporary path beside `path`, flushed to disk and renamed to it if the block ends well, removed if not."""
+    """A temporary path beside `path`: at the end flushed to disk and renamed to it, on an error removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -20,28 +19,23 @@ def atomic_path(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)  # a rename is on disk once its folder is
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder):
-    # A rename is on disk only when its folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path, content, indent=1):
-    """A JSON file that is whole or absent."""
+    """Write a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=indent) + "\n")
 
 
 def read_json(path):
-    """The dict in a JSON file; empty if the file is missing or damaged."""
+    """The dict in a JSON file; an empty one if the file is missing or damaged."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError):
@@ -57,10 +51,10 @@ def digest(path, algorithm="sha256"):
 
 @contextlib.contextmanager
 def writable_folder(path, owner, what="a folder"):
-    """A folder, created and seen to be writable; removed again if the block fails before anything is in it.
+    """Create a folder and check that it is writable; remove a new one if the block fails and leaves it empty.
 
     Args:
-        owner: what the error names, a flag and its value; what: what of it has to be written.
+        owner: flag and value for the error; what: what is written there, "a folder" or "a file".
 
     Raises:
         UserError: it cannot be written.
@@ -83,7 +77,7 @@ def writable_folder(path, owner, what="a folder"):
 
 
 def check_size(path, size_bytes):
-    """See that a file that was opened earlier is still there with all of its bytes. That it has grown is no harm.
+    """Check that a file still has at least `size_bytes`.
 
     Raises:
         UserError: it was deleted or truncated, or cannot be reached.
@@ -91,23 +85,24 @@ def check_size(path, size_bytes):
     try:
         found = os.stat(path).st_size
     except OSError as error:
-        raise UserError(f"{path}: expected a file of {size_bytes} bytes; found {not_read(path, error)}") from error
+        found = not_read(path, error)
+        raise UserError(f"{path}: expected a file of {size_bytes} bytes; found {found}") from error
     if found < size_bytes:
         raise UserError(f"{path}: expected {size_bytes} bytes or more, as when it was opened; found {found}")
 
 
 def not_read(path, error):
-    """What was found instead of a file that was there when the run began, in one line: the end of an error's message."""
-    # SciPy says of a missing file that it needs a name.
-    if isinstance(error, FileNotFoundError) or (getattr(error, "errno", None) is None and not os.path.exists(path)):
+    """The end of an error message about a file that was readable when the run began, in one line."""
+    # SciPy's error for a missing file has no errno.
+    if isinstance(error, FileNotFoundError) or not (getattr(error, "errno", None) or os.path.exists(path)):
         return "no such file, though it was there when the run began"
     return f"a damaged or unreadable file: {' '.join(str(error).split())}"
 
 
 def walk(folder, refuse):
-    """(folders, files) below a folder, itself included, as strings: folder by folder, names sorted, hidden ones left out.
+    """(folders, files) in and below a folder, as strings, sorted folder by folder, without hidden ones.
 
-    Links to folders are not followed. `refuse` is called with the OSError of a folder that cannot be read.
+    Links to folders are not followed. `refuse` gets the OSError of a folder that cannot be read.
     """
     folders, files = [], []
     for parent, names, file_names in os.walk(folder, onerror=refuse):
@@ -118,23 +113,21 @@ def walk(folder, refuse):
 
 
 def read_pieces(file, pieces, rows):
-    """Read pieces of a file into the rows of an array, in the order of the file, neighbours by one system call.
+    """Read pieces of a file into the rows of an array, in the order of the file; adjacent pieces by one
+    system call.
 
     Args:
         file: unbuffered.
         pieces: a list of (first byte, row); rows: array [n, ...], each row as long as its piece.
 
     Returns:
-        None, or (row, bytes that there were) of the first in the file that it ended in.
-
-    Raises:
-        OSError: it cannot be read.
+        None, or (row, bytes read) of the first piece that the file does not hold completely.
     """
     size = rows.nbytes // max(len(rows), 1)
     if not size:
         return None
     rows = rows.reshape(len(rows), -1).view("u1")
-    most = max(1, min(MOST_BUFFERS, MOST_BYTES // size))  # in a call
+    most = max(1, min(MOST_BUFFERS, MOST_BYTES // size))  # rows in a call
     pieces = sorted(pieces)
     first = 0
     while first < len(pieces):
@@ -148,26 +141,24 @@ def read_pieces(file, pieces, rows):
     return None
 
 
-# What a system call takes: buffers (<limits.h>'s IOV_MAX), and bytes (Linux, see read(2), less a page).
+# Limits of a system call: buffers (IOV_MAX of <limits.h>), and bytes (Linux, see read(2), less a page).
 MOST_BUFFERS, MOST_BYTES = 1024, 2**31 - 2**13
 
 
 def _read_into(file, position, buffers):
-    """Fill buffers with the bytes from a position on; how many there were."""
-    if hasattr(os, "preadv"):  # its position is its own: forked workers share that of the file
-        found = os.preadv(file.fileno(), buffers, position)
-        if found == sum(map(len, buffers)):
-            return found
-    # The file ends here, or the system call was cut short.
-    found = 0
-    for buffer in map(memoryview, buffers):
-        while len(buffer):
-            if hasattr(os, "preadv"):
-                got = os.preadv(file.fileno(), [buffer], position + found)
-            else:
-                file.seek(position + found)
-                got = file.readinto(buffer)
-            if not got:
-                return found
-            found, buffer = found + got, buffer[got:]
+    """Fill buffers from a position of a file; the number of bytes read."""
+    found, buffers = 0, [memoryview(buffer) for buffer in buffers]
+    while buffers:
+        if hasattr(os, "preadv"):  # it leaves the position of the file, which forked workers share
+            got = os.preadv(file.fileno(), buffers, position + found)
+        else:
+            file.seek(position + found)
+            got = file.readinto(buffers[0])
+        if not got:
+            break
+        found += got
+        while buffers and got >= len(buffers[0]):
+            got -= len(buffers.pop(0))
+        if got:  # the system call stopped early
+            buffers[0] = buffers[0][got:]
     return found

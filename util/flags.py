@@ -1,4 +1,4 @@
-"""The flags of a command: which of them were given, and a mistake in one line."""
+"""Parse the flags of a command, remember which were given, and report a mistake in one line."""
 
 import argparse
 import difflib
@@ -7,48 +7,37 @@ import sys
 
 from util.errors import UserError
 
-# Flags of MAE, and of timm's scripts, that these commands do not have, and what does their work.
+# Flags of MAE and of timm's scripts that these commands do not have, and their replacements.
 OF_MAE = {
-    **dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url"),
-                    "torchrun says it; start the command with torchrun --nproc_per_node=N"),
     "dist_eval": "several processes always share the evaluation, and every sample counts once",
-    "nb_classes": "the data says the classes; --classes names those of annotated recordings",
+    "nb_classes": "the data has the classes; --classes names those of annotated recordings",
     "aa": "pictures are not augmented like photographs; --time_shift and --flip are for spectrograms",
     "color_jitter": "spectrograms have no colours; --time_shift and --flip augment them",
-    **dict.fromkeys(("reprob", "remode", "recount", "resplit"),
-                    "nothing is erased at random; --mask_ratio of main_pretrain.py hides patches"),
     "cutmix_minmax": "--cutmix ALPHA draws the size of the box",
-    **dict.fromkeys(("mixup_prob", "mixup_switch_prob", "mixup_mode"), "--mixup ALPHA and --cutmix ALPHA mix every pair"),
-    "no_pin_mem": "--no-pin_mem", "num_workers_val": "--num_workers",
-    "warmup_lr": "warm-up starts at 0; --warmup_epochs is its length", "print_freq": "a line comes every 20 steps",
-    "drop": "--drop_path", "opt_betas": "AdamW's are (0.9, 0.95) in pretraining and (0.9, 0.999) in fine-tuning",
-}  # fmt: skip
-
-
-# The least value of a flag, for every command that has it.
-LEAST = {
-    **dict.fromkeys(
-        (
-            "batch_size",
-            "epochs",
-            "accum_iter",
-            "save_every_epochs",
-            "val_every",
-            "scenes",
-            "seeds",
-            "head_depth",
-        ),
-        1,
-    ),
-    **dict.fromkeys(
-        ("weight_decay", "blr", "lr", "min_lr", "warmup_epochs", "start_epoch", "seed", "save_every_steps"), 0
-    ),
-    **dict.fromkeys(("keep", "num_workers", "mixup", "cutmix", "smoothing"), 0),
+    "no_pin_mem": "--no-pin_mem",
+    "num_workers_val": "--num_workers",
+    "warmup_lr": "warm-up starts at 0; --warmup_epochs is its length",
+    "print_freq": "a line comes every 20 steps",
+    "drop": "--drop_path",
+    "opt_betas": "AdamW's are (0.9, 0.95) in pretraining and (0.9, 0.999) in fine-tuning",
 }
+for _replacement, _names in {
+    "start the command with torchrun --nproc_per_node=N": "world_size local_rank dist_on_itp dist_url",
+    "nothing is erased; --mask_ratio of main_pretrain.py hides patches": "reprob remode recount resplit",
+    "--mixup ALPHA and --cutmix ALPHA mix every pair": "mixup_prob mixup_switch_prob mixup_mode",
+}.items():
+    OF_MAE |= dict.fromkeys(_names.split(), _replacement)
+
+# Least values of flags, for every command that has them.
+_POSITIVE = "batch_size epochs accum_iter save_every_epochs val_every scenes seeds head_depth knn"
+_POSITIVE += " nodes processes_per_node cpus_per_process"
+_NOT_NEGATIVE = "weight_decay blr lr min_lr warmup_epochs start_epoch seed save_every_steps keep num_workers"
+_NOT_NEGATIVE += " mixup cutmix smoothing train val test gpus_per_node max_timeouts max_restarts"
+LEAST = dict.fromkeys(_POSITIVE.split(), 1) | dict.fromkeys(_NOT_NEGATIVE.split(), 0) | {"timeout_min": 5}
 
 
 class Flags(argparse.Namespace):
-    """Values by name; `given` holds the names of those on the command line. `vars` has the values alone."""
+    """Values by name; `given` has the names of the flags on the command line, `vars` the values alone."""
 
     __slots__ = ("given",)
 
@@ -59,20 +48,20 @@ class Flags(argparse.Namespace):
         return flags
 
     def with_defaults(self, values):
-        """A copy in which each flag of `values` that is None has the value there."""
+        """A copy in which the flags that are None have the given values."""
         missing = {name: value for name, value in values.items() if getattr(self, name, 0) is None}
         return self.replaced(**missing)
 
     def check_least(self):
-        """Refuse values below `LEAST`."""
+        """Refuse numbers below `LEAST`."""
         for name, least in LEAST.items():
             value = getattr(self, name, None)
-            if value is not None and not value >= least:
+            if isinstance(value, int | float) and not value >= least:
                 raise UserError(f"--{name}: expected at least {least}; found {value}")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the defaults that there are."""
+    """Help that shows defaults, except those that say nothing."""
 
     def _get_help_string(self, action):
         has_none = action.default is None or action.default is False or action.default in ("", [])
@@ -83,8 +72,7 @@ class Parser(argparse.ArgumentParser):
     """A parser without abbreviations, with defaults in its help, that reports a mistake in one line.
 
     Args:
-        description: of the command.
-        elsewhere: dict of flags that users of another program know, without dashes, to what does their work here.
+        elsewhere: {flag of another program, without dashes: its replacement here}.
     """
 
     def __init__(self, description, elsewhere=()):
@@ -92,11 +80,10 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere = dict(elsewhere)
 
     def parse_known_args(self, args=None, namespace=None):
-        """(`Flags`, list of what is not known)."""
-        defaults = {
-            action.dest: action.default for action in self._actions if action.default is not argparse.SUPPRESS
-        }
-        unset = object()  # argparse leaves alone what a namespace has already
+        """(`Flags`, list of unknown words)."""
+        actions = [action for action in self._actions if action.default is not argparse.SUPPRESS]
+        defaults = {action.dest: action.default for action in actions}
+        unset = object()  # argparse sets no default where the namespace has a value
         found, unknown = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, unset)))
         given = {name: value for name, value in vars(found).items() if value is not unset}
         flags = Flags(**defaults | given)
@@ -104,14 +91,14 @@ class Parser(argparse.ArgumentParser):
         return flags, unknown
 
     def parse_args(self, args=None, namespace=None):
-        """`Flags`; ends the command on a mistake, with status 2."""
+        """`Flags`; a mistake ends the command with status 2."""
         flags, unknown = self.parse_known_args(args)
         if unknown:
             self.error(self._about(next((word for word in unknown if word.startswith("-")), unknown[0])))
         return flags
 
     def error(self, message):
-        """Report a mistake as every other is reported."""
+        """Report a mistake in the form of `util.errors.reported`."""
         message = re.sub(r"^argument (\S+): ", r"\1: ", " ".join(message.split()))
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         sys.exit(2)

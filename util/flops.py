@@ -1,22 +1,20 @@
-"""What a training step computes, by formula, and the share that this is of what the device could."""
-
-import time
+"""FLOPs of a training step, by formula, and the peak FLOPs per second of a device, measured."""
 
 import torch
+from torch.utils.benchmark import Timer
 
 from util.device import DTYPES
 from util.errors import UserError
 
-# Sides of the matrices whose product is timed. On a CPU one of 8192 would take as long as a short run.
+# Side of the square matrices whose product is timed; 8192 on a CPU would take as long as a short run.
 SIDE = {"cuda": 8192, "cpu": 1024}
-WARM_UP, TIMED = 1, 4
 
 
 def pretraining_flops(model, mask_ratio):
-    """Of forward and backward pass of a `models_mae.MaskedAutoencoderViT`, an image: matrix products alone.
+    """FLOPs of the matrix products in a training step of a `models_mae.MaskedAutoencoderViT`, per image.
 
-    The encoder works on the visible patches, the decoder on all. The backward pass has two products for each of the forward
-    pass, for the gradients of weights and inputs; images need none.
+    The encoder computes the visible patches, the decoder all patches. For each product of the forward pass
+    the backward pass has two, for the gradients of weights and inputs; images need no gradient.
     """
     visible = model.num_visible(mask_ratio)
     width, decoder_width = model.cls_token.shape[-1], model.mask_token.shape[-1]
@@ -33,12 +31,12 @@ def pretraining_flops(model, mask_ratio):
 
 
 def block_flops(tokens, width):
-    """Of a transformer block's forward pass: 12 width² weights for each token, and attention's two products."""
+    """FLOPs of a transformer block's forward pass: 12 width² weights per token, and attention."""
     return 24 * tokens * width**2 + 4 * tokens**2 * width
 
 
 def peak_flops_per_s(given, amp, device):
-    """What `--peak_tflops` says, or for "auto" what a product of square matrices does in a run's precision on its device.
+    """`--peak_tflops` in FLOPs per second; "auto" measures a product of square matrices in a run's precision.
 
     Raises:
         UserError: neither "auto" nor a positive number.
@@ -52,15 +50,8 @@ def peak_flops_per_s(given, amp, device):
             raise UserError(f"--peak_tflops: expected auto or a positive number; found {given}")
         return tflops * 1e12
     side = SIDE[device.type]
-    # Zeros would be multiplied faster than data ever are.
-    left, right = (torch.randn(side, side, generator=torch.Generator().manual_seed(seed)).to(device, DTYPES[amp])
-                   for seed in (0, 1))  # fmt: skip
-    seconds = []
-    for number in range(WARM_UP + TIMED):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-    return 2 * side**3 / min(seconds)
+    # Not zeros: a device multiplies them faster.
+    factors = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, DTYPES[amp])
+    names, threads = {"torch": torch, "factors": factors}, torch.get_num_threads()
+    timer = Timer("torch.mm(*factors)", globals=names, num_threads=threads)
+    return 2 * side**3 / min(timer.timeit(1).mean for _ in range(4))

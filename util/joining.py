@@ -1,7 +1,7 @@
-"""How the processes of one run meet, fail and end together.
+"""Connect the processes of one run, and end them together.
 
-Plain python is a run of one process. torchrun starts several; so does whatever else sets RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR and MASTER_PORT. They are connected by NCCL between GPUs, by gloo between CPUs.
+Plain python starts one process. torchrun, or another launcher that sets RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT, starts several. NCCL connects GPUs, gloo connects CPUs.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from util.errors import RunError, UserError, one_line, silent_warnings
 from util.processes import end_with_parent
 
 BACKENDS = ("auto", "nccl", "gloo")
-FLAGS = ("dist_backend", "dist_timeout_s", "shard")  # of `add_arguments`; none of them changes what is learnt
-LOST_CONNECTION = re.compile("gloo|nccl|connection|socket|timed out", re.IGNORECASE)  # errors of torch
+FLAGS = ("dist_backend", "dist_timeout_s", "shard")  # none changes the result of training
+LOST_CONNECTION = re.compile("gloo|nccl|connection|socket|timed out", re.IGNORECASE)  # in torch's errors
 
 
 def add_arguments(group):
-    """The flags of both trainers about several processes."""
+    """The trainers' flags about several processes."""
     backends = "auto: nccl between GPUs, gloo between CPUs"
     group.add_argument("--dist_backend", default="auto", choices=BACKENDS, help=backends)
     longest = "longest wait of a process for the others"
@@ -41,17 +41,17 @@ def add_arguments(group):
 
 @contextlib.contextmanager
 def joined(args):
-    """Connect the processes of the run; yields the device of this one.
+    """Connect the processes of the run; yields the device of this process.
 
-    Only rank 0 prints and warns. The first process to fail says why, with its rank. The others end silently
-    when they lose their connection to it, or when torchrun stops them.
+    Only rank 0 prints and warns. The first process that fails prints its rank and error. The others end
+    silently when they lose the connection, or when torchrun stops them.
 
     Args:
         args: with `device`, `dist_backend`, `dist_timeout_s` and `shard`.
 
     Raises:
-        UserError: the environment is not a launcher's, or the others cannot be reached.
-        SystemExit: another process failed first; with the same status.
+        UserError: a variable of the launcher is missing or wrong, or the other processes cannot be reached.
+        SystemExit: another process failed first; the status is the same.
     """
     if not args.dist_timeout_s > 0:
         raise UserError(f"--dist_timeout_s: expected more than 0 seconds; found {args.dist_timeout_s}")
@@ -101,15 +101,15 @@ def _torchrun_keeps_store():
 
 
 def _store_of_attempt(rank, count, timeout_s):
-    """The store in which the processes find each other, without what earlier attempts of torchrun left there.
+    """The store where the processes find each other, without keys of torchrun's earlier attempts.
 
-    torchrun keeps one store for all attempts, with the addresses of processes that have ended. Its count of
-    restarts may differ between machines. So rank 0 names the attempt; the others wait for its answer.
+    torchrun keeps one store for all attempts, with addresses of ended processes. Its count of restarts may
+    differ between machines, so rank 0 names the attempt, and the others wait for its answer.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     if not _torchrun_keeps_store():
         return store
-    end_with_parent()  # torchrun, killed, would leave its processes behind
+    end_with_parent()  # a killed torchrun would leave its processes behind
     own = uuid.uuid4().hex
     if rank == 0:
         store.set("attempt", own)
@@ -119,7 +119,7 @@ def _store_of_attempt(rank, count, timeout_s):
         return dist.PrefixStore(own, store)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        name = store.get("attempt").decode()  # may be of an earlier attempt
+        name = store.get("attempt").decode()  # perhaps of an earlier attempt
         store.set(f"{name}/{rank}", own)
         if store.check([f"{name}/{own}"]):
             return dist.PrefixStore(name, store)
@@ -128,7 +128,7 @@ def _store_of_attempt(rank, count, timeout_s):
 
 
 def _connect(args, store, rank, count):
-    """Join the process group; the device of this process, and a gloo group of all processes."""
+    """Join the process group: (device of this process, gloo group of all processes)."""
     device, backend = pick_device(args.device), args.dist_backend
     if device.type == "cuda":
         local, gpus = environment_number("LOCAL_RANK"), torch.cuda.device_count()
@@ -149,7 +149,7 @@ def _connect(args, store, rank, count):
 
 
 def _fail(store, rank, count, error):
-    """Raise the error with the rank if this process fails first; else exit silently with the same status."""
+    """Raise the error with the rank if this process failed first; else exit silently with the same status."""
     words = isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error))
     lost = isinstance(error, dist.DistError) or bool(words)
     if lost:
@@ -157,20 +157,20 @@ def _fail(store, rank, count, error):
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     message = f"rank {rank} of {count}: {kind}{one_line(error)}"
     own = [message, getattr(error, "status", RunError.status)]
-    # Without torchrun the store ends with rank 0: whoever lost a connection may find no store either.
+    # Without torchrun the store ends with rank 0, so a process that lost a connection may find no store.
     with_rank_0 = not _torchrun_keeps_store()
     first = None if with_rank_0 and rank and lost else _first_failure(store, own)
     silent = first != own if first else lost
     first = first or own
     if with_rank_0 and rank == 0:
-        time.sleep(1)  # for those that fail at the same time
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's would replace the status
+        time.sleep(1)  # others may fail at the same time and need the store
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's signal would change the exit status
     if isinstance(error, UserError):
         error = type(error)(message)
     try:
         raise UserError(first[0]) if silent else error
     except Exception as shown:
-        # torchrun's summary begins with any of the processes, so the silent ones say why too.
+        # torchrun's summary shows any of the processes, so silent ones record the error too.
         if os.environ.get("TORCHELASTIC_ERROR_FILE"):
             get_error_handler().record_exception(shown)
         if silent:
@@ -181,7 +181,8 @@ def _fail(store, rank, count, error):
 def _first_failure(store, own):
     """[message, status] of the first process to fail; None if the store is gone."""
     try:
-        # torch would print stacks of C++ for a store that is gone, and wait without end for one out of reach.
+        # torch prints C++ stacks if the store is gone, and waits forever if it is out of reach: try a socket
+        # first.
         socket.create_connection((os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]), timeout=5).close()
         return json.loads(store.compare_set("failure", "", json.dumps(own)))
     except (OSError, RuntimeError):

@@ -6,23 +6,23 @@ from torch.nn.utils import parametrize
 
 from util.errors import UserError
 
-# Names of what a weight with an adapter becomes in a state dict: itself, then the adapter.
+# A weight with an adapter in a state dict: the names of the weight itself, and of the adapter's tensors.
 ORIGINAL, ADAPTER = ".parametrizations.weight.original", ".parametrizations.weight.0."
 
 
 class LowRank(nn.Module):
     """Adds scale · B A to the rows of queries and of values in a fused qkv weight [3 D, D]; keys stay.
 
-    Args:
-        width: D; rank: rows of A [rank, D], columns of B [D, rank]; alpha: scale is alpha / rank. B starts at zero, so the
-            model starts as it was.
+    A is [rank, D], B is [D, rank], and scale is alpha / rank. B starts at zero, so the model starts
+    unchanged.
     """
 
     def __init__(self, width, rank, alpha):
         super().__init__()
-        self.a_query, self.a_value = (nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, width), a=5**0.5))
-                                      for _ in range(2))  # fmt: skip
+        self.a_query, self.a_value = (nn.Parameter(torch.empty(rank, width)) for _ in range(2))
         self.b_query, self.b_value = (nn.Parameter(torch.zeros(width, rank)) for _ in range(2))
+        for down in (self.a_query, self.a_value):
+            nn.init.kaiming_uniform_(down, a=5**0.5)
         self.register_buffer("scale", torch.tensor(alpha / rank))
 
     def forward(self, weight):
@@ -44,7 +44,7 @@ def add(model, rank, alpha):
 
 
 def merge(model):
-    """Make plain weights of all adapters of a model, in place; returns the model."""
+    """Add all adapters of a model to their weights, in place; returns the model."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -62,7 +62,7 @@ def modules(model):
 
 
 def merged(state_dict):
-    """A state dict with each adapter added to its weight, under the plain names; without adapters, as it is.
+    """A state dict with each adapter added to its weight, under plain names.
 
     Raises:
         ValueError: another parametrization than `LowRank`.
@@ -71,11 +71,13 @@ def merged(state_dict):
     for name, weight in state_dict.items():
         if name.endswith(ORIGINAL):
             stem = name.removesuffix(ORIGINAL)
-            own = {key.removeprefix(stem + ADAPTER): tensor for key, tensor in state_dict.items() if key.startswith(stem)}
+            mine = [key for key in state_dict if key.startswith(stem)]
+            own = {key.removeprefix(stem + ADAPTER): state_dict[key] for key in mine}
             try:
                 adapter = LowRank(weight.shape[1], len(own["a_query"]), 1.0)
                 adapter.load_state_dict({key: own[key] for key in adapter.state_dict()})
                 plain[f"{stem}.weight"] = adapter(weight).detach()
             except (KeyError, IndexError, RuntimeError) as error:
-                raise ValueError(f"expected a low-rank adapter of queries and values at {stem}; found another") from error
+                expected = f"a low-rank adapter of queries and values at {stem}"
+                raise ValueError(f"expected {expected}; found another") from error
     return plain

@@ -1,20 +1,22 @@
-"""Layer-wise learning-rate decay: the further a layer is from the head, the less fine-tuning moves it."""
+"""Layer-wise learning-rate decay: layers far from the head get a smaller rate."""
 
 
 def param_groups_lrd(model, weight_decay=0.05, layer_decay=0.75, no_weight_decay=("cls_token", "pos_embed")):
-    """Parameter groups whose `lr_scale` falls by `layer_decay` from a layer to the one below (BEiT, arXiv 2106.08254; MAE).
+    """Parameter groups with an `lr_scale` that falls by `layer_decay` per layer (BEiT, arXiv 2106.08254;
+    MAE).
 
-    Layer 0 is the embeddings, layer i + 1 is `blocks.i`, and all that follows the blocks is the last, with a scale of 1:
-    norms, the head, and a segmentation head's own blocks. `util.lr_sched.set_lr` multiplies by the scale.
+    Layer 0 is the embeddings, layer i + 1 is `blocks.i`. The last layer is everything after the blocks, with
+    a scale of 1: norms, the head and a segmentation head's blocks. `util.lr_sched.set_lr` applies the scale.
 
     Args:
-        model: a model of `models_vit`. Parameters that do not require gradients are left out.
-        weight_decay: of weights; parameters of one dimension (biases, norms) and those in `no_weight_decay` have none.
-        layer_decay: factor from layer to layer; 1 scales nothing.
+        model: a model of `models_vit`; only parameters that require gradients count.
+        weight_decay: of weights; 0 for parameters of one dimension (biases, norms) and of `no_weight_decay`.
+        layer_decay: factor from layer to layer.
         no_weight_decay: names of more parameters without weight decay.
 
     Returns:
-        A list of dicts with "params", "weight_decay" and "lr_scale", lowest layer first, for a torch optimizer.
+        A list of dicts with "params", "weight_decay" and "lr_scale", lowest layer first, for a torch
+        optimizer.
     """
     last = len(model.blocks) + 1
     groups = {}

@@ -7,10 +7,7 @@ def half_cosine(epoch, lr, min_lr, warmup_epochs, epochs):
     """Linear warm-up from 0 to `lr`, then half a cosine down to `min_lr`.
 
     Args:
-        epoch: position in epochs, with its fraction (2.5 is the middle of the third epoch).
-
-    Returns:
-        The learning rate at that position.
+        epoch: position in epochs (2.5 is the middle of the third epoch).
     """
     if epoch < warmup_epochs:
         return lr * epoch / warmup_epochs
@@ -19,6 +16,6 @@ def half_cosine(epoch, lr, min_lr, warmup_epochs, epochs):
 
 
 def set_lr(optimizer, lr):
-    """Set the rate of every parameter group; a group's `lr_scale` (layer-wise decay) multiplies it."""
+    """Set the rate of every parameter group, times its `lr_scale` (layer-wise decay)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

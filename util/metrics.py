@@ -1,130 +1,122 @@
-"""Confusion matrices that sum over ranks, and what is read off them."""
+"""Confusion matrices, summed over ranks, and their figures."""
 
 import re
+from itertools import zip_longest
 
 import torch
 from torchmetrics import Metric
 
 FIGURES = ("accuracy", "iou", "precision", "recall", "f1")
-# The share of all that is right, by what a matrix counts.
+# Name of the share of correct predictions, by what a matrix counts.
 OVERALL = {"pixel": "pixel_accuracy", "sample": "accuracy"}
 MEANS = (*OVERALL.values(), "mean_accuracy", "mean_iou", "mean_f1")
 ABSENT = "absent"
 
 
-class _Counts(Metric):
-    """int64 [groups, classes, classes]: how many samples of each class (rows) were called what (columns).
+class GroupedConfusion(Metric):
+    """A confusion matrix for each group of samples, for example an SNR range or a technology.
 
-    torchmetrics adds the matrices of all ranks in `compute`, so a sample that two ranks have both seen counts twice: give
-    ranks uneven parts rather than padded ones.
+    `counts` is int64 [groups, classes, classes]: rows are true classes, columns predicted ones. `compute`
+    sums it over all ranks, so give each sample to one rank only.
+
+    Args:
+        class_names: in the order of the ids.
+        groups: names of all groups, the same on all ranks.
+        device: of the matrices.
+        unit: what they count, "pixel" or "sample".
     """
 
     full_state_update = False
 
-    def __init__(self, num_groups, class_names, device, unit):
+    def __init__(self, class_names, groups, device="cpu", unit="pixel"):
         super().__init__()
         self.class_names, self.unit = list(class_names), unit
+        self.groups = {name: number for number, name in enumerate(groups)}
         size = len(self.class_names)
-        self.add_state("counts", torch.zeros(num_groups, size, size, dtype=torch.int64), dist_reduce_fx="sum")
+        counts = torch.zeros(len(self.groups), size, size, dtype=torch.int64)
+        self.add_state("counts", counts, dist_reduce_fx="sum")
         self.to(device)
 
-    def _add(self, pred, target, group):
-        """`group`: int64 [B], the matrix that each sample belongs to; the others as in `Confusion.update`."""
-        size = len(self.class_names)
-        if pred.is_floating_point() and pred.dim() == target.dim() + 1 and pred.shape[1] == size:
-            pred = pred.argmax(dim=1)
-        if pred.shape != target.shape or pred.is_floating_point() or target.is_floating_point():
-            raise ValueError(f"expected logits [B, {size}, ...] or ids [B, ...], and ids [B, ...] to hold them against: "
-                             f"{pred.dtype} {list(pred.shape)}, {target.dtype} {list(target.shape)}")  # fmt: skip
-        if not target.numel():
-            return
-        device = self.counts.device
-        pred, target = pred.to(device, torch.int64), target.to(device, torch.int64)
-        # The one wait for the device: an id outside would be counted in another row.
-        low, high = torch.stack([*pred.aminmax(), *target.aminmax()]).aminmax()
-        if low < 0 or high >= size:
-            raise ValueError(f"expected class ids 0 to {size - 1}: from {int(low)} to {int(high)}")
-        group = group.to(device).view(-1, *[1] * (target.dim() - 1))
-        cells = (group * size + target) * size + pred
-        self.counts += torch.bincount(cells.flatten(), minlength=self.counts.numel()).view_as(self.counts)
-
-    def compute(self):
-        """The counts of all ranks; this is torchmetrics' name, and `results` what is meant to be called."""
-        return self.counts
-
-
-class Confusion(_Counts):
-    """One confusion matrix.
-
-    Args:
-        class_names: in the order of the ids.
-        device: where the matrix is kept.
-        unit: what it counts, "pixel" or "sample".
-    """
-
-    def __init__(self, class_names, device="cpu", unit="pixel"):
-        super().__init__(1, class_names, device, unit)
-
-    def update(self, pred, target):
+    def update(self, pred, target, groups):
         """Count a batch.
 
         Args:
             pred: logits, float [B, classes, ...], or class ids, integer [B, ...].
             target: class ids, integer [B, ...].
+            groups: B names.
 
         Raises:
-            ValueError: other shapes or types, or ids outside the classes.
+            ValueError: other shapes, types or groups, or ids outside the classes.
         """
-        self._add(pred, target, torch.zeros(len(target), dtype=torch.int64))
+        if len(groups) != len(target) or not self.groups.keys() >= set(groups):
+            raise ValueError(f"expected {len(target)} names out of {list(self.groups)}: {list(groups)}")
+        size = len(self.class_names)
+        if pred.is_floating_point() and pred.dim() == target.dim() + 1 and pred.shape[1] == size:
+            pred = pred.argmax(dim=1)
+        if pred.shape != target.shape or pred.is_floating_point() or target.is_floating_point():
+            found = f"{pred.dtype} {list(pred.shape)}, {target.dtype} {list(target.shape)}"
+            raise ValueError(f"expected logits [B, {size}, ...] or ids, and target ids [B, ...]: {found}")
+        if not target.numel():
+            return
+        pred, target = pred.to(self.counts.device), target.to(self.counts.device)
+        # The only wait for the device: an id outside would be counted in another row.
+        low, high = torch.stack([*pred.aminmax(), *target.aminmax()]).aminmax()
+        if low < 0 or high >= size:
+            raise ValueError(f"expected class ids 0 to {size - 1}: from {int(low)} to {int(high)}")
+        group = torch.tensor([self.groups[name] for name in groups], device=self.counts.device)
+        self.counts += _count(pred, target, group, *self.counts.shape[:2])
+
+    def compute(self):
+        """`counts` of all ranks, for torchmetrics; see `results`."""
+        return self.counts
+
+    def results(self):
+        """{group: `figures`}, in the order of `groups`."""
+        matrices = zip(self.groups, self.compute(), strict=True)
+        return {name: figures(counts, self.class_names, self.unit) for name, counts in matrices}
+
+
+class Confusion(GroupedConfusion):
+    """One confusion matrix: a `GroupedConfusion` of one group."""
+
+    def __init__(self, class_names, device="cpu", unit="pixel"):
+        super().__init__(class_names, [""], device, unit)
+
+    def update(self, pred, target):
+        """Count a batch; see `GroupedConfusion.update`."""
+        super().update(pred, target, [""] * len(target))
 
     def results(self):
         """See `figures`."""
-        return figures(self.compute()[0], self.class_names, self.unit)
+        return super().results()[""]
 
 
-class GroupedConfusion(_Counts):
-    """A confusion matrix for each group of samples: an SNR range, a technology.
-
-    Args:
-        class_names: in the order of the ids.
-        groups: names of all groups, known beforehand, so that ranks agree on them whatever each has seen.
-        device: where the matrices are kept.
-        unit: what they count, "pixel" or "sample".
-    """
-
-    def __init__(self, class_names, groups, device="cpu", unit="pixel"):
-        super().__init__(len(groups), class_names, device, unit)
-        self.groups = {name: number for number, name in enumerate(groups)}
-
-    def update(self, pred, target, groups):
-        """Count a batch: `groups` names the group of each of the B samples; the rest as `Confusion.update`."""
-        if len(groups) != len(target) or not self.groups.keys() >= set(groups):
-            raise ValueError(f"expected {len(target)} names out of {list(self.groups)}: {list(groups)}")
-        self._add(pred, target, torch.tensor([self.groups[name] for name in groups], dtype=torch.int64))
-
-    def results(self):
-        """{group: `figures`}, in the order of `groups`; a group without samples has None for all of them."""
-        counts = self.compute()
-        return {name: figures(counts[number], self.class_names, self.unit) for name, number in self.groups.items()}
+def _count(pred, target, group, num_groups, size):
+    """Confusion matrices int64 [num_groups, size, size] of ids [B, ...]; group: int64 [B]."""
+    group = group.view(-1, *[1] * (target.dim() - 1))
+    cells = (group * size + target.long()) * size + pred.long()
+    counts = torch.bincount(cells.flatten(), minlength=num_groups * size * size)
+    return counts.view(num_groups, size, size)
 
 
 def figures(counts, class_names, unit="pixel"):
-    """What a confusion matrix says, as plain values for JSON; fractions, not percent.
+    """Figures of a confusion matrix as plain values for JSON; fractions, not percent.
 
-    A class without a sample is absent: its figures are None and it is left out of the means (where it was wrongly called,
-    the class that was meant has lost the sample). A class that is there but was never called has no precision, None, and is
-    left out of the mean precision alone: its recall, F1 and IoU are 0. Where there is nothing to average, a mean is None.
+    A class without samples has None for its figures and is left out of the means. A class that was never
+    predicted has precision None and is left out of the mean precision; its recall, F1 and IoU are 0. A mean
+    of nothing is None.
 
     Args:
-        counts: integers [classes, classes], rows are what is true, columns what was called.
+        counts: integers [classes, classes], rows are true classes, columns predicted ones.
         unit: what is counted, "pixel" or "sample".
 
     Returns:
-        `samples`; `pixel_accuracy`, for samples `accuracy`; `mean_accuracy`, `mean_iou`, `mean_precision`, `mean_recall`,
-        `mean_f1`; `classes`: name -> `samples`, `accuracy` (the share of the class's own
-        samples that was found: the same as `recall`), `iou`, `precision`, `recall`, `f1`; `confusion`: the counts.
+        `samples`; `pixel_accuracy`, of samples `accuracy`; `mean_accuracy`, `mean_iou`, `mean_precision`,
+        `mean_recall`, `mean_f1`; `classes`: {name: `samples`, `accuracy` (the same as `recall`), `iou`,
+        `precision`, `recall`, `f1`};
+        `confusion`: the counts.
     """
-    counts = counts.tolist()  # Python's integers: exact whatever their size
+    counts = counts.tolist()  # Python's integers have no limit
     classes = {}
     for k, name in enumerate(class_names):
         hits, true, called = counts[k][k], sum(counts[k]), sum(row[k] for row in counts)
@@ -148,46 +140,45 @@ def figures(counts, class_names, unit="pixel"):
 
 
 def _mean(values):
-    """Of those that are not None; None where all are."""
+    """Mean of the values that are not None; None without any."""
     values = [value for value in values if value is not None]
     return sum(values) / len(values) if values else None
 
 
 def overall(results):
-    """Name of the share of all that is right in `figures`: "pixel_accuracy" or "accuracy"."""
+    """Name of the share of correct predictions in `figures`: "pixel_accuracy" or "accuracy"."""
     return next(name for name in OVERALL.values() if name in results)
 
 
 def means(results):
-    """The figures that one number each says: {name: fraction or None}."""
+    """The single numbers of `figures`: {name: fraction or None}."""
     return {name: results[name] for name in MEANS if name in results}
 
 
 def foreground_iou(pred, target, num_classes):
-    """How well each sample's carriers are found, whatever the share of background.
+    """Mean IoU of each sample without the background.
 
     Args:
         pred, target: class ids, integer [B, F, T]; class 0 is the background.
 
     Returns:
-        float64 [B]: mean IoU of the classes but the first that are in truth or prediction; NaN for a sample without any.
+        float64 [B]: mean over the classes in target or prediction except class 0; NaN without any.
     """
-    size, batch = num_classes, len(target)
-    sample = torch.arange(batch, device=target.device).view(-1, *[1] * (target.dim() - 1))
-    cells = (sample * size + target.long()) * size + pred.long()
-    counts = torch.bincount(cells.flatten(), minlength=batch * size * size).view(batch, size, size)
+    sample = torch.arange(len(target), device=target.device)
+    counts = _count(pred, target, sample, len(target), num_classes)
     hits = counts.diagonal(dim1=1, dim2=2)
     union = counts.sum(dim=1) + counts.sum(dim=2) - hits
-    return (hits.double() / union)[:, 1:].nanmean(dim=1)  # 0 / 0 is NaN, which the mean leaves out
+    return (hits.double() / union)[:, 1:].nanmean(dim=1)  # absent classes are 0 / 0, NaN
 
 
 def table(results):
-    """The figures of one matrix as a table of percents for the console: a line a class, their mean, the share of all."""
+    """`figures` as a console table in percent: a line per class, their mean, the share of correct ones."""
     figures_shown = ("accuracy", "precision", "f1", "iou")  # recall is the accuracy
     rows = [["class", "samples", "accuracy", "precision", "F1", "IoU"]]
     for name, row in results["classes"].items():
         without = "never called" if row["samples"] else ABSENT
-        rows.append([name, str(row["samples"]), *(_percent(row[figure], without) for figure in figures_shown)])
+        shown = [_percent(row[figure], without) for figure in figures_shown]
+        rows.append([name, str(row["samples"]), *shown])
     rows.append(["mean", "", *(_percent(results[f"mean_{figure}"]) for figure in figures_shown)])
     name = overall(results)
     rows.append([name.replace("_", " "), str(results["samples"]), _percent(results[name])])
@@ -195,7 +186,7 @@ def table(results):
 
 
 def table_by_group(results):
-    """The figures of `GroupedConfusion.results` as a table of percents for the console: a line a group."""
+    """`GroupedConfusion.results` as a console table in percent: a line per group."""
     share = overall(next(iter(results.values())))
     rows = [["group", "samples", share.replace("_", " "), "mean accuracy", "mean F1", "mean IoU"]]
     for name, row in results.items():
@@ -209,16 +200,16 @@ def _percent(fraction, without=ABSENT):
 
 
 def aligned(rows):
-    """Rows of text as a table for the console: columns as wide as they need, the first to the left, others to the right."""
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width)
-                  for column, (cell, width) in enumerate(zip(row, widths, strict=False))).rstrip()
-        for row in rows
-    )  # fmt: skip
+    """Rows of text as a console table; the first column is aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
 
 
 def natural(name):
-    """Sort key under which "-5 dB" comes before "10 dB"."""
+    """Sort key that puts "-5 dB" before "10 dB"."""
     number = re.match(r"-?\d+(\.\d+)?", name)
     return (0, float(number[0]), name) if number else (1, 0.0, name)

@@ -17,13 +17,13 @@ def wrap(model, device, shard=False, same_graph=False):
 
     Args:
         model: on the CPU or the device, the same on all processes.
-        same_graph: every step uses the same parameters, once each, and exchanges them; see DDP's `static_graph`.
+        same_graph: every step uses each parameter once and exchanges its gradient; see DDP's `static_graph`.
 
     Returns:
-        What to call in training; `model`, on the device, is what to evaluate and save.
+        The model to train with; evaluate and save `model`, which is on the device then.
     """
     if shard:
-        # What a model returns is a view of a larger tensor; nothing is written into it.
+        # The model's output is a view, but nobody writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(device.type, (world_size(),))
         for block in (*model.blocks, *getattr(model, "decoder_blocks", ())):
@@ -43,66 +43,68 @@ def unwrap(model):
 
 
 def wrap_ddp(model, device, same_graph=False):
-    """Wrap a model, which is on the device, in DDP."""
+    """Wrap a model on the device in DDP."""
+    ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        static_graph=same_graph,
-    )  # fmt: skip
+        model, device_ids=ids, gradient_as_bucket_view=True, static_graph=same_graph
+    )
 
 
 def dry_run(model, loss_of):
-    """Run one backward pass through DDP before the first step, so that a resumed run adds gradients in the same order.
+    """Run one backward pass through DDP before the first step, so that resumed runs sum gradients in the same
+    order.
 
-    DDP groups gradients by the order of its first backward pass. Without a dry run the first step after resuming groups
-    them differently, which changes the last bits of their sums with three or more processes.
+    DDP groups gradients by the order of its first backward pass. With three or more processes other groups
+    change the last bits of the sums.
 
     Args:
-        model: as `wrap` returned it; loss_of: called without arguments, gives the loss of some input.
+        model: of `wrap`; loss_of: called without arguments, gives the loss of some input.
     """
     if isinstance(model, DistributedDataParallel):
-        model.eval()  # no running mean moves
+        model.eval()  # running means stay
         loss_of().backward()
         model.zero_grad(set_to_none=True)
 
 
 @contextlib.contextmanager
 def grad_sync(model, now):
-    """A backward pass that exchanges gradients if `now`; else each process accumulates its own."""
+    """Exchange gradients in the backward pass if `now`; else each process accumulates its own."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
-    with contextlib.nullcontext() if now or not isinstance(model, DistributedDataParallel) else model.no_sync():
+    accumulates = isinstance(model, DistributedDataParallel) and not now
+    with model.no_sync() if accumulates else contextlib.nullcontext():
         yield
 
 
 def full_tensors(value):
-    """A nested state with each sharded tensor gathered to a full one; all processes have to call this."""
+    """A nested state with all sharded tensors gathered; all processes must call it."""
     return map_tensors(value, lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
 def load_optimizer(optimizer, state):
-    """`load_state_dict` of full tensors, sharded as the parameters are."""
+    """`load_state_dict` of full tensors, sharded like the parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def sharded(number, value):
-        parameter = parameters[number]
-        if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
-            return value
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-    own = {number: {name: sharded(number, value) for name, value in entry.items()}
-           for number, entry in state["state"].items()}  # fmt: skip
+    own = {}
+    for number, entry in state["state"].items():
+        own[number] = {name: _sharded_as(parameters[number], value) for name, value in entry.items()}
     optimizer.load_state_dict(state | {"state": own})
 
 
+def _sharded_as(own, value):
+    """A full tensor sharded like `own`; values of other shapes and plain values stay."""
+    if not isinstance(own, DTensor) or getattr(value, "shape", None) != own.shape:
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
 def shard_state(model, state):
-    """Shard a state dict of full tensors as the model is sharded."""
+    """A state dict of full tensors, sharded like the model."""
     own = model.state_dict()
-    return {name: distribute_tensor(value.to(own[name].device), own[name].device_mesh, own[name].placements)
-            if isinstance(own.get(name), DTensor) else value for name, value in state.items()}  # fmt: skip
+    return {name: _sharded_as(own.get(name), value) for name, value in state.items()}
 
 
 def unsharded(model, create):
-    """The model itself or, if it is sharded, a new one of `create` with its full weights."""
+    """The model or, if it is sharded, a model of `create` with its full weights."""
     if not isinstance(model, FSDPModule):
         return model
     new = create()

@@ -1,4 +1,4 @@
-"""Weights in files: ours, and those of other projects."""
+"""Read and write files of weights, ours and those of other projects."""
 
 import argparse
 import contextlib
@@ -22,19 +22,19 @@ DEFAULT_NORM_EPS = 1e-6
 
 
 class Weights(NamedTuple):
-    """What a file of weights holds; where it does not say, `front_end` is None, and what follows it empty."""
+    """The content of a weights file. Fields that the file lacks are empty or None."""
 
     state_dict: dict
     front_end: dict | None
     classes: list
-    args: dict  # what to build the model with: model, task, head, head_depth, global_pool, ...
+    args: dict  # to build the model with: model, task, head, head_depth, global_pool, ...
     holds: str = ""  # one of HOLDS
     preset: str = ""
     command: str = ""
     data: str = ""
     licence: str = ""
-    converted: str = ""  # what was changed to make it ours, in words
-    norm_eps: float | None = None  # epsilon of the norms inside blocks, where the file or the registry says it
+    converted: str = ""  # the changes to make it ours, in words
+    norm_eps: float | None = None  # of the norms inside blocks, by the file or `util/downloads.json`
 
     def load_into(self, model, path):
         """See `util.loading.load_pretrained`."""
@@ -44,16 +44,17 @@ class Weights(NamedTuple):
 
 
 def pick_norm_eps(given, weights=None):
-    """The epsilon of the norms inside blocks: what was given, else what the `Weights` say, else `DEFAULT_NORM_EPS`."""
+    """Epsilon of the norms inside blocks: the flag's, else that of the `Weights`, else `DEFAULT_NORM_EPS`."""
     return given or (weights and weights.norm_eps) or DEFAULT_NORM_EPS
 
 
 def add_arguments(group):
     """The flags of every command that reads weights."""
-    group.add_argument("--norm_eps", type=_epsilon, metavar="EPS",
-                       help="epsilon of the norms inside blocks; where not given, as the weights say, else "
-                       f"{DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15")  # fmt: skip
-    group.add_argument("--offline", action="store_true", default=None, help="fetch nothing; also HF_HUB_OFFLINE=1")
+    default = f"default: that of the weights, else {DEFAULT_NORM_EPS:g}; 1e-5 for blocks of timm up to 1.0.15"
+    norms = f"epsilon of the norms inside blocks; {default}"
+    group.add_argument("--norm_eps", type=_epsilon, metavar="EPS", help=norms)
+    offline = "download nothing; also HF_HUB_OFFLINE=1"
+    group.add_argument("--offline", action="store_true", default=None, help=offline)
 
 
 def _epsilon(text):
@@ -65,44 +66,39 @@ def _epsilon(text):
 
 
 def header(holds, preset, front_end=None, classes=(), args=None, command="", data="", licence=NOT_STATED):
-    """What is said of weights beside their tensors: names to strings, JSON where there is structure, in a fixed order.
+    """The header of a weights file: names to strings, structures as JSON, in a fixed order.
 
     Args:
-        holds: one of `HOLDS`.
-        preset: name of the model's sizes.
-        front_end, classes: as in a checkpoint.
-        args: what else the model is to be built with.
-        command, data, licence: how and on what it was trained, and what may be done with it.
+        holds: one of `HOLDS`; preset: name of the model's sizes.
+        front_end, classes: as in a checkpoint; args: further arguments of the model.
+        command, data, licence: of the training.
     """
     structured = {"front_end": front_end or {}, "classes": list(classes), "args": args or {"model": preset}}
-    return {
-        "radio_mae": FORMAT, "holds": holds, "preset": preset,
-        **{key: json.dumps(value, sort_keys=True) for key, value in structured.items()},
-        "command": command, "data": data, "licence": licence,
-    }  # fmt: skip
+    known = {"radio_mae": FORMAT, "holds": holds, "preset": preset}
+    known |= {key: json.dumps(value, sort_keys=True) for key, value in structured.items()}
+    return known | {"command": command, "data": data, "licence": licence}
 
 
 def write_weights(path, state_dict, dtype=torch.float32, **about):
-    """Write a `.safetensors` file, whole or not at all; the same tensors and words make the same bytes.
+    """Write a `.safetensors` file, whole or not at all; the same tensors and header make the same bytes.
 
     Args:
         state_dict: names to tensors, on any device.
-        dtype: that floating point becomes; of float16, values beyond its range are refused.
+        dtype: of floating-point tensors in the file.
         about: see `header`.
 
     Raises:
-        UserError: it cannot be written, or a value is beyond the range of `dtype`.
+        UserError: the file cannot be written, or a value is beyond the range of `dtype`.
     """
-    # Clones, as a file holds neither views nor one tensor under two names.
-    tensors = {
-        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
-        for name, value in state_dict.items()
-    }
-    for name, value in tensors.items():
-        if value.is_floating_point() and bool((value.isinf() & state_dict[name].isfinite().cpu()).any()):
-            raise UserError(f"{path}: expected values within {torch.finfo(dtype).max:g}, for {dtype}; found more in {name}")
+    tensors = {}
+    for name, value in state_dict.items():
+        kept = value.detach().cpu().to(dtype) if value.is_floating_point() else value.detach().cpu()
+        if kept.is_floating_point() and bool((kept.isinf() & value.isfinite().cpu()).any()):
+            most = torch.finfo(dtype).max
+            raise UserError(f"{path}: expected values within {most:g}, for {dtype}; found more in {name}")
+        tensors[name] = kept.contiguous().clone()  # a file holds neither views nor a tensor under two names
     content = safetensors.torch.save(tensors, {"format": "pt", **header(**about)})
-    # The library writes the words in an order that differs from one process to the next.
+    # The library's order of the header differs between processes.
     length = int.from_bytes(content[:8], "little")
     entries = json.loads(content[8 : 8 + length])
     entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
@@ -116,53 +112,53 @@ def write_weights(path, state_dict, dtype=torch.float32, **about):
 
 
 def read_weights(name, offline=None):
-    """Read weights onto the CPU, without unpickling anything but what `util.unpickle` allows.
+    """Read weights onto the CPU as `Weights`.
 
-    A `.safetensors` file holds the tensors, and in its header what `header` makes, each or none. Any other file is one of
-    torch: a checkpoint of ours, one with its state dict below a name (MAE's "model"), or a bare state dict. Names of other
-    projects become ours, see `util.convert`; adapters are merged, see `util.lora`.
+    The file is `.safetensors`, with a `header` or without, or of torch.save: a checkpoint, a state dict below
+    a name (MAE's "model"), or a bare state dict. Names of other projects become ours (`util.convert`);
+    adapters are merged.
 
     Args:
         name: a file, or a name that `util.fetch` knows.
         offline: see `util.fetch.resolve`.
 
-    Returns:
-        `Weights`, that is (state_dict, front_end, classes, args, ...).
-
     Raises:
-        UserError: the file is missing, damaged, of another format, holds other pickled objects or no state dict, or is of a
-            model that ours is not.
+        UserError: the file is missing, damaged, of another format, has other pickled objects or no state
+            dict, or its model has other layers.
     """
     from util import convert, lora  # most runs read no weights
     from util.fetch import entry_of, resolve
 
     path, entry = resolve(name, offline), entry_of(name)
-    content = _read_safetensors(path) if Path(path).suffix == ".safetensors" else checkpoint.read(path, "a file of weights")
+    is_torch = Path(path).suffix != ".safetensors"
+    content = checkpoint.read(path, "a file of weights") if is_torch else _read_safetensors(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a state dict; found a {type(content).__name__}")
     state_dict, about = convert.state_dict_of(content)
-    if not isinstance(state_dict, dict) or not state_dict or not all(
-        isinstance(name, str) and torch.is_tensor(value) for name, value in state_dict.items()
-    ):
+    names_tensors = isinstance(state_dict, dict) and {type(name) for name in state_dict} == {str}
+    if not names_tensors or not all(map(torch.is_tensor, state_dict.values())):
         raise UserError(f"{path}: expected a state dict of tensors, bare or as 'model'; found none")
     front_end, classes, args = about.get("front_end"), about.get("classes") or [], about.get("args") or {}
-    for key, value, kind in (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict)):
+    expected = (("front_end", front_end or {}, dict), ("classes", classes, list), ("args", args, dict))
+    for key, value, kind in expected:
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {key!r}; found a {type(value).__name__}")
     converted = ""
     try:
-        if not front_end:  # with one it is ours
+        if not front_end:  # with a front end it is ours
             state_dict, converted = convert.to_ours(state_dict)
         state_dict = lora.merged(state_dict)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    said = {key: about[key] for key in ("holds", "preset", "command", "data", "licence") if isinstance(about.get(key), str)}
+    texts = ("holds", "preset", "command", "data", "licence")
+    said = {key: about[key] for key in texts if isinstance(about.get(key), str)}
     said.setdefault("preset", (entry and entry.preset) or "")
     args = args or ({"model": said["preset"]} if said["preset"] else {})
     norm_eps = args.get("norm_eps") or (entry and entry.norm_eps) or (DEFAULT_NORM_EPS if front_end else None)
     if norm_eps is not None and not (isinstance(norm_eps, int | float) and norm_eps > 0):
         raise UserError(f"{path}: expected a number above 0 as 'norm_eps'; found {norm_eps!r}")
-    return Weights(state_dict, front_end or None, classes, args, **said, converted=converted, norm_eps=norm_eps)
+    said |= {"converted": converted, "norm_eps": norm_eps}
+    return Weights(state_dict, front_end or None, classes, args, **said)
 
 
 def _read_safetensors(path):
@@ -174,13 +170,15 @@ def _read_safetensors(path):
         raise UserError(f"{path}: expected a file of weights; found no such file") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: expected a file of weights; found a damaged or unreadable file") from error
-    if words.get("radio_mae", FORMAT) != FORMAT:
-        raise UserError(f"{path}: expected weights of radio-mae's format {FORMAT}; found {words['radio_mae']!r}")
-    if "radio_mae" in words and words.get("holds") not in HOLDS:
-        raise UserError(f"{path}: expected one of {', '.join(HOLDS)} as 'holds'; found {words.get('holds')!r}")
+    version, holds = words.get("radio_mae", FORMAT), words.get("holds")
+    if version != FORMAT:
+        raise UserError(f"{path}: expected weights of radio-mae's format {FORMAT}; found {version!r}")
+    if "radio_mae" in words and holds not in HOLDS:
+        raise UserError(f"{path}: expected one of {', '.join(HOLDS)} as 'holds'; found {holds!r}")
     for key in {"front_end", "classes", "args"} & words.keys():
         try:
             words[key] = json.loads(words[key])
         except ValueError as error:
-            raise UserError(f"{path}: expected JSON as {key!r} in the header; found {words[key][:40]!r}") from error
+            found = words[key][:40]
+            raise UserError(f"{path}: expected JSON as {key!r} in the header; found {found!r}") from error
     return {**words, "model": tensors}

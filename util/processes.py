@@ -1,4 +1,4 @@
-"""How processes end that another one has started."""
+"""End a process with its parent."""
 
 import contextlib
 import ctypes
@@ -8,6 +8,6 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def end_with_parent(number=signal.SIGTERM):
-    """Have the kernel send this process a signal when its parent ends, by SIGKILL too; on Linux alone."""
+    """Make the kernel send this process a signal when its parent ends, even by SIGKILL; Linux only."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

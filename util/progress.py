@@ -1,4 +1,4 @@
-"""What a training run says of itself: its position, losses, speed, memory and the time that is left."""
+"""Measure and print a training run: position, losses, speed, memory and remaining time."""
 
 import math
 import re
@@ -14,15 +14,15 @@ from util.errors import RunError, StoppedError
 
 PRINT_EVERY_STEPS = 20
 ESTIMATED_STEPS = 5  # steps after which the time to the end is estimated
-NAMED_SAMPLES = 8  # samples that an error names at most
+NAMED_SAMPLES = 8  # most samples that an error names
 
 
 @dataclass
 class Progress:
     """Position of a run and sums of its current epoch; saved in checkpoints and restored from them.
 
-    step: optimizer steps since the start of the run; epoch_step: those of the current epoch. loss_sum, weight: of all
-    processes. score: the best validation so far, in fine-tuning.
+    step: optimizer steps since the start of the run; epoch_step: those of the current epoch. loss_sum,
+    weight: of all processes. score: the best validation so far, in fine-tuning.
     """
 
     step: int = 0
@@ -53,12 +53,13 @@ class Step:
 class Reporter:
     """Reports one epoch of training: console lines, TensorBoard, statistics.
 
-    Losses and gradient norms stay on the device until a line is due, so that the device never waits. Rates are of all
-    processes together, the data wait is their mean, and the memory is that of the largest process.
+    Losses and gradient norms stay on the device until a line is due, so that the device never waits. Rates
+    are of all processes together, the data wait is their mean, and the memory is that of the largest process.
 
     Args:
-        run: the `util.run.Run`; progress: the `Progress`, counted on; batches: the `data.batches.Batches` of the epoch.
-        flops_per_image: model FLOPs of a training step per image, where known.
+        run: the `util.run.Run`; progress: the `Progress` to update; batches: the `data.batches.Batches` of
+            the epoch.
+        flops_per_image: model FLOPs of a training step per image, or None.
     """
 
     def __init__(self, run, progress, batches, epoch, flops_per_image=None):
@@ -76,17 +77,18 @@ class Reporter:
         """Note a batch; the last batch of a step comes with the gradient norm.
 
         Args:
-            loss_sum, weight: sum of the losses of this process and its weight in the mean; tensors or numbers.
+            loss_sum, weight: sum of the losses of this process and its weight in the mean; tensors or
+                numbers.
         """
         self._pending.append((batch["index"], loss_sum, weight, lr, grad_norm))
         self._images += batch["real"]
 
     def end_step(self, save):
-        """Count a step, print what is due, and call `save` if a checkpoint is due.
+        """Count a step, print a line if one is due, and call `save` if a checkpoint is due.
 
         Raises:
             RunError: a loss or a gradient was not finite.
-            StoppedError: a signal asked the run to stop; this step is complete and is to be saved.
+            StoppedError: a signal asked the run to stop; the caller saves this complete step.
         """
         progress = self.progress
         progress.step += 1
@@ -158,7 +160,7 @@ class Reporter:
     def _check(self, number, index, loss, norm, own_loss):
         """Raise if a loss or a norm is not finite, on all processes alike.
 
-        With a gradient scaler infinite norms are no error: it finds its scale by them, and skips their steps.
+        With a gradient scaler infinite norms are no error: it adapts its scale and skips the step.
         """
         if math.isfinite(loss) and (math.isfinite(norm) or self.run.scaler.is_enabled()):
             return
@@ -213,7 +215,7 @@ class Reporter:
         self._unprinted, self._printed, self._printed_images = [], now, self._images
 
     def _estimate(self):
-        """Print the time to the end once, after the first steps of a run; the very first step is slow and not counted."""
+        """Print the time to the end once, after the first steps of a run, without the slow very first step."""
         step = self.progress.step
         if step == 1:
             self._first_ended = time.perf_counter()
@@ -231,7 +233,7 @@ class Reporter:
         return (self.run.args.epochs - self.epoch) * self.steps_per_epoch - self.progress.epoch_step
 
     def _mfu(self, images_per_s):
-        """Model FLOPs utilization (arXiv 2204.02311): the model's FLOPs as a share of what the devices could compute."""
+        """Model FLOPs utilization (arXiv 2204.02311): the model's FLOPs as a share of the devices' peak."""
         if self.flops_per_image is None or not self.run.peak_flops_per_s:
             return None
         return images_per_s * self.flops_per_image / (distributed.world_size() * self.run.peak_flops_per_s)
@@ -252,7 +254,7 @@ def peak_memory_bytes(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        # Linux starts ru_maxrss at that of the parent process, however large; this mark it does not.
+        # On Linux ru_maxrss starts at the parent's value; VmHWM does not.
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[1]) * 1024
     except (OSError, TypeError):

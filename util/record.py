@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: checkpoints, log.txt, TensorBoard events and pictures."""
+"""Write a run's folder: checkpoints, log.txt, TensorBoard events and pictures."""
 
 import contextlib
 import json
@@ -19,11 +19,13 @@ FIGURE_DPI = 110
 class Record:
     """The log and the checkpoints of a run. Every process calls its methods; rank 0 writes.
 
-    A log that cannot be written warns on every attempt; training goes on. Used as a context, it ends with `finish`.
+    A log that cannot be written warns on every attempt; training goes on. Used as a context, it ends with
+    `finish`.
 
     Args:
-        folder: of the run; log_dir: of TensorBoard's events, `folder` where None.
-        about: what checkpoints hold besides states: "num_samples", "effective_batch", "args", "front_end", "classes".
+        folder: of the run; log_dir: of TensorBoard's events; None: `folder`.
+        about: for checkpoints, besides states: "num_samples", "effective_batch", "args", "front_end",
+            "classes".
         keep, background: see `util.saver.Saver`.
     """
 
@@ -43,7 +45,7 @@ class Record:
             self._saver.__exit__(kind, error, trace)
 
     def take_over(self, epoch, step):
-        """Drop what an interrupted process logged from this epoch and step on."""
+        """Remove an interrupted process's log from this epoch and step on."""
         if self._saver is None:
             return
         self._purge_step = step + 1
@@ -91,7 +93,7 @@ class Record:
         """Write a checkpoint.
 
         Args:
-            epoch: the current one; completed: whether it is over, with its evaluation.
+            epoch: the current epoch; completed: whether it and its evaluation are done.
             numbered: write `checkpoint-<epoch>.pth` too; best: `checkpoint-best.pth` too.
         """
         model = parallel.unwrap(model)
@@ -116,18 +118,18 @@ class Record:
         self._saver.save(state, epoch if numbered else None, best)
 
     def stop(self, reason, *state):
-        """Save the unfinished epoch of a `StoppedError`; raise that on all processes when the checkpoint is on disk.
+        """Save an unfinished epoch, then raise `StoppedError` on all processes.
 
         Args:
             state: model, optimizer, scaler, progress, epoch, as `save` takes them.
         """
         self.save(*state)
         self.finish()
-        distributed.all_reduce_max(0)  # where one process ends, the others have seconds
+        distributed.all_reduce_max(0)  # wait for all: when one process ends, the others have only seconds
         raise StoppedError(f"{reason}; saved in {self.folder}, the same command goes on from there") from None
 
     def finish(self):
-        """Close the log and wait for the last checkpoint; raises what `util.saver.Saver.close` raises."""
+        """Close the log and wait for the last checkpoint; raises as `util.saver.Saver.close`."""
         if self._saver is None:
             return
         with self._tried("TensorBoard's events"):
@@ -143,7 +145,7 @@ class Record:
     @property
     def _writer(self):
         if self._events is None:
-            # Its import takes longer than many commands take to fail.
+            # Imported late, as it takes seconds.
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(self.log_dir, purge_step=self._purge_step)

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, whether it is of this run, and with how many processes."""
+"""Resume a run: find its checkpoint, compare its flags and data, and restore it."""
 
 from pathlib import Path
 
@@ -7,19 +7,19 @@ from util.distributed import broadcast, world_size
 from util.errors import UserError, warn
 from util.progress import Progress
 
-# Compared as their product with the number of processes, which is what a step sees.
+# Compared as their product with the number of processes: the samples of a step.
 BATCH_FLAGS = ("batch_size", "accum_iter")
 
 
 def find(resume, output_dir):
-    """The checkpoint that `--resume` names, read by rank 0 for all processes: (path, state), or (None, None).
+    """The checkpoint of `--resume`, read by rank 0 for all processes: (path, state), or (None, None).
 
     Args:
-        resume: "auto", the newest whole checkpoint of `output_dir`, if there is one; "none" (or "", MAE's default), which
-            wants a folder without checkpoints; or a path.
+        resume: "auto": the newest whole checkpoint of `output_dir`, if any; "none" (or "", MAE's default): no
+            checkpoint, and `output_dir` must have none; or a path.
 
     Raises:
-        UserError: the file is no whole checkpoint, or the folder has some though none is wanted.
+        UserError: the file is no whole checkpoint, or with "none" the folder has checkpoints.
     """
 
     def read():
@@ -42,12 +42,13 @@ def is_named(resume):
 
 
 def with_flags_of(args, state, free):
-    """A copy of the flags in which those that were not given have the values of a checkpoint's run.
+    """A copy of the flags with a checkpoint's values for flags that were not given.
 
-    For a checkpoint that `--resume` names these are all flags. For one that was found, only those are that weights decided.
+    If `--resume` names the checkpoint, these are all flags but `free`. With "auto" they are only those of the
+    model that weights may have decided.
 
     Args:
-        args: `util.flags.Flags`; free: names of flags that do not belong to the run.
+        args: `util.flags.Flags`; free: names of flags that may differ when resuming.
     """
     theirs = state["args"]
     names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
@@ -56,14 +57,14 @@ def with_flags_of(args, state, free):
 
 
 def require(args, *names):
-    """Refuse flags that neither the command nor a checkpoint gave."""
+    """Refuse to run without these flags, from the command or a checkpoint."""
     for name in names:
         if not getattr(args, name):
             raise UserError(f"--{name}: expected it, or --resume CHECKPOINT, which has it; found none")
 
 
 def pick_amp(name, state, on, width):
-    """`util.device.pick_amp` for all processes alike; for "auto" what the run of a checkpoint has, if the device can.
+    """`util.device.pick_amp`, the same on all processes. "auto" on a CPU takes the checkpoint's precision.
 
     Args:
         state: of the checkpoint, or None; on: the device; width: of the model.
@@ -80,7 +81,7 @@ def effective_batch(args):
 
 
 def accumulation(args, state):
-    """Batches per step. With another number of processes than the checkpoint's run had, a step keeps its samples.
+    """Batches per step. With another number of processes, a step keeps the checkpoint's number of samples.
 
     Args:
         state: of the checkpoint, or None.
@@ -96,10 +97,10 @@ def accumulation(args, state):
 
 
 def differences(state, flags, free, batch):
-    """Flags that the run of a checkpoint has otherwise, as "--flag value there, value here".
+    """Flags that differ from a checkpoint's run, as "--flag value there, value here".
 
     Args:
-        flags: this run's, by name; free: names of those that may differ; batch: this run's samples per step.
+        flags: this run's, by name; free: names of flags that may differ; batch: this run's samples per step.
     """
     theirs = state["args"]
     changed = [
@@ -115,13 +116,13 @@ def differences(state, flags, free, batch):
 
 
 def check_flags(path, state, run, flags, free):
-    """Compare the flags of a checkpoint's run; warn of others where `--resume` names the checkpoint.
+    """Compare the flags with a checkpoint's; warn of differences if `--resume` names the checkpoint.
 
     Args:
         run: a `util.run.Run`; flags: its flags to compare; free: names of flags that may differ.
 
     Raises:
-        UserError: others in a checkpoint that was found.
+        UserError: flags differ with `--resume auto`.
     """
     changed = differences(state, flags, free, run.effective_batch)
     if changed and run.args.resume == "auto":
@@ -134,7 +135,7 @@ def check_flags(path, state, run, flags, free):
 
 
 def check_data(path, state, run):
-    """See that a checkpoint's run had this front end and as many samples."""
+    """Check that a checkpoint's run had the same front end and number of samples."""
     about = run.record.about
     if state["front_end"] != about["front_end"]:
         raise UserError(f"{path}: expected the front end {about['front_end']}; found {state['front_end']}")
@@ -144,10 +145,10 @@ def check_data(path, state, run):
 
 
 def first_epoch(state, batch):
-    """The epoch in which the run of a checkpoint goes on; the step in it is with its progress.
+    """The epoch to continue a checkpoint's run in.
 
     Raises:
-        UserError: it is in the middle of an epoch, of which other steps than this run's are done.
+        UserError: the checkpoint is within an epoch, and its steps had another number of samples.
     """
     if state["progress"]["epoch_step"] and state["effective_batch"] != batch:
         raise UserError(f"--batch_size: expected {state['effective_batch']} samples to a step over all processes, to go on "
@@ -156,7 +157,7 @@ def first_epoch(state, batch):
 
 
 def restore(path, state, optimizer, run):
-    """Bring back optimizer, scaler, random state and position of a checkpoint's run.
+    """Restore optimizer, scaler, random state and position of a checkpoint's run.
 
     Returns:
         (`Progress`, the epoch to continue in).

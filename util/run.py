@@ -1,4 +1,4 @@
-"""What a training run has besides its model and its data. `prepare` derives it from the flags once; nothing changes it."""
+"""The settings of a training run besides model and data. `prepare` derives them from the flags once."""
 
 import contextlib
 from argparse import BooleanOptionalAction
@@ -15,7 +15,7 @@ from util.flops import peak_flops_per_s
 from util.lr_sched import half_cosine
 from util.record import Record
 
-# Flags of `add_arguments` that may differ when resuming: where things are, and how fast they come.
+# Flags of `add_arguments` that may differ when resuming: folders and speed.
 FREE_FLAGS = {
     *(
         "output_dir",
@@ -34,10 +34,11 @@ FREE_FLAGS = {
 
 
 def add_arguments(parser, output_dir, holds, exports):
-    """The flags that both trainers have; returns the groups "training" and "run" for a trainer's own.
+    """Add the flags of both trainers; returns the groups "training" and "run" for a trainer's own flags.
 
     Args:
-        output_dir: default of `--output_dir`; holds: what is in it; exports: what `--export` writes.
+        output_dir: default of `--output_dir`; holds: its content, for the help; exports: what `--export`
+            writes.
     """
     training = parser.add_argument_group("training")
     training.add_argument("--batch_size", type=int, help="samples of a process at a time")
@@ -124,13 +125,13 @@ class Run:
     """A training run: where and how it computes, and where it writes.
 
     Attributes:
-        args: the flags, completed; nobody changes them.
-        device, amp, autocast, scaler: the precision by name, the maker of its context, and the gradient scaler.
+        args: the completed flags; nothing changes them.
+        device, amp, autocast, scaler: precision by name, function that makes its context, gradient scaler.
         compile_mode: "on", "graphs" or "off".
         accum_iter: batches per step; effective_batch: samples per step, over all processes.
-        lr: peak learning rate; schedule: called with (position in epochs, lr, args), gives the rate there.
+        lr: peak learning rate; schedule: (position in epochs, lr, args) -> rate.
         stop: a `util.distributed.StopSignal`; record: the `util.record.Record` for log and checkpoints.
-        peak_flops_per_s: of a device, for the model FLOPs utilization; None where nothing shows it.
+        peak_flops_per_s: of a device, for the model FLOPs utilization; None: not shown.
     """
 
     args: Flags
@@ -149,7 +150,7 @@ class Run:
 
     @property
     def flags(self):
-        """The flags as checkpoints hold them: dict, with precision and rate as they were chosen."""
+        """The flags for checkpoints: dict, with the chosen precision and rate."""
         return self.record.about["args"]
 
     def rate(self, epoch):
@@ -176,9 +177,9 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
     """The `Run` of these flags.
 
     Args:
-        saved: the checkpoint to resume from, or None; width: of the model, which decides its precision on a CPU.
-        about: of checkpoints, "num_samples", "front_end", "classes"; the flags are added.
-        folder, log_dir: where they are not those of the flags.
+        saved: the checkpoint to resume from, or None; width: of the model, decides `--amp auto` on a CPU.
+        about: for checkpoints: "num_samples", "front_end", "classes"; the flags are added.
+        folder, log_dir: instead of those of the flags.
     """
     compile_mode = compiling.pick_compile(args, device, distributed.world_size())
     amp = resume.pick_amp(args.amp, saved, device, width)
@@ -198,7 +199,7 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
 
 
 def check_args(args):
-    """Refuse values that neither trainer can have.
+    """Check the flags of both trainers.
 
     Raises:
         UserError: names the flag.

@@ -1,4 +1,4 @@
-"""Writing a run's checkpoints while it trains: which stay, and what is said when one cannot be written."""
+"""Write a run's checkpoints while it trains, and keep the last ones."""
 
 import contextlib
 import os
@@ -17,25 +17,25 @@ from util.host_copy import host_copy_of_state
 class Saver:
     """Writes the checkpoints of one run into its folder, one at a time, each whole or not at all.
 
-    With `background`, a save copies the state and returns, and a thread writes the copy. A save that fails is warned of, at
-    every try, while an older whole checkpoint is there; else it is raised by the next call. Used as a context, it ends with
-    `close`; an exception that passes through waits for the running write and goes on.
+    With `background` a save copies the state and returns; a thread writes the copy. A save that fails warns,
+    if there is an older whole checkpoint; else the next call raises. As a context it ends with `close`; an
+    exception waits for the running write.
 
     Args:
-        keep: how many epochs' checkpoints to keep; 0 keeps all.
+        keep: number of epochs' checkpoints to keep; 0 keeps all.
 
     Attributes:
-        waited_s, written_s: how long the last save held its caller, and how long its writing took, both in seconds;
-        total_waited_s, total_written_s: the same of all.
+        waited_s, written_s: seconds that the last save held its caller, and that writing took;
+            total_waited_s, total_written_s: their sums over all saves.
     """
 
     def __init__(self, folder, keep=0, background=True):
         self.folder, self.keep, self.background = Path(folder), keep, background
         self.waited_s = self.written_s = self.total_waited_s = self.total_written_s = 0.0
-        self._file_system = None  # where the last save went
+        self._file_system = None  # of the last save
         self._thread = None
-        self._error = None  # to be raised on the caller's thread
-        self._lost = None  # what to say if no later save makes up for one that failed
+        self._error = None  # of the thread, to raise in the caller
+        self._lost = None  # message about a failed save; a later save clears it
 
     def __enter__(self):
         return self
@@ -50,22 +50,24 @@ class Saver:
             self._error = None
 
     def save(self, state, completed_epoch=None, best=False):
-        """Write `checkpoint-last.pth`, and of the same save what else it is.
+        """Write `checkpoint-last.pth`, under its other names too.
 
         Args:
             state: see `checkpoint.write`; with `background` it may change as soon as this returns.
-            completed_epoch: index of the epoch that just ended, for `checkpoint-<epoch>.pth`; None in the middle of one.
-            best: whether it is `checkpoint-best.pth` too.
+            completed_epoch: index of the epoch that just ended, for `checkpoint-<epoch>.pth`; None within an
+                epoch.
+            best: write `checkpoint-best.pth` too.
 
         Raises:
-            UserError: this save (the one before, with `background`) failed, and there is no older whole checkpoint.
+            UserError: this save (with `background`, the previous one) failed, and there is no older whole
+                checkpoint.
         """
         started = time.perf_counter()
         self._wait()
         self.poll()
         copied = self._copied(state) if self.background else None
         if copied is not None:
-            # No daemon: an interpreter that exits lets it finish.
+            # No daemon: the interpreter waits for it at exit.
             self._thread = threading.Thread(target=self._write, args=(copied, completed_epoch, best))
             self._thread.start()
         else:
@@ -76,13 +78,13 @@ class Saver:
             self.poll()
 
     def poll(self):
-        """Raise what writing in the background left to raise; does not wait."""
+        """Raise the error of the last write in the background; does not wait."""
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def close(self):
-        """Wait for the write that is running.
+        """Wait for the running write.
 
         Raises:
             UserError: the last save failed.
@@ -107,14 +109,15 @@ class Saver:
             return None
 
     def _write(self, state, completed_epoch, best):
-        """Write, and leave to `poll` what is to be raised, whatever it is: nobody looks at the end of a thread."""
+        """Write; keep any error for `poll`, as an error that ends a thread would be lost."""
         started = time.perf_counter()
         try:
             try:
                 self._put(state, completed_epoch, best)
                 self._lost = None
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-                self._report(f"{self.folder}: the checkpoint of step {state['step']} could not be written: {reason(error)}")
+                failure = f"the checkpoint of step {state['step']} could not be written: {reason(error)}"
+                self._report(f"{self.folder}: {failure}")
         except BaseException as error:
             self._error = error
         self.written_s = time.perf_counter() - started
@@ -123,7 +126,7 @@ class Saver:
     def _report(self, failure):
         try:
             older, step, _ = checkpoint.search(self.folder)
-        except OSError:  # the folder itself is out of reach
+        except OSError:  # the folder is out of reach
             older = None
         if older is None:
             raise UserError(f"{failure}; there is no older whole one")
@@ -133,18 +136,18 @@ class Saver:
     def _put(self, state, completed_epoch, best):
         file_system = os.stat(self.folder).st_dev
         if file_system != (self._file_system or file_system) and not checkpoint.checkpoints(self.folder):
-            raise OSError("another file system is there, without the checkpoints so far: was the folder unmounted?")
+            raise OSError("another file system, without the checkpoints so far: was the folder unmounted?")
         before, _, _ = checkpoint.search(self.folder)
         names = [BEST] if best else []
         if completed_epoch is not None:
             names.append(f"checkpoint-{completed_epoch}.pth")
         epochs, surplus = self._epochs(names)
-        # The save before stays too, under the name of an epoch or of its own.
+        # The previous save stays too, under the name of an epoch or as `PREVIOUS`.
         if before == self.folder / LAST:
             has_name = any(same(before, path) for path in epochs if path not in surplus)
         else:
             has_name = before in epochs
-        with contextlib.ExitStack() as renames:  # the last to be entered is the first to be renamed
+        with contextlib.ExitStack() as renames:  # the last path entered is the first renamed
             if before == self.folder / LAST and not has_name:
                 link_or_copy(before, renames.enter_context(atomic_path(self.folder / PREVIOUS)))
             temporary = renames.enter_context(atomic_path(self.folder / LAST))
@@ -163,7 +166,7 @@ class Saver:
             warn(f"{self.folder}: an old checkpoint could not be removed: {reason(error)}")
 
     def _epochs(self, names):
-        """Checkpoints of epochs that a save under `names` leaves alone, and which of them are more than `keep` with it."""
+        """(checkpoints of epochs not in `names`, those to remove so that `keep` stay with the new save)."""
         found = [path for path in checkpoint.epoch_checkpoints(self.folder) if path.name not in names]
         said = {path: checkpoint.read_comment(path) for path in found}
         found.sort(key=lambda path: said[path].number if said[path] else -1)
@@ -172,8 +175,8 @@ class Saver:
 
 
 def link_or_copy(whole, path):
-    """Give a whole checkpoint another name, by a copy where the file system has no hard links."""
-    path.unlink(missing_ok=True)  # what a killed process left may be another name of a checkpoint that counts
+    """Give a whole checkpoint another name: a hard link or, if the file system has none, a copy."""
+    path.unlink(missing_ok=True)  # a killed process may have left a hard link to a checkpoint here
     try:
         os.link(whole, path)
     except OSError:
@@ -183,7 +186,7 @@ def link_or_copy(whole, path):
 
 
 def same(whole, other):
-    """Whether a checkpoint is one with a whole one, or its whole copy."""
+    """Whether a checkpoint is the same file as a whole one, or a whole copy."""
     if checkpoint.read_comment(whole) != checkpoint.read_comment(other):
         return False
     return os.path.samefile(whole, other) or not checkpoint.examine(other)[1]

@@ -1,4 +1,4 @@
-"""Where the time of a command goes, part by part."""
+"""The time of a command, by part."""
 
 import contextlib
 import threading
@@ -11,12 +11,12 @@ import torch
 
 @dataclass
 class Timings:
-    """Seconds of work by part: of what runs side by side the mean, of a GPU the time that it took itself."""
+    """Seconds by part: of a GPU its own time, of parallel workers their mean."""
 
     seconds: Counter = field(default_factory=Counter)
     signal_s: float = 0.0
     _lock: object = field(default_factory=threading.Lock, repr=False)
-    _on_gpu: list = field(default_factory=list, repr=False)  # (part, event before, event after), not yet waited for
+    _on_gpu: list = field(default_factory=list, repr=False)  # (part, event before, event after), for `settle`
 
     def add(self, name, seconds):
         with self._lock:
@@ -24,7 +24,7 @@ class Timings:
 
     @contextlib.contextmanager
     def part(self, name, beside=1, device=None):
-        """Time what runs in this context, one of so many that do so side by side; on a GPU, what it is given there."""
+        """Time this context, run by `beside` workers in parallel; for a GPU, the kernels started in it."""
         if device is not None and device.type == "cuda":
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
@@ -39,7 +39,7 @@ class Timings:
             self.add(name, (time.perf_counter() - started) / beside)
 
     def settle(self):
-        """Wait for the GPU and take its times."""
+        """Wait for the GPU and add its times."""
         for name, before, after in self._on_gpu:
             after.synchronize()
             self.add(name, before.elapsed_time(after) / 1e3)
@@ -47,5 +47,5 @@ class Timings:
 
     def summary(self, elapsed_s):
         parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds.items())
-        return (f"{self.signal_s:.3f} s of signal in {elapsed_s:.2f} s: real-time factor "
-                f"{self.signal_s / max(elapsed_s, 1e-9):.2f} ({parts})")  # fmt: skip
+        speed = f"real-time factor {self.signal_s / max(elapsed_s, 1e-9):.2f}"
+        return f"{self.signal_s:.3f} s of signal in {elapsed_s:.2f} s: {speed} ({parts})"

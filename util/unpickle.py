@@ -1,4 +1,4 @@
-"""Reading what torch.save wrote: tensors, plain values, and the few objects that checkpoints of this field hold besides."""
+"""Read files of torch.save: tensors, plain values, and the few other objects in this field's checkpoints."""
 
 import argparse
 import pathlib
@@ -9,19 +9,18 @@ import warnings
 import numpy as np
 import torch
 
-# Beyond torch's own allow-list: what MAE's `save_model`, and projects derived from it, put into "args" and beside it.
-# Paths of any system and Python become pure ones, which touch no file system.
+# The objects that MAE's `save_model`, and projects derived from it, write. Paths become pure paths, which
+# touch no file system.
 _PATHS = [
-    (path, f"{module}.{name}")
+    (pure, f"{module}.{prefix}{system}Path")
     for module in ("pathlib", "pathlib._local")
-    for path, names in ((pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
-                        (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")))
-    for name in names
-]  # fmt: skip
+    for system, pure in (("Posix", pathlib.PurePosixPath), ("Windows", pathlib.PureWindowsPath))
+    for prefix in ("", "Pure")
+]
 
 
 class _NumpyType:
-    """What stands in a pickle for a dtype of numbers or text; NumPy's own, given a crafted state, crashes the process."""
+    """A dtype of numbers or text in a pickle. NumPy's own crashes the process on a crafted state."""
 
     def __init__(self, code, align=False, copy=False):
         if not re.fullmatch(r"[?biufcSU]\d{0,9}", code):
@@ -44,27 +43,27 @@ def _python_number(numpy_type, content):
     return np.ndarray((), dtype, content).item()
 
 
-_NUMBERS = [(_NumpyType, "numpy.dtype"),
-            *((_python_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]  # fmt: skip
-ALLOWED = [argparse.Namespace, *_PATHS, *_NUMBERS]
+_NUMBERS = [(_python_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+ALLOWED = [argparse.Namespace, *_PATHS, (_NumpyType, "numpy.dtype"), *_NUMBERS]
 
 
 def load(path, mmap=False):
-    """What is in a file of torch.save, on the CPU; no object is built but tensors, plain values and those of `ALLOWED`.
+    """Read a file of torch.save onto the CPU: tensors, plain values and `ALLOWED`; NumPy's numbers become
+    Python's.
 
-    NumPy's numbers become Python's. mmap: map the tensors instead of reading them.
+    Args:
+        mmap: map the tensors instead of reading them.
 
     Raises:
-        pickle.UnpicklingError: it holds other objects, or is damaged; what else torch.load raises.
+        pickle.UnpicklingError: the file has other objects, or is damaged; torch.load raises more kinds.
     """
     with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
-        # What torch says of a foreign pickle, our error says.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch warns of foreign pickles
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def plain(value):
-    """The same as tensors, lists, dicts and plain values: a namespace as a dict; a path, device or dtype as text."""
+    """A nested value without other objects: namespaces become dicts; paths, devices and dtypes text."""
     if isinstance(value, argparse.Namespace):
         return plain(vars(value))
     if isinstance(value, dict):
