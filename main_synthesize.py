@@ -142,11 +142,7 @@ def write_recording(path, iq, scene):
 
 
 def open_output(folder, description):
-    """Make the output folder, or check that it belongs to a run with the same description.
-
-    Raises:
-        UserError: the folder cannot be written, or holds something else.
-    """
+    """Make the output folder, or check that it belongs to a run with the same description."""
     run_file = folder / RUN_FILE
     with writing(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,6 @@ class TiledRecordings(RecordingWindows):
     Args:
         recordings: list of `radio.recordings.Recording`.
         front_end: gives the samples of a window at a sample rate.
-
-    Raises:
-        UserError: no recording holds an FFT, or windows are shorter than one.
     """
 
     def __init__(self, recordings, front_end):
@@ -66,10 +63,6 @@ class AnnotatedWindows(TiledRecordings):
 
     Args:
         classes: names by class id; class 0 is the background.
-
-    Raises:
-        UserError: classes are not 2 to 256 different names, a recording's format has no annotations, an annotation
-            has invalid edges, or no annotation has a class other than the background.
     """
 
     task = "segmentation"

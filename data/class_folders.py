@@ -34,10 +34,6 @@ class ClassFolders(ClassSource):
     Args:
         front_end: of the windows; images get its image size.
         sample_rate_hz, datatype: of recordings whose files do not give them.
-
-    Raises:
-        UserError: fewer than two classes, a class without samples, parts with different classes, samples of
-            different kinds, or a damaged file.
     """
 
     def __init__(self, path, front_end, sample_rate_hz=None, datatype=None):

@@ -75,11 +75,7 @@ class CsiSource(ClassSource):
         return {"mean": self._mean.tolist(), "std": self._std.tolist()}
 
     def set_normalization(self, settings):
-        """Use the statistics that `normalization` returned, instead of `fit`.
-
-        Raises:
-            UserError: the statistics are of other antennas or subcarriers.
-        """
+        """Use the statistics that `normalization` returned, instead of `fit`."""
         mean, std = (np.array(settings[key], np.float64) for key in ("mean", "std"))
         expected = tuple(1 if axis in self._pooled_axes else size for axis, size in enumerate(self._values(0).shape))
         if mean.shape != expected or std.shape != expected:
@@ -99,9 +95,6 @@ class NtuFiHar(CsiSource):
 
     Mean and standard deviation are over all antennas and subcarriers of the training samples. SenseFi's loader
     uses 42.32 and 4.98 for its training part.
-
-    Raises:
-        UserError: no such folder, no files, a class without files in a part, or an unknown class.
     """
 
     KEY = "CSIamp"
@@ -193,9 +186,6 @@ class CsiFile(CsiSource):
     Each sample is divided by its root mean square, because automatic gain differs from day to day. Each subcarrier
     of each antenna is standardised on its own: an ESP32's filters double the amplitude of the middle subcarriers.
     A sample keeps its own mean per subcarrier, which says where things are.
-
-    Raises:
-        UserError: the file is damaged, lacks an array, or its arrays do not agree or are not finite.
     """
 
     _pooled_axes = (2,)

@@ -68,9 +68,6 @@ def refuse_formats(path, expected):
 
     Args:
         path: file or folder; expected: what `--data_path` takes.
-
-    Raises:
-        UserError: the file, or the first one in the folder, is of one of these formats.
     """
     if os.path.isdir(path):
         _, files = walk(path, lambda _error: None)

@@ -23,11 +23,7 @@ METHODS = {12: "IMCOMP", 13: "JPEG", 14: "grey JPEG", 15: "JPEG", 16: "grey JPEG
 
 
 def read_raster(path):
-    """The first raster image of an HDF4 file, uncompressed or run-length encoded: uint8 [rows, columns].
-
-    Raises:
-        UserError: the file cannot be read, is not HDF4, is truncated, or holds no such image.
-    """
+    """The first raster image of an HDF4 file, uncompressed or run-length encoded: uint8 [rows, columns]."""
     try:
         return _raster(Path(path).read_bytes())
     except (OSError, ValueError) as error:

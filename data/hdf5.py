@@ -45,11 +45,7 @@ ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 @contextlib.contextmanager
 def opened(path):
-    """An `h5py.File` to read.
-
-    Raises:
-        UserError: the file is missing, damaged or truncated, also where a read in the block finds that.
-    """
+    """An `h5py.File` to read."""
     try:
         # File systems mounted read-only have no locks.
         with h5py.File(path, "r", locking=False) as file:
@@ -59,11 +55,7 @@ def opened(path):
 
 
 def open_hdf5(path):
-    """An `Hdf5Iq` or `Hdf5Images`, by the data sets in the file.
-
-    Raises:
-        UserError: the file is damaged, or its data sets are missing or do not agree.
-    """
+    """An `Hdf5Iq` or `Hdf5Images`, by the data sets in the file."""
     with opened(path) as file:
         found = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -173,11 +165,7 @@ class Hdf5Source(ClassSource):
         return about
 
     def read(self, indices):
-        """Rows as stored: float32 [n, ...], in the order of the indices.
-
-        Raises:
-            UserError: the file has changed, cannot be read, or values are not finite.
-        """
+        """Rows as stored: float32 [n, ...], in the order of the indices."""
         rows = np.empty((len(indices), *self.row_shape), np.float32)
         with opened(self.path) as file:
             data = file[self.data]

@@ -55,11 +55,7 @@ class ImageFiles(Source):
 
 
 def load_image(path, image_size, in_chans=1):
-    """An image file as model input: float32 [C, rows, columns].
-
-    Raises:
-        UserError: the file is unreadable, has another number of channels, or holds NaN or infinity.
-    """
+    """An image file as model input: float32 [C, rows, columns]."""
     values = _read(path)
     if len(values) != in_chans:
         raise UserError(f"{path}: expected {in_chans} channels like the first image; found {len(values)}")

@@ -56,9 +56,6 @@ class MathWorksFrames(Source):
         image_size: (frequency rows, time columns); None: the first frame's.
         test_fraction: share of the frame numbers to test on, where the protocol draws them.
         split_seed: draws those numbers.
-
-    Raises:
-        UserError: unknown protocol, a file is missing or damaged, or the folder lacks frames for the protocol.
     """
 
     task = "segmentation"
@@ -142,9 +139,6 @@ class MathWorksFrames(Source):
 
     def parts(self):
         """{"train": indices, "test": indices}, int64, by the protocol; with folders of parts, by folder, maybe with "val".
-
-        Raises:
-            UserError: there are too few frame numbers for both.
         """
         if self.divided:
             part_of = np.array([frame.part for frame in self.frames])

@@ -40,9 +40,6 @@ def find_frames(path):
     """The frames below a folder, sorted by part, then number, then NR, LTE, both.
 
     Frames have a part if some lie in `train` and all others in `val` or `test`. Each part numbers its own frames.
-
-    Raises:
-        UserError: no frames, a frame found twice, one without image or labels, or some in parts and some beside them.
     """
     found = {}
     for file in _files(path):

@@ -16,11 +16,7 @@ def variables(path):
 
 
 def shape(path, key):
-    """Shape of a variable, without reading its values.
-
-    Raises:
-        UserError: the file is damaged, of version 7.3, or lacks the variable.
-    """
+    """Shape of a variable, without reading its values."""
     with _reading(path):
         shapes = {name: size for name, size, _ in whosmat(path)}
     if key not in shapes:
@@ -29,7 +25,7 @@ def shape(path, key):
 
 
 def numbers(path, key):
-    """A variable: an array of real numbers; UserError as for `shape`, or if it holds something else."""
+    """A variable: an array of real numbers."""
     with _reading(path):
         values = loadmat(path, variable_names=[key]).get(key)
     if values is None:

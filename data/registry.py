@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.formats import has_image_suffix, is_spectrogram_set, refuse_formats
 from data.sampling import Concatenated
+from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
 from radio.recordings import by_path, find_recordings, is_recording_file
 from radio.spectrogram import PUBLISHED, Spectrogram
@@ -65,9 +66,6 @@ def find(paths):
     """Look at files and folders. A folder holds sets, else recordings, else images; what comes first counts.
 
     A folder with the sets `train` and `val`, as main_synthesize.py writes it, is one set that holds out the other.
-
-    Raises:
-        UserError: a path is missing, unreadable, or holds nothing to read.
     """
     found = Found([], [], [], [])
     for path in paths:
@@ -88,9 +86,9 @@ def find(paths):
         images = [file for file in files if file not in known and has_image_suffix(file)]
         if is_spectrogram_set(Path(path, "train")):
             held_out = Path(path, "val")
-            found.sets.append(open_set(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
+            found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
         elif sets:
-            found.sets += map(open_set, sets)
+            found.sets += map(SpectrogramSet, sets)
         elif recordings:
             found.recordings += by_path(recordings)
             if images:
@@ -100,13 +98,6 @@ def find(paths):
         else:
             raise UserError(f"--data_path {path}: expected {READ}; found none among {len(files)} files")
     return found
-
-
-def open_set(path, held_out=None):
-    """The `SpectrogramSet` of a folder."""
-    from data.spectrogram_set import SpectrogramSet
-
-    return SpectrogramSet(path, held_out)
 
 
 def scene_settings(preset, args):
@@ -138,9 +129,6 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         pretrained: front-end settings of the weights, or None.
         flags_decide: flags may differ from the weights; otherwise only sets and `--input_size` may.
         silent: do not warn.
-
-    Raises:
-        UserError: a parameter is out of range, or does not agree with a set.
     """
     if args.window_ms is not None and not 0 < args.window_ms < float("inf"):
         raise UserError(f"--window_ms: expected a positive number; found {args.window_ms}")
@@ -214,9 +202,6 @@ def open_source(found, front_end, args, seed=0, on_device=False):
     Args:
         args: of the parser with `add_data_arguments`; seed: of scenes.
         on_device: make scenes on the training device.
-
-    Raises:
-        UserError: the paths mix images with other data, or cannot be opened.
     """
     if found.images and (found.sets or found.recordings or found.presets):
         raise UserError("--data_path: expected images alone, or recordings, spectrogram sets and scenes; found both")

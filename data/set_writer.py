@@ -42,10 +42,6 @@ def spectrogram_set_writer(
     Args:
         masks, labels: whether each spectrogram has a mask or a label; both need `class_names`.
         resume_key: dict of plain values that decide the samples. Equal keys must mean equal samples.
-
-    Raises:
-        UserError: the path exists or cannot be written, the disk is full, another process is writing the set, or the
-            unfinished set was made with other arguments.
     """
     path = Path(path)
     if count < 1 or ((masks or labels) and not class_names):

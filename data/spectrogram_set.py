@@ -1,5 +1,6 @@
 """The spectrogram set: a folder of float16 spectrograms, and optionally masks (a class for each cell) and labels."""
 
+import functools
 import json
 import math
 import operator
@@ -29,9 +30,6 @@ class SpectrogramSet(Source):
 
     Args:
         held_out: folder of the set that `split` holds out, or None.
-
-    Raises:
-        UserError: a part is missing, or does not agree with `set.json`.
     """
 
     def __init__(self, path, held_out=None):
@@ -53,10 +51,9 @@ class SpectrogramSet(Source):
         if not self.shape[0] or self.shape[2:] != image_size:
             raise UserError(f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}")
         if self.labels is not None:
-            _check_classes(self.path / LABELS, self.labels.read(0, len(self)), self.class_names)
+            _check_classes(self.path / LABELS, np.load(self.path / LABELS), self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
-        self._metadata = None
         self.held_out = None if held_out is None else SpectrogramSet(held_out)
         if self.held_out:
             for key in ("front_end", "class_names"):
@@ -64,21 +61,18 @@ class SpectrogramSet(Source):
                 if ours != theirs:
                     raise UserError(f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}")
 
-    @property
+    @functools.cached_property
     def metadata(self):
         """A dict for each spectrogram."""
-        if self._metadata is None:
-            try:
-                lines = (self.path / METADATA).read_bytes().splitlines()
-            except OSError as error:
-                raise UserError(f"{self.path / METADATA}: expected a line a spectrogram; {error}") from error
-            found = whole_lines(lines)
-            if not len(self) == len(found) == len(lines):
-                raise UserError(
-                    f"{self.path / METADATA}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole"
-                )
-            self._metadata = found
-        return self._metadata
+        path = self.path / METADATA
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise UserError(f"{path}: expected a line a spectrogram; {error}") from error
+        found = whole_lines(lines)
+        if not len(self) == len(found) == len(lines):
+            raise UserError(f"{path}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole")
+        return found
 
     def __len__(self):
         return self.shape[0]
@@ -180,11 +174,7 @@ class ArrayFile:
 
     def read(self, start, count):
         """Parts `start` to `start + count`: [count, ...]."""
-        if not 0 <= start <= start + count <= len(self):
-            raise IndexError(f"{self.path}: {start=} {count=} is outside of {len(self)}")
-        parts = np.empty((count, *self.shape[1:]), self.dtype)
-        self._fill([(self.first_byte + start * self.part_bytes, 0)], parts[None], lambda _: start)
-        return parts
+        return self.read_many(range(start, start + count))
 
     def read_many(self, indices):
         """Parts by index: [n, ...]. They are read in the order of the file, neighbours together."""
@@ -192,27 +182,23 @@ class ArrayFile:
             raise IndexError(f"{self.path}: {min(indices)} to {max(indices)} is outside of {len(self)}")
         parts = np.empty((len(indices), *self.shape[1:]), self.dtype)
         pieces = [(self.first_byte + index * self.part_bytes, place) for place, index in enumerate(indices)]
-        self._fill(pieces, parts, lambda place: indices[place])
-        return parts
-
-    def _fill(self, pieces, rows, sample_of):
         try:
-            short = read_pieces(self._file, pieces, rows)
+            short = read_pieces(self._file, pieces, parts)
         except OSError as error:
-            raise UserError(f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}") from error
+            raise UserError(
+                f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}"
+            ) from error
         # After reading, to notice a file that was cut meanwhile.
         check_size(self.path, self.first_byte + len(self) * self.part_bytes)
         if short:
-            row, found = short
-            raise UserError(f"{self.path}: expected {rows[0].nbytes} bytes of sample {sample_of(row)}; found {found}")
+            place, found = short
+            sample = f"sample {indices[place]}"
+            raise UserError(f"{self.path}: expected {self.part_bytes} bytes of {sample}; found {found}")
+        return parts
 
 
 def open_npy(path, shape, dtype):
-    """The `ArrayFile` of a path.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another shape or dtype.
-    """
+    """The `ArrayFile` of a path."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.shape != shape or array.dtype != dtype:

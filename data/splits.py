@@ -49,11 +49,7 @@ class Splits:
 
 
 def load_splits(path, source):
-    """The `Splits` that `Splits.save` wrote for the same samples, in any order.
-
-    Raises:
-        UserError: the file is missing, damaged, or of other samples.
-    """
+    """The `Splits` that `Splits.save` wrote for the same samples, in any order."""
     try:
         content = json.loads(Path(path).read_text())
         found, seed, sha256, listed = (content[key] for key in ("format", "seed", "sha256", "parts"))
@@ -93,9 +89,6 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
         val_fraction, test_fraction: shares to draw; unused for parts that are not drawn.
         split_by: name of a column of `source.groups`; overrides published parts.
         test_groups: values in that column, as text.
-
-    Raises:
-        UserError: no such column or group, a part would be empty, or training would lack a class.
     """
     labels, groups = classes_of(source), getattr(source, "groups", {})
     whole = groups.get(RECORDING)
@@ -164,9 +157,6 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
 
     Returns:
         int64, sorted.
-
-    Raises:
-        UserError: a number is out of range, both are given, or a class has fewer samples than `per_class`.
     """
     fraction = 1 if fraction is None else fraction
     if not 0 < fraction <= 1:

@@ -54,9 +54,6 @@ class SyntheticScenes(Source):
         maker: a `SceneMaker`; count: scenes in an epoch.
         on_device: make scenes on the training device, instead of in the loader's workers.
         kind: of the scenes; only training scenes differ between epochs.
-
-    Raises:
-        UserError: a scene is shorter than an FFT.
     """
 
     def __init__(self, maker, count, front_end, on_device=False, kind=TRAINING):
@@ -120,9 +117,6 @@ def scene_mask(scene, front_end):
 
 def scene_config(preset, window_ms=None, settings=()):
     """The `SceneConfig` of a preset, changed by `--window_ms`, if given, and then by the settings of `--set`.
-
-    Raises:
-        UserError: no such preset, or an invalid setting.
     """
     if preset not in PRESETS:
         raise UserError(f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}")

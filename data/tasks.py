@@ -96,10 +96,9 @@ def open_labelled(args, pretrained=None, on_device=False):
         args: of a parser with `registry.add_data_arguments` and `add_label_arguments`, `task` and `seed`.
         pretrained: front-end settings of the pretrained weights, or None.
         on_device: make scenes on the training device.
-
-    Raises:
-        UserError: the task does not take such data, or the data cannot be divided.
     """
+    if args.task != "segmentation" and len(args.data_path) != 1:
+        raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
     opened = TASKS[args.task](args, pretrained, on_device)
     source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
     needs = {
@@ -228,7 +227,7 @@ def _hdf5(path, args, pretrained):
 
 
 def _sensing(args, pretrained, on_device):
-    [path] = _one_path(args)
+    [path] = args.data_path
     size = _image_size(args, pretrained)
     if path == registry.SYNTHETIC:
         sources = {name: SyntheticCsi(count, args.seed, KINDS[name], size) for name, count in _counts(args, 6).items()}
@@ -244,7 +243,7 @@ def _sensing(args, pretrained, on_device):
 
 
 def _classification(args, pretrained, on_device):
-    [path] = _one_path(args)
+    [path] = args.data_path
     if is_spectrogram_set(path) or is_spectrogram_set(Path(path, "train")):
         found = registry.find([path])
         return _set(found.sets[0], path, registry.front_end_for(found, args, pretrained), "labels")
@@ -258,12 +257,6 @@ def _classification(args, pretrained, on_device):
         return _images(source, "images")
     registry.compare(front_end.settings(), pretrained)
     return Labelled(source, source.class_names, front_end, front_end.settings())
-
-
-def _one_path(args):
-    if len(args.data_path) != 1:
-        raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
-    return args.data_path
 
 
 TASKS = {"segmentation": _segmentation, "sensing": _sensing, "classification": _classification}

@@ -29,11 +29,7 @@ class RecordingWindows(Source):
 
     @classmethod
     def from_recordings(cls, recordings, front_end):
-        """All windows of the recordings. Recordings shorter than a window are skipped with a warning.
-
-        Raises:
-            UserError: no recording holds a window, or an FFT is longer than a window.
-        """
+        """All windows of the recordings. Recordings shorter than a window are skipped with a warning."""
         spans, short = [], []
         for recording in recordings:
             window = front_end.num_samples(recording.sample_rate_hz)
@@ -78,11 +74,7 @@ class RecordingWindows(Source):
         return IQ, recording.read(start, count)
 
     def load_many(self, indices, rng_of, epoch):
-        """IQ in its stored type. Each file is opened once and read from beginning to end.
-
-        Raises:
-            UserError: a file was deleted or truncated since, or samples are not finite.
-        """
+        """IQ in its stored type. Each file is opened once and read from beginning to end."""
         windows = [self.window(index, rng_of(place)) for place, index in enumerate(indices)]
         groups = {}
         for place, (recording, _, count) in enumerate(windows):
