@@ -1,4 +1,4 @@
-"""Make labelled scenes of 5G NR and LTE carriers among other signals: spectrogram sets with masks, SigMF recordings.
+"""Make labelled scenes of 5G NR, LTE and other signals: spectrogram sets with masks, and SigMF recordings.
 
     # training, validation and test sets, drawn from the preset `wild`
     python main_synthesize.py --output scenes --train 8000 --val 1000 --test 1000
@@ -11,8 +11,8 @@
     python main_synthesize.py --output air --iq only --train 10 --val 0 --test 0 \\
         --set sample_rates_hz=20e6 lte_tdd=1 nr_tdd=1
 
-The same command resumes a stopped run; with --iq, it adds recordings to existing sets. Scene i of a set depends on the
-seed and i alone.
+The same command resumes a stopped run; with --iq, it adds recordings to existing sets. Scene i of a set
+depends on the seed and i alone.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from data import registry
 from data.formats import is_spectrogram_set
 from data.set_writer import differences, spectrogram_set_writer, writing
 from data.spectrogram_set import SpectrogramSet
-from data.synthetic import KINDS, SceneMaker, one_thread, scene_config, scene_mask
+from data.synthetic import KINDS, SceneMaker, one_thread, scene_config, scene_mask, scene_metadata
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
@@ -47,14 +47,15 @@ SHEET = "contact_sheet.png"
 SHEET_SCENES = 12
 SHOWN_CHANGES = 4
 
-# Datatypes of recordings, by the bits of the scene's receiver: SigMF's name, numpy's, full scale. 0 bits: no quantisation.
-DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: ("ci16_le", "<i2", 2**15), 16: ("ci16_le", "<i2", 2**15)}
+# Of recordings, by the bits of the scene's receiver (0: no quantisation): SigMF's name, numpy's, full scale.
+CI16 = ("ci16_le", "<i2", 2**15)
+DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: CI16, 16: CI16}
 
 
 def get_args_parser():
     parser = Parser("Make labelled scenes of 5G NR and LTE.")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="writes the sets FOLDER/train, val and test")
-    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="ranges that scenes are drawn from")
+    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="ranges to draw scenes from")
     registry.add_scene_arguments(parser)
     registry.add_front_end_arguments(parser)
     parser.add_argument("--train", type=int, default=8000, metavar="N", help="scenes to train on")
@@ -71,7 +72,7 @@ def get_args_parser():
 class Scenes(Dataset):
     """Some scenes of a split, made in workers, which also write the recordings.
 
-    An item is (float32 [1, F, T] in dB, dict of metadata, uint8 mask [F, T]), or None for a scene that the set has.
+    An item is (float32 [1, F, T] in dB, metadata, uint8 mask [F, T]), or None for a scene that the set has.
 
     Args:
         numbers: of the scenes; first: number of the first scene that the set lacks.
@@ -94,11 +95,13 @@ class Scenes(Dataset):
         if number < self.first:
             return None
         metadata = {
-            "name": f"scene {number}", "path": self.split, "start_s": 0.0, "sample_rate_hz": scene.sample_rate_hz,
-            "num_samples": scene.num_samples, "center_freq_hz": scene.center_freq_hz,
-            "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()], "scene": scene.parameters(),
-        }  # fmt: skip
-        # Tensors go through shared memory. Arrays go through a pipe, which an orphaned worker would wait to empty.
+            "name": f"scene {number}",
+            "path": self.split,
+            **scene_metadata(scene),
+            "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()],
+            "scene": scene.parameters(),
+        }
+        # Tensors go through shared memory. An orphaned worker would block on the pipe that arrays go through.
         return self.front_end.decibels(iq[None])[0], metadata, torch.from_numpy(scene_mask(scene, self.front_end))
 
 
@@ -123,19 +126,19 @@ def write_recording(path, iq, scene):
     )
     metadata.add_capture(0, metadata={"core:frequency": scene.center_freq_hz})
     for carrier in scene.carriers():
-        at_rf = dataclasses.replace(carrier, freq_lower_hz=carrier.freq_lower_hz + scene.center_freq_hz,
-                                    freq_upper_hz=carrier.freq_upper_hz + scene.center_freq_hz)  # fmt: skip
-        annotation = to_annotation(at_rf, scene.sample_rate_hz, num_samples=scene.num_samples)
+        annotation = to_annotation(carrier, scene.sample_rate_hz, num_samples=scene.num_samples)
+        for edge in ("core:freq_lower_edge", "core:freq_upper_edge"):
+            annotation[edge] += scene.center_freq_hz
         start, length = annotation.pop("core:sample_start"), annotation.pop("core:sample_count")
         metadata.add_annotation(start, length, metadata=annotation)
     metadata.validate()
     data_path = path.with_suffix(".sigmf-data")
+    files = {data_path: values, path: f"{metadata.dumps(pretty=True)}\n".encode()}  # the metadata last
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(data_path) as temporary:
-            temporary.write_bytes(values)
-        with atomic_path(path) as temporary:
-            temporary.write_text(metadata.dumps(pretty=True) + "\n")
+        for file, content in files.items():
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(content)
     except OSError as error:
         data_path.unlink(missing_ok=True)
         raise UserError(f"{data_path}: expected room for {values.nbytes / 1e6:.3g} MB; {error}") from error

@@ -12,9 +12,10 @@
     python submitit_launch.py --gpus_per_node 0 --processes_per_node 2 --cpus_per_process 16 main_pretrain.py ...
     python submitit_launch.py --executor local --gpus_per_node 2 main_pretrain.py --data_path recordings/
 
-Needs `pip install submitit`. Each node runs torchrun. On SIGTERM, SIGUSR1 or submitit's SIGUSR2 (two minutes before the time
-limit), the trainers save at their next step. The job is then requeued, unless it was cancelled, and resumes at its next
-start (--resume auto). A job whose trainer fails is not requeued. Paths are relative to the current folder.
+Needs `pip install submitit`. Each node runs torchrun. On SIGTERM, SIGUSR1 or submitit's SIGUSR2 (two minutes
+before the time limit), the trainers save at their next step. The job is then requeued, unless it was
+cancelled, and resumes at its next start (--resume auto). A job whose trainer fails is not requeued. Paths are
+relative to the current folder.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def check_trainer(script, flags):
 
 
 class Run:
-    """Submitit's callable for each node: runs torchrun with the trainer, which saves when the job is stopped."""
+    """Submitit's callable for each node: torchrun with the trainer, which saves when the job is stopped."""
 
     def __init__(self, script, flags, nodes, processes, max_restarts):
         self.command = [str(ROOT / script), *flags]
@@ -134,8 +135,8 @@ class Run:
             signal.signal(number, lambda number, _frame: received.append(signal.Signals(number)))
 
         def prepare():
-            # Some clusters signal every process of a job. torchrun must hear one signal only, from here: a second one
-            # would end its wait for the trainers. torchrun ends with this process.
+            # Some clusters signal every process of a job. torchrun must hear one signal only, from here: a
+            # second one would end its wait for the trainers. torchrun ends with this process.
             for number in (signal.SIGUSR1, user_signal):
                 signal.signal(number, signal.SIG_IGN)
             end_with_parent()
@@ -148,7 +149,7 @@ class Run:
             process.terminate()  # does nothing if torchrun has ended
         status = process.wait()
 
-        # torchrun exits with 1 after a failure and after a stop; its error file holds the status of a failed trainer.
+        # torchrun exits with 1 after a failure and after a stop; its error file has a trainer's status.
         failed, message = read_failure(error_file)
         if status == 0:
             return
@@ -169,7 +170,7 @@ class Run:
 
 
 def read_failure(path):
-    """(exit status, message) of the first failed process, from torchrun's error file; (None, None) without a file."""
+    """(exit status, message) of the first failed process, from torchrun's error file, or (None, None)."""
     try:
         found = json.loads(path.read_text())["message"]
         return found["errorCode"], found["message"].partition(": ")[2]
@@ -180,8 +181,8 @@ def read_failure(path):
 def queue_state(job):
     """Slurm's state of a job that received SIGTERM.
 
-    A "RUNNING" job is about to be pre-empted, and is lost if it ends without requeueing. Slurm itself has cancelled or
-    requeues a job in any other state.
+    A "RUNNING" job is about to be pre-empted, and is lost if it ends without requeueing. Slurm itself has
+    cancelled or requeues a job in any other state.
     """
     if job.cluster != "slurm":
         return "cancelled"

@@ -13,8 +13,8 @@ from util.errors import UserError, warn
 class TiledRecordings(RecordingWindows):
     """Windows of recordings, always side by side. A recording shorter than a window is one short window.
 
-    A short window keeps its duration: its image has the same columns, each of less time. Samples after the last
-    whole window are not used. `groups["recording"]` is the file's path below the folder common to all.
+    A short window keeps its duration: its image has the same columns, each of less time. Samples after the
+    last whole window are not used. `groups["recording"]` is the file's path below the folder common to all.
     `number` gives each window's place in `recordings`, int64 [N].
 
     Args:
@@ -58,8 +58,8 @@ class TiledRecordings(RecordingWindows):
 class AnnotatedWindows(TiledRecordings):
     """Windows as above, each with a mask: annotations whose labels are classes, painted in the file's order.
 
-    Cells without an annotation have class 0, the background, as does a recording without annotations. Annotations
-    with other labels, without frequency edges or outside of the band are left out, with one warning.
+    Cells without an annotation have class 0, the background. Annotations with other labels, without frequency
+    edges or outside of the band are left out, with one warning.
 
     Args:
         classes: names by class id; class 0 is the background.

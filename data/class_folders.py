@@ -18,18 +18,18 @@ from util.files import walk
 RECORDINGS = "recordings"
 KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy spectrograms"} | dict.fromkeys(PICTURES, "PNG or JPEG")
 
-# What follows the class in a file's name: a number that stands alone and all after it, or the digits at the end.
+# What follows the class in a file's name: a number that stands alone and all after it, or the last digits.
 AFTER_LABEL = re.compile(r"[ _-]+\(?\d+\)?(?![A-Za-z0-9]).*|[ _.-]*\d+$")
 
 
 class ClassFolders(ClassSource):
     """Reads `path/{class}/**`, or `path/{train,val,test}/{class}/**`, where `val` or `test` may be missing.
 
-    Without class folders, images are named by their class (see `class_of_name`), and the classes found are printed.
+    Without class folders, images are named by their class (see `class_of_name`), and the classes are printed.
 
-    All samples are of one kind: recordings, whose windows all have the class (see `data.annotated.TiledRecordings`),
-    or PNG, JPEG, TIFF or .npy images (see `data.images.ImageFiles`). Classes are sorted by name. Opening reads
-    metadata and headers only.
+    All samples are of one kind: recordings, whose windows all have the class (see
+    `data.annotated.TiledRecordings`), or PNG, JPEG, TIFF or .npy images (see `data.images.ImageFiles`).
+    Classes are sorted by name. Opening reads metadata and headers only.
 
     Args:
         front_end: of the windows; images get its image size.
@@ -152,9 +152,9 @@ def _holds_images_alone(folder):
 
 
 def class_of_name(stem):
-    """The class at the start of a file's name: all before the first number that stands alone, or before the last digits.
+    """The class in a file's name: all before the first number that stands alone, or before the last digits.
 
-    AM_001, bluetooth-12, wifi3, LTE_NR_12, 802.11ax_3, QAM16-7_b: AM, bluetooth, wifi, LTE_NR, 802.11ax, QAM16.
+    AM_001, bluetooth-12, wifi3, LTE_NR_12, QAM16-7_b: AM, bluetooth, wifi, LTE_NR, QAM16.
     """
     return AFTER_LABEL.sub("", stem)
 

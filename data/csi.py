@@ -1,4 +1,4 @@
-"""Wi-Fi channel state information (CSI) with classes: NTU-Fi HAR, `.npz` files, and scenes of `radio.scenes.csi_room`.
+"""Wi-Fi channel state information (CSI) with classes: NTU-Fi HAR, `.npz` files, and synthetic scenes.
 
 An image has an antenna in each channel, subcarriers as rows (lowest first) and packets as columns.
 """
@@ -28,7 +28,7 @@ CONSTANT_STD = 1e-6
 class CsiSource(ClassSource):
     """The base of the sources below. Samples are standardised with statistics that `fit` takes.
 
-    A subclass has `_values(index)`: float32 [C, F, T] before standardisation, of any T. `owner` names its data.
+    A subclass has `_values(index)`: float32 [C, F, T] before standardisation, of any T; `owner` names it.
     """
 
     owner = "CSI"
@@ -87,14 +87,14 @@ class CsiSource(ClassSource):
 
 
 class NtuFiHar(CsiSource):
-    """NTU-Fi HAR as SenseFi publishes it: amplitudes in dB of 3 antennas × 114 subcarriers, 2000 packets in 5 s.
+    """NTU-Fi HAR as SenseFi publishes it: dB of 3 antennas × 114 subcarriers, 2000 packets in 5 s.
 
-    Reads `train_amp/<class>/*.mat` and `test_amp/<class>/*.mat` (also `train`, `test`), one folder of class folders,
-    or files that are named by their class (`box12.mat`). A `.mat` has `CSIamp`, 342 × 2000. As in SenseFi, every
-    fourth packet is taken. Files are read when they are loaded: 1 ms each, 17 ms if compressed.
+    Reads `train_amp/<class>/*.mat` and `test_amp/<class>/*.mat` (also `train`, `test`), one folder of class
+    folders, or files that are named by their class (`box12.mat`). A `.mat` has `CSIamp`, 342 × 2000. As in
+    SenseFi, every fourth packet is taken. Reading a file takes 1 ms, 17 ms if compressed.
 
-    Mean and standard deviation are over all antennas and subcarriers of the training samples. SenseFi's loader
-    uses 42.32 and 4.98 for its training part.
+    Mean and standard deviation are over all antennas and subcarriers of the training samples. SenseFi's
+    loader uses 42.32 and 4.98 for its training part.
     """
 
     KEY = "CSIamp"
@@ -183,9 +183,9 @@ class CsiFile(CsiSource):
     - `length` [N]: valid packets of a sample; the others are padding;
     - any other one-dimensional array of N: a column of `groups`.
 
-    Each sample is divided by its root mean square, because automatic gain differs from day to day. Each subcarrier
-    of each antenna is standardised on its own: an ESP32's filters double the amplitude of the middle subcarriers.
-    A sample keeps its own mean per subcarrier, which says where things are.
+    Each sample is divided by its root mean square, because automatic gain differs from day to day. Each
+    subcarrier of each antenna is standardised on its own: an ESP32's filters double the amplitude of the
+    middle subcarriers. A sample keeps its own mean per subcarrier, which says where things are.
     """
 
     _pooled_axes = (2,)
@@ -266,11 +266,11 @@ def _read_npz(path):
 
 
 class SyntheticCsi(CsiSource):
-    """A moving person by the ray model of `radio.scenes.csi_room`: each sample has another room, person and receiver.
+    """A moving person by the ray model of `radio.scenes.csi_room`; the room and receiver change as well.
 
     As in NTU-Fi HAR: 3 antennas, 114 subcarriers of 40 MHz, 500 packets in 5 s, six classes, amplitude in dB.
-    At 100 packets/s, Doppler shifts beyond 50 Hz (running, at 5 GHz) alias, as in that data. A sample depends on
-    (seed, kind, index) alone, in every epoch. Classes take turns.
+    At 100 packets/s, Doppler shifts beyond 50 Hz (running, at 5 GHz) alias, as in that data. A sample depends
+    on (seed, kind, index) alone, in every epoch. Classes take turns.
 
     Args:
         kind: an integer that tells sets of one seed apart (training, held out, ...).

@@ -22,7 +22,7 @@ SUFFIXES = (".h5", ".hdf5", ".mat", ".dat", *PICKLE_SUFFIXES)
 
 HDF5, MATLAB, PICKLED = "HDF5", "MATLAB 7.3 (HDF5)", "a pickle"
 
-# Converts the dict (modulation, SNR) -> [n, 2, samples] of RadioML 2016.10A to the layout of RadioML 2018.01A.
+# Converts RadioML 2016.10A, a dict (modulation, SNR) -> [n, 2, samples], to the layout of RadioML 2018.01A.
 CONVERT = (
     "import sys, json, pickle, h5py, numpy as np; d = pickle.load(open(sys.argv[1], 'rb'), encoding='latin1'); "
     "keys = sorted(d); names = sorted({name for name, _ in keys}); f = h5py.File(sys.argv[2], 'w'); "

@@ -1,6 +1,6 @@
 """HDF4 raster images of 8 bits (RIS8), read without the HDF library. All values are big endian.
 
-Source: The HDF Group, "HDF Specification and Developer's Guide" (HDF 4.2): the data descriptor block and the tags below.
+Source: The HDF Group, "HDF Specification and Developer's Guide" (HDF 4.2): data descriptor block, tags.
 """
 
 import struct
@@ -111,7 +111,7 @@ def _bytes(data, offset, length):
 
 
 def _expanded(data):
-    """Decode run lengths: a count n < 128 and n bytes to copy, or a count n and one byte to repeat n - 128 times."""
+    """Decode run lengths: a count n < 128 and n bytes to copy, or n and one byte to repeat n - 128 times."""
     pixels, position = bytearray(), 0
     while position < len(data):
         count = data[position]

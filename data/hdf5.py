@@ -1,12 +1,12 @@
 """Labelled data in an HDF5 file: RadioML 2018.01A, and the caches that WavesFM's preprocessing writes.
 
-- RadioML: `X` [N, samples, 2], I and Q; `Y` [N, classes], one-hot; `Z` [N, 1], SNR in dB. The file has 2.5 million rows.
+- RadioML: `X` [N, samples, 2], I and Q; `Y` [N, classes], one-hot; `Z` [N, 1], SNR in dB. N is 2.5 million.
 - WavesFM, images: `image` or `csi` [N, C, rows, columns], already normalized; `label` [N].
 - WavesFM, IQ: `sample`, in later versions `iq`, [N, 2, antennas, samples]; `label` [N].
 
-A data set `snr` [N] gives the SNR, `source_file` [N] the recording of a row. The file's attribute `labels` names the
-classes: a JSON list. Rows are read when they are loaded. Each batch opens and closes the file: forked workers share no
-handle, and pickles hold none.
+A data set `snr` [N] gives the SNR, `source_file` [N] the recording of a row. The file's attribute `labels`
+names the classes: a JSON list. Rows are read when they are loaded. Each batch opens and closes the file:
+forked workers share no handle, and pickles hold none.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LAYOUTS = (RADIOML, *((name, "label") for name in IMAGES + SAMPLES))
 
 # The order of the columns of `Y`. The order of classes.txt, which came with the data, is wrong.
 RADIOML_CLASSES = tuple(
-    "OOK 4ASK 8ASK BPSK QPSK 8PSK 16PSK 32PSK 16APSK 32APSK 64APSK 128APSK 16QAM 32QAM 64QAM 128QAM 256QAM "
+    "OOK 4ASK 8ASK BPSK QPSK 8PSK 16PSK 32PSK 16APSK 32APSK 64APSK 128APSK 16QAM 32QAM 64QAM 128QAM 256QAM "  # noqa: SIM905
     "AM-SSB-WC AM-SSB-SC AM-DSB-WC AM-DSB-SC FM GMSK OQPSK".split()
 )
 
@@ -205,7 +205,7 @@ class Hdf5Iq(Hdf5Source):
         return 8 * self.antennas * self.num_samples
 
     def load(self, index, rng, epoch=0):
-        """(IQ, complex64 [samples]); with several antennas, (`antenna_decibels`, float32 [antennas, samples, 2])."""
+        """(IQ, complex64 [samples]), or (`antenna_decibels`, float32 [antennas, samples, 2])."""
         [(kind, rows, _)] = self.load_many([index], None, epoch)
         return kind, rows[0].view(np.complex64)[:, 0] if kind == IQ else rows[0]
 
@@ -228,7 +228,7 @@ def antenna_decibels(values, front_end, device):
 
 
 class Hdf5Images(Hdf5Source):
-    """Images, already normalized. They are resized to `image_size` (bicubic, antialiased), which the caller sets."""
+    """Images, already normalized. They are resized (bicubic, antialiased) to `image_size`, to be set."""
 
     SHAPES = ("[N, C, rows, columns]",)
 

@@ -14,8 +14,8 @@ from radio.spectrogram import Spectrogram
 from util.errors import UserError
 from util.files import not_read
 
-# The published recipe for TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about [0, 1] over
-# the range of its data, then standardised by its training set.
+# The published recipe for TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about
+# [0, 1] over the range of its data, then standardised by its training set.
 TIFF_FLOOR = 1e-12
 TIFF_MIN_DB = -120.0
 TIFF_RANGE_DB = 119.5

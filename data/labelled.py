@@ -41,8 +41,8 @@ class ClassSource(Source):
 class Part:
     """Some samples of a labelled source: training, validation or test.
 
-    Besides the methods of `data.sampling.Source`, a labelled source has `class_names` and `target(index, epoch)`:
-    class ids, uint8 [F, T], for segmentation; an int for classification.
+    A labelled source is a `data.sampling.Source` with `class_names` and `target(index, epoch)`: class ids,
+    uint8 [F, T], for segmentation; an int for classification.
     """
 
     source: object
@@ -60,7 +60,7 @@ class Part:
 
 
 class LabelledSamples(Dataset):
-    """A part's samples with their targets, indexed by (epoch, number in the part), as `EpochBatches` yields them.
+    """A part's samples with their targets, indexed by (epoch, number in the part).
 
     Args:
         fresh: pass the epoch to the source, so that a source of synthetic samples makes new ones.
@@ -126,10 +126,10 @@ def shift_and_flip(images, masks, numbers, shift=True, flip=True):
 
 
 def mix(images, targets, mixup, seed, epoch, first):
-    """timm's Mixup or CutMix of pairs, decided by (seed, epoch, place of the pair's first sample in the epoch).
+    """timm's Mixup or CutMix of pairs, decided by (seed, epoch, place of the pair in the epoch).
 
-    Image 0 is mixed with image 1, image 2 with image 3, and so on. Batches of even sizes are thus mixed alike for
-    any batch size. The last of an odd number of images stays as it is.
+    Image 0 is mixed with image 1, image 2 with image 3, and so on. Batches of even sizes are thus mixed alike
+    for any batch size. The last of an odd number of images stays as it is.
 
     Args:
         images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`;
@@ -153,9 +153,9 @@ def mix(images, targets, mixup, seed, epoch, first):
 def class_weights(part, num_classes, kind):
     """Weights of the classes in the loss: float32 [classes], or None.
 
-    "median_frequency": the median of all class frequencies, divided by the class's own. A class frequency is the
-    class's share of the cells in samples that contain it (Eigen and Fergus, arXiv 1411.4734). A class without
-    training samples gets 0.
+    "median_frequency": the median of all class frequencies, divided by the class's own. A class frequency is
+    the class's share of the cells in samples that contain it (Eigen and Fergus, arXiv 1411.4734). A class
+    without training samples gets 0.
     """
     if kind == "none":
         return None

@@ -2,20 +2,21 @@
 
 Two layouts, recognised by file names, at any depth of a folder:
 
-- as published: `{NR|LTE|LTE_NR}_frame_{i}` with .png (the spectrogram, RGB through the colour map parula), .hdf (the
-  labels, an HDF4 raster image) and, in most editions, .mat (`params`);
+- as published: `{NR|LTE|LTE_NR}_frame_{i}` with .png (the spectrogram, RGB through the colour map parula),
+  .hdf (the labels, an HDF4 raster image) and, in most editions, .mat (`params`);
 - re-saved: `LTE_NR_{spect|labels|metadata}_frame_{i}.mat` with the variables `rxSpectrogram` and `data`.
 
 Folders `train`, `val` and `test` may hold the parts, each with frame numbers of its own: MAE's radio fork has
-`train/LTE_NR/` and `val/LTE_NR/`. Without `test`, `val` is the test part, as in the fork; a share of `train` then
-validates, so that no epoch is chosen on test data.
+`train/LTE_NR/` and `val/LTE_NR/`. Without `test`, `val` is the test part, as in the fork; a share of `train`
+then validates, so that no epoch is chosen on test data.
 
-Frequency runs to the right and time upwards: the example transposes MATLAB's centred spectrogram [frequency, time] and
-flips it upside down. Column 0 is the lowest frequency, the last row the earliest time. Labels fill the same columns,
-over all rows. The time direction of re-saved spectrograms is not documented; they are read like the pictures.
+Frequency runs to the right and time upwards: the example transposes MATLAB's centred spectrogram [frequency,
+time] and flips it upside down. Column 0 is the lowest frequency, the last row the earliest time. Labels fill
+the same columns, over all rows. The time direction of re-saved spectrograms is not documented; they are read
+like the pictures.
 
-Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at other frequencies and through another
-channel and noise. Random splits therefore keep equal numbers together.
+Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at other frequencies and through
+another channel and noise. Random splits therefore keep equal numbers together.
 """
 
 import numpy as np
@@ -35,8 +36,8 @@ from util.errors import UserError
 # Class k of n is painted as floor(255 k / (n - 1)): 0, 127, 255 or 0, 85, 170, 255.
 EDITIONS = (("Noise", "NR", "LTE"), ("Noise", "NR", "LTE", "Unknown"))
 
-# Luma of Recommendation ITU-R BT.601. It rises along parula, except about 40 % of the way up: there it falls by 3 levels
-# of 255, and a tenth of the colours share their luma with another.
+# Luma of Recommendation ITU-R BT.601. It rises along parula, except about 40 % of the way up: there it falls
+# by 3 levels of 255, and a tenth of the colours share their luma with another.
 LUMA = np.float32([0.299, 0.587, 0.114])
 
 SINGLE_TO_COMBINED, COMBINED_ONLY, MIXED = PROTOCOLS = ("single_to_combined", "combined", "mixed")
@@ -45,14 +46,15 @@ SINGLE_TO_COMBINED, COMBINED_ONLY, MIXED = PROTOCOLS = ("single_to_combined", "c
 class MathWorksFrames(Source):
     """Labelled frames, sorted by number.
 
-    An image is the picture's luma as [frequency, time], lowest frequency first, resized with a triangular antialiasing
-    filter, with zero mean and unit variance. Labels are resized by nearest neighbour.
+    An image is the picture's luma as [frequency, time], lowest frequency first, resized with a triangular
+    antialiasing filter, with zero mean and unit variance. Labels are resized by nearest neighbour.
 
     Args:
         path: folder of the frames.
-        protocol: "single_to_combined" trains on frames of one technology and tests on frames of both (which hold the
-            same waveforms, see above); "combined" trains and tests on frames of both; "mixed" has all kinds on both
-            sides. Frames in folders of parts keep their part, and need "combined" or "mixed".
+        protocol: "single_to_combined" trains on frames of one technology and tests on frames of both (which
+            hold the same waveforms, see above); "combined" trains and tests on frames of both; "mixed" has
+            all kinds on both sides. Frames in folders of parts keep their part, and need "combined" or
+            "mixed".
         image_size: (frequency rows, time columns); None: the first frame's.
         test_fraction: share of the frame numbers to test on, where the protocol draws them.
         split_seed: draws those numbers.
@@ -122,9 +124,10 @@ class MathWorksFrames(Source):
         return classes[0, 0].numpy()
 
     def describe(self, index, rng, epoch=0):
-        """`snr_db` is the file's, or None. It assumes a signal power of 0 dBW: the ratio in the picture differs.
+        """`snr_db` is the file's, or None. It assumes a signal power of 0 dBW: the picture's SNR differs.
 
-        `parameters` are the file's numbers and words under the file's names."""
+        `parameters` are the file's numbers and words under the file's names.
+        """
         frame = self.frames[index]
         if index not in self._parameters:
             self._parameters[index] = _read_parameters(frame.parameters) if frame.parameters else {}
@@ -138,8 +141,7 @@ class MathWorksFrames(Source):
         }
 
     def parts(self):
-        """{"train": indices, "test": indices}, int64, by the protocol; with folders of parts, by folder, maybe with "val".
-        """
+        """{"train", "test" and maybe "val": int64 indices}, by folders of parts or else by the protocol."""
         if self.divided:
             part_of = np.array([frame.part for frame in self.frames])
             parts = {name: np.flatnonzero(part_of == name) for name in PARTS if name in part_of}
@@ -191,7 +193,7 @@ def _read_image(frame):
         with reading(frame.image), Image.open(frame.image) as picture:
             values = np.asarray(picture.convert("RGB"))
     if values.ndim == 3 and values.shape[2] == 3:
-        # .mat arrays are in Fortran order; on some processors, a product over other strides sums in another order.
+        # .mat arrays are in Fortran order, in which some processors sum the product in another order.
         values = np.ascontiguousarray(values, np.float32) @ LUMA
     if values.ndim != 2:
         raise UserError(f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}")
@@ -223,7 +225,7 @@ def _read_labels(frame):
 
 
 def _read_parameters(path):
-    """Numbers and words of the struct `params`; without that struct, of the whole file (the re-saved metadata)."""
+    """Numbers and words of the struct `params`, or else of the whole file (the re-saved metadata)."""
     content = matlab.variables(path)
     params = np.asarray(content.get("params"))
     if params.dtype.names:

@@ -17,7 +17,7 @@ TECHNOLOGIES = ("NR", "LTE", COMBINED)
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame's files. `part` is None in a folder without parts, `parameters` in an edition without them."""
+    """One frame's files. `part` is None in a folder without parts, `parameters` in an edition without."""
 
     part: str | None
     technology: str
@@ -39,7 +39,7 @@ def holds_frames(path):
 def find_frames(path):
     """The frames below a folder, sorted by part, then number, then NR, LTE, both.
 
-    Frames have a part if some lie in `train` and all others in `val` or `test`. Each part numbers its own frames.
+    Frames have a part if some lie in `train`, all others in `val` or `test`. Each part has its own numbers.
     """
     found = {}
     for file in _files(path):

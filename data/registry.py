@@ -65,7 +65,7 @@ class Found:
 def find(paths):
     """Look at files and folders. A folder holds sets, else recordings, else images; what comes first counts.
 
-    A folder with the sets `train` and `val`, as main_synthesize.py writes it, is one set that holds out the other.
+    A folder with the sets `train` and `val`, as from main_synthesize.py, is `train`, which holds out `val`.
     """
     found = Found([], [], [], [])
     for path in paths:
@@ -120,7 +120,7 @@ def image_size(args):
 
 
 def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False):
-    """The front end: that of the sets that were found, else of the flags, the pretrained weights or the defaults.
+    """The front end: that of the sets found, else of the flags, the pretrained weights or the defaults.
 
     Warns about a front end other than that of the weights.
 

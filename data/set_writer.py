@@ -1,4 +1,4 @@
-"""Writes a spectrogram set. The set appears when it is complete, and a writer resumes the work of a killed one."""
+"""Writes a spectrogram set, which appears when it is complete. A writer resumes the work of a killed one."""
 
 import contextlib
 import json
@@ -36,8 +36,9 @@ def spectrogram_set_writer(
 ):
     """Write a set of `count` spectrograms: yields a `SetWriter`; call `add` until its `done` is `count`.
 
-    The folder appears under its name when it is complete and on disk. Without a resume key, a failure leaves nothing.
-    With one, finished samples stay in `.NAME.partial`, even if the process is killed, and the next writer resumes.
+    The folder appears under its name when it is complete and on disk. Without a resume key, a failure leaves
+    nothing. With one, finished samples stay in `.NAME.partial`, even if the process is killed, and the next
+    writer resumes.
 
     Args:
         masks, labels: whether each spectrogram has a mask or a label; both need `class_names`.
@@ -82,8 +83,8 @@ def spectrogram_set_writer(
 class SetWriter:
     """An unfinished set. `done` counts its samples, with those of an interrupted writer.
 
-    A sample's line of metadata is written after its arrays are on disk. The whole lines therefore count the samples
-    that a killed process or a power cut left.
+    A sample's line of metadata is written after its arrays are on disk. The whole lines therefore count the
+    samples that a killed process or a power cut left.
     """
 
     def __init__(self, path, folder, description):
@@ -93,7 +94,7 @@ class SetWriter:
         self._arrays = array_parts(self._description)
         self._files = {}  # name -> file descriptor
         self._first_byte = {}  # name of an array -> byte of its first sample
-        # (Byte of the next line, lines to write): one tuple, so that Ctrl-C comes before or after both change.
+        # (Byte of the next line, lines to write): one tuple, so that Ctrl-C cannot come between the changes.
         self._pending = (0, [])
         self._committed_s = time.monotonic()
         self._is_ours = False

@@ -1,4 +1,4 @@
-"""The spectrogram set: a folder of float16 spectrograms, and optionally masks (a class for each cell) and labels."""
+"""The spectrogram set: a folder of float16 spectrograms, with or without masks and labels."""
 
 import functools
 import json
@@ -25,8 +25,8 @@ METADATA = "metadata.jsonl"
 class SpectrogramSet(Source):
     """Reads a set. Values are dB relative to each spectrogram's mean, which is `level_db` of its metadata.
 
-    `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]. `masks`, uint8 [N, F, T], and `labels`, int64 [N], are
-    `ArrayFile`s of class ids, or None. Labels are checked when the set is opened, masks when they are read.
+    `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]. `masks`, uint8 [N, F, T], and `labels`,
+    int64 [N], are `ArrayFile`s or None. Labels are checked when the set is opened, masks when they are read.
 
     Args:
         held_out: folder of the set that `split` holds out, or None.
@@ -107,7 +107,7 @@ class SpectrogramSet(Source):
         return masks
 
     def split(self, fraction, seed):
-        """Hold out the set `held_out`, else whole recordings, else the last spectrograms of the only recording."""
+        """Hold out the set `held_out`, else whole recordings, else the end of the only recording."""
         if self.held_out:
             return self, self.held_out
         recordings = [line.get("path") for line in self.metadata]

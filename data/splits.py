@@ -1,8 +1,8 @@
 """Training, validation and test part of labelled data: drawn by a seed, and saved by the samples' names.
 
-A source may have `groups`, a dict of columns [N], where "recording" keeps samples together; `parts()`, the published
-parts {"train", "test" and maybe "val": indices} or None; and `labels`, or `target` for `task` "classification", the
-classes to stratify by.
+A source may have `groups`, a dict of columns [N], where "recording" keeps samples together; `parts()`, the
+published parts {"train", "test" and maybe "val": indices} or None; and `labels`, or `target` for `task`
+"classification", the classes to stratify by.
 """
 
 import hashlib
@@ -81,9 +81,9 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
     """Divide a source. Recordings stay whole if the source has them.
 
     The test part is the first of these that applies: the samples of `test_groups`; drawn groups of the column
-    `split_by`; the published part; a drawn share. The validation part is the published one, else a drawn share of the
-    rest: whole groups of the column if the share rounds to at least one group, else recordings or samples.
-    Draws are stratified by class: a class is in every part if it has at least one sample (or recording) for each.
+    `split_by`; the published part; a drawn share. The validation part is the published one, else a drawn
+    share of the rest: whole groups of the column if it rounds to at least one, else recordings or samples.
+    Draws are stratified: a class with as many samples (or recordings) as there are parts is in every part.
 
     Args:
         val_fraction, test_fraction: shares to draw; unused for parts that are not drawn.
@@ -150,7 +150,7 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
 
     Args:
         indices: int [n].
-        targets: class of each of `indices`, int [n], or None for masks. Each class keeps its share, at least one sample.
+        targets: class of each of `indices`, int [n], or None for masks. Each class keeps one sample or more.
         fraction: share to keep.
         per_class: samples of each class to keep, instead of `fraction`.
         class_names: for messages.
@@ -183,8 +183,8 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
 def sample_names(source):
     """A unique name for each sample, the same wherever the data lies.
 
-    The name in `describe`; where names repeat, the folder below the common one is added, then the start time, then a
-    number. A source that is slow to describe has `sample_name(index)`.
+    The name in `describe`; where names repeat, the folder below the common one is added, then the start time,
+    then a number. A source that is slow to describe has `sample_name(index)`.
     """
     name = getattr(source, "sample_name", None)
     about = [{"name": name(index)} if name else source.describe(index, None) for index in range(len(source))]

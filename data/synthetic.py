@@ -21,8 +21,8 @@ KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}  # of scenes, by pa
 class SceneMaker:
     """Scenes of one configuration and seed, by kind (see `KINDS`) and number.
 
-    As the kind of a sample, it makes the scene on the training device: called with int64 [n, 2] of (kind, number), the
-    front end and the device, it returns spectrograms in dB, float32 [n, 1, F, T].
+    As the kind of a sample, it makes the scene on the training device: called with int64 [n, 2] of (kind,
+    number), the front end and the device, it returns spectrograms in dB, float32 [n, 1, F, T].
     """
 
     config: SceneConfig
@@ -84,14 +84,8 @@ class SyntheticScenes(Source):
     def describe(self, index, rng, epoch=0):
         number = self.number(index, epoch)
         scene = self.maker.draw(self.kind, number)
-        return {
-            "name": f"scene {number} of seed {self.maker.seed}",
-            "start_s": 0.0,
-            "num_samples": scene.num_samples,
-            "sample_rate_hz": scene.sample_rate_hz,
-            "center_freq_hz": scene.center_freq_hz,
-            "scene": scene.parameters(),
-        }
+        name = f"scene {number} of seed {self.maker.seed}"
+        return {"name": name, **scene_metadata(scene), "scene": scene.parameters()}
 
     def split(self, fraction, seed):
         """Itself, and further scenes to hold out: `fraction` of its number."""
@@ -101,13 +95,22 @@ class SyntheticScenes(Source):
 
 @contextlib.contextmanager
 def one_thread():
-    """Compute on one thread, as a loader's worker does: more threads sum in another order, and the last bits differ."""
+    """Compute on one thread, like a worker: more threads sum in another order, to other last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def scene_metadata(scene):
+    return {
+        "start_s": 0.0,
+        "sample_rate_hz": scene.sample_rate_hz,
+        "num_samples": scene.num_samples,
+        "center_freq_hz": scene.center_freq_hz,
+    }
 
 
 def scene_mask(scene, front_end):

@@ -78,7 +78,7 @@ class Labelled:
         return "" if self.fresh else hashlib.sha256(json.dumps(self._names()).encode()).hexdigest()
 
     def fit(self, saved=None):
-        """Set the statistics of CSI sources: those saved in a checkpoint's settings, else the training part's."""
+        """Set the statistics of CSI sources: those `saved` in a checkpoint, else the training part's."""
         if not hasattr(self.source, "fit"):
             return
         if saved is None:
@@ -195,7 +195,7 @@ def _images(source, kind):
 def _hdf5(path, args, pretrained):
     """Rows of an HDF5 file. A row of IQ is a window, and goes through the front end.
 
-    The sample rate of rows is unknown: the front end of weights trained on milliseconds says nothing about their FFT.
+    The sample rate of rows is unknown, so a front end in milliseconds says nothing about their FFT.
     """
     source = open_hdf5(path)
     size = _image_size(args, pretrained)

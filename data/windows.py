@@ -99,7 +99,7 @@ class RecordingWindows(Source):
         }
 
     def split(self, fraction, seed):
-        """Hold out whole files, since their channels and stretches share the air; of one file, hold out the end."""
+        """Hold out whole files, whose channels and stretches share the air; of one file, hold out the end."""
         paths = [str(recording.path) for recording, _, _ in self.spans]
         if len(set(paths)) > 1:
             held_out = hold_out(paths, fraction, seed)
