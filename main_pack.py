@@ -3,7 +3,7 @@
     python main_pack.py --data_path recordings/ --output sets/recordings-16ms
     python main_pretrain.py --data_path sets/recordings-16ms ...
 
-The windows lie side by side; the front end is saved with the set and is that of every run on it.
+Windows lie side by side. The set keeps its front end, and every run on the set uses it.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""Make labelled scenes of 5G NR and LTE carriers among other signals: spectrogram sets with masks, and SigMF recordings.
+"""Make labelled scenes of 5G NR, LTE and other signals: spectrogram sets with masks, and SigMF recordings.
 
-    # sets to train, validate and test on, from the ranges of the preset `wild`
+    # training, validation and test sets, drawn from the preset `wild`
     python main_synthesize.py --output scenes --train 8000 --val 1000 --test 1000
     python main_pretrain.py --data_path scenes
 
@@ -11,8 +11,8 @@
     python main_synthesize.py --output air --iq only --train 10 --val 0 --test 0 \\
         --set sample_rates_hz=20e6 lte_tdd=1 nr_tdd=1
 
-A run that was stopped goes on when the same command is given again; with --iq, recordings are added to sets that are there.
-Scene i of a set depends on the seed and i alone.
+The same command resumes a stopped run; with --iq, it adds recordings to existing sets. Scene i of a set
+depends on the seed and i alone.
 """
 
 import contextlib
@@ -29,11 +29,10 @@ from tqdm import tqdm
 
 from data import registry
 from data.formats import is_spectrogram_set
-from data.set_writer import differences, spectrogram_set_writer
+from data.set_writer import differences, spectrogram_set_writer, writing
 from data.spectrogram_set import SpectrogramSet
-from data.synthetic import SceneMaker, one_thread, scene_config, scene_mask
+from data.synthetic import KINDS, SceneMaker, one_thread, scene_config, scene_mask, scene_metadata
 from radio.carriers import CLASS_NAMES, to_annotation
-from radio.rng import TEST, TRAINING, VALIDATION
 from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
 from util.checkpoint import remove_torn
@@ -43,41 +42,40 @@ from util.files import atomic_path, write_json
 from util.flags import Parser
 from util.plots import scene_sheet
 
-SPLITS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
 RUN_FILE = "synthesis.json"
 SHEET = "contact_sheet.png"
 SHEET_SCENES = 12
 SHOWN_CHANGES = 4
 
-# How samples are stored, by the bits of the scene's receiver: SigMF's name, numpy's, full scale; 0 bits: not quantised.
-DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: ("ci16_le", "<i2", 2**15), 16: ("ci16_le", "<i2", 2**15)}
+# Of recordings, by the bits of the scene's receiver (0: no quantisation): SigMF's name, numpy's, full scale.
+CI16 = ("ci16_le", "<i2", 2**15)
+DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: CI16, 16: CI16}
 
 
 def get_args_parser():
     parser = Parser("Make labelled scenes of 5G NR and LTE.")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="where the sets go: FOLDER/train, val and test")
-    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="what scenes are drawn from")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="writes the sets FOLDER/train, val and test")
+    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="ranges to draw scenes from")
     registry.add_scene_arguments(parser)
     registry.add_front_end_arguments(parser)
     parser.add_argument("--train", type=int, default=8000, metavar="N", help="scenes to train on")
     parser.add_argument("--val", type=int, default=1000, metavar="N", help="scenes to validate on")
     parser.add_argument("--test", type=int, default=1000, metavar="N", help="scenes to test on")
     parser.add_argument("--iq", nargs="?", const="too", choices=("too", "only"),
-                        help="write SigMF recordings to FOLDER/iq too, or only these")
+                        help="also write SigMF recordings to FOLDER/iq, or write only these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="processes; 0 works in this one")
+                        help="worker processes; 0: work in the main process")
     return parser
 
 
 class Scenes(Dataset):
-    """Some scenes of a split, each made in a worker, which also writes its recording, whole or not at all.
+    """Some scenes of a split, made in workers, which also write the recordings.
 
-    An item is (float32 [1, F, T] in dB, dict of metadata, uint8 mask [F, T]), or None for a scene that the set has.
+    An item is (float32 [1, F, T] in dB, metadata, uint8 mask [F, T]), or None for a scene that the set has.
 
     Args:
-        numbers: of the scenes.
-        first: number of the first scene that the set lacks.
+        numbers: of the scenes; first: number of the first scene that the set lacks.
         recordings: folder of recordings, or None.
     """
 
@@ -90,18 +88,20 @@ class Scenes(Dataset):
 
     def __getitem__(self, item):
         number = self.numbers[item]
-        scene = self.maker.draw(SPLITS[self.split], number)
+        scene = self.maker.draw(KINDS[self.split], number)
         iq = render(scene)
         if self.recordings and not recording_path(self.recordings, number).exists():
             write_recording(recording_path(self.recordings, number), iq, scene)
         if number < self.first:
             return None
         metadata = {
-            "name": f"scene {number}", "path": self.split, "start_s": 0.0, "sample_rate_hz": scene.sample_rate_hz,
-            "num_samples": scene.num_samples, "center_freq_hz": scene.center_freq_hz,
-            "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()], "scene": scene.parameters(),
-        }  # fmt: skip
-        # Tensors, as they come through shared memory: in a pipe, so much would hold up the end of a worker left alone.
+            "name": f"scene {number}",
+            "path": self.split,
+            **scene_metadata(scene),
+            "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()],
+            "scene": scene.parameters(),
+        }
+        # Tensors go through shared memory. An orphaned worker would block on the pipe that arrays go through.
         return self.front_end.decibels(iq[None])[0], metadata, torch.from_numpy(scene_mask(scene, self.front_end))
 
 
@@ -110,8 +110,8 @@ def recording_path(folder, number):
 
 
 def write_recording(path, iq, scene):
-    """A SigMF recording with an annotation for each carrier."""
-    from sigmf import SigMFFile  # sets alone do without it
+    """Write a SigMF recording with an annotation for each carrier, atomically."""
+    from sigmf import SigMFFile  # slow to import
 
     datatype, dtype, full_scale = DATATYPES[scene.receiver.bits]
     values = (torch.view_as_real(iq).numpy() * full_scale).astype(dtype)
@@ -126,44 +126,34 @@ def write_recording(path, iq, scene):
     )
     metadata.add_capture(0, metadata={"core:frequency": scene.center_freq_hz})
     for carrier in scene.carriers():
-        at_rf = dataclasses.replace(carrier, freq_lower_hz=carrier.freq_lower_hz + scene.center_freq_hz,
-                                    freq_upper_hz=carrier.freq_upper_hz + scene.center_freq_hz)  # fmt: skip
-        annotation = to_annotation(at_rf, scene.sample_rate_hz, num_samples=scene.num_samples)
+        annotation = to_annotation(carrier, scene.sample_rate_hz, num_samples=scene.num_samples)
+        for edge in ("core:freq_lower_edge", "core:freq_upper_edge"):
+            annotation[edge] += scene.center_freq_hz
         start, length = annotation.pop("core:sample_start"), annotation.pop("core:sample_count")
         metadata.add_annotation(start, length, metadata=annotation)
     metadata.validate()
     data_path = path.with_suffix(".sigmf-data")
+    files = {data_path: values, path: f"{metadata.dumps(pretty=True)}\n".encode()}  # the metadata last
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(data_path) as temporary:
-            temporary.write_bytes(values)
-        with atomic_path(path) as temporary:
-            temporary.write_text(metadata.dumps(pretty=True) + "\n")
+        for file, content in files.items():
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(content)
     except OSError as error:
         data_path.unlink(missing_ok=True)
         raise UserError(f"{data_path}: expected room for {values.nbytes / 1e6:.3g} MB; {error}") from error
 
 
-@contextlib.contextmanager
-def writing(folder):
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output {folder}: expected a folder that can be written; {error}") from error
-
-
 def open_output(folder, description):
-    """Make the output folder, or see that it is of a run with the same description, or of one that wrote nothing else.
-
-    Raises:
-        UserError: it cannot be written, or holds something else.
-    """
+    """Make the output folder, or check that it belongs to a run with the same description."""
     run_file = folder / RUN_FILE
-    with writing(folder):
+    with writing(f"--output {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         remove_torn(folder)
         if not run_file.exists() and any(folder.iterdir()):
-            raise UserError(f"--output {folder}: expected a new folder, or one of this command; found something else there")
+            raise UserError(
+                f"--output {folder}: expected a new folder, or one of this command; found something else there"
+            )
         if any(path.is_file() and path != run_file for path in folder.rglob("*")):
             try:
                 changes = differences(json.loads(run_file.read_text()), description)
@@ -171,50 +161,58 @@ def open_output(folder, description):
                 raise UserError(f"{run_file}: expected what the run in this folder makes; {error}") from error
             if changes:
                 shown = "; ".join(changes[:SHOWN_CHANGES]) + (f"; {len(changes)} in all" if changes[SHOWN_CHANGES:] else "")
-                raise UserError(f"--output {folder}: expected to go on with the scenes there; found that they are made with "
-                                f"other arguments ({shown}): give another folder")
+                raise UserError(
+                    f"--output {folder}: expected to go on with the scenes there; found that they are made with "
+                    f"other arguments ({shown}): give another folder"
+                )
         write_json(run_file, description)
 
 
 def write_split(split, count, maker, front_end, folder, args, description):
-    """Write what there is not yet of a split: its set, its recordings."""
+    """Write the missing samples and recordings of a split."""
     recordings = folder / "iq" / split if args.iq else None
     if recordings:
         remove_torn(recordings)
     with contextlib.ExitStack() as stack:
         first = count
         if args.iq != "only" and not is_spectrogram_set(folder / split):
-            packed = stack.enter_context(
-                spectrogram_set_writer(folder / split, count, front_end, class_names=CLASS_NAMES, masks=True,
-                                       resume_key=description))
+            writer = spectrogram_set_writer(
+                folder / split, count, front_end, class_names=CLASS_NAMES, masks=True, resume_key=description
+            )
+            packed = stack.enter_context(writer)
             first = packed.done
-        numbers = [number for number in range(count)
-                   if number >= first or (recordings and not recording_path(recordings, number).exists())]
+        numbers = [
+            number
+            for number in range(count)
+            if number >= first or (recordings and not recording_path(recordings, number).exists())
+        ]
         scenes = Scenes(split, numbers, maker, front_end, first, recordings)
-        # Closed before an error is shown, so that it does not stand behind the bar.
+        # The bar closes before an error is printed, which would otherwise follow it on its line.
         for sample in stack.enter_context(contextlib.closing(made(scenes, args.num_workers, split, count))):
             if sample is not None:
                 packed.add(*sample)
 
 
 def made(scenes, num_workers, name, count):
-    """Iterate scenes in order, with a bar of `count`, of which the others are there already."""
+    """Iterate scenes in order, with a bar that counts to `count`: the other scenes exist already."""
     loader = DataLoader(scenes, batch_size=None, num_workers=min(num_workers, len(scenes)), collate_fn=_as_it_is)
     with tqdm(loader, desc=name, unit=" scenes", initial=count - len(scenes), total=count, smoothing=0.05) as bar:
         yield from bar
 
 
 def _as_it_is(sample):
-    return sample  # torch's own collation would look into every value of the metadata
+    return sample  # torch's collation would visit every value of the metadata
 
 
 def contact_sheet(folder, split, count, maker, front_end, num_workers):
-    """A picture of a split's first scenes beside their masks, from its set where there is one."""
+    """Draw a split's first scenes beside their masks, from its set if there is one."""
     numbers = range(min(count, SHEET_SCENES))
     if is_spectrogram_set(folder / split):
-        there = SpectrogramSet(folder / split)
-        samples = [(torch.tensor(there.spectrograms[number]), there.metadata[number], there.mask(number))
-                   for number in numbers]  # fmt: skip
+        made_set = SpectrogramSet(folder / split)
+        samples = [
+            (torch.tensor(made_set.spectrograms[number]), made_set.metadata[number], made_set.mask(number))
+            for number in numbers
+        ]
     else:
         samples = made(Scenes(split, numbers, maker, front_end), num_workers, "contact sheet", len(numbers))
     rows = []
@@ -222,17 +220,17 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
         rate, num_samples = about["sample_rate_hz"], about["num_samples"]
         title = f"{split} {about['name']}: {rate / 1e6:g} Msps, {num_samples / rate * 1e3:.1f} ms"
         sent = about["scene"]["transmissions"]
-        if sent and len(sent) == len(about["carriers"]):  # else some send nothing in these milliseconds
+        if sent and len(sent) == len(about["carriers"]):  # else some carriers are silent in this window
             title += ", SNR " + ", ".join(f"{one['snr_db']:.0f}" for one in sent) + " dB"
         rows.append({"title": title, "extent": front_end.extent(rate, 0.0, num_samples), "mask": np.asarray(mask),
                      "image": front_end.from_decibels(decibels[None])[0, 0].numpy()})  # fmt: skip
-    with writing(folder), atomic_path(folder / SHEET) as temporary:
+    with writing(f"--output {folder}"), atomic_path(folder / SHEET) as temporary:
         scene_sheet(rows, CLASS_NAMES).savefig(temporary, format="png")
 
 
 @torch.inference_mode()
 def main(args):
-    counts = {split: getattr(args, split) for split in SPLITS}
+    counts = {split: getattr(args, split) for split in KINDS}
     args.check_least()
     if not any(counts.values()):
         raise UserError("--train, --val, --test: expected a scene or more; found 0")
@@ -244,9 +242,8 @@ def main(args):
     front_end = registry.front_end_for(registry.find([f"{registry.SYNTHETIC}:{args.preset}"]), args)
     maker = SceneMaker(config, args.seed)
     maker.check(front_end)
-    description = {"seed": args.seed, **counts, "preset": args.preset, "front_end": front_end.settings(),
-                   "scenes": dataclasses.asdict(config)}  # fmt: skip
-    description = json.loads(json.dumps(description))  # as it will be read
+    description = {"seed": args.seed, **counts, "preset": args.preset, "front_end": front_end.settings()}
+    description = json.loads(json.dumps(description | {"scenes": dataclasses.asdict(config)}))  # as read from a file
 
     folder = Path(args.output)
     open_output(folder, description)
@@ -258,12 +255,14 @@ def main(args):
             if not (folder / SHEET).exists():
                 contact_sheet(folder, *next(iter(asked.items())), maker, front_end, args.num_workers)
     except KeyboardInterrupt as error:
-        raise RunError(f"--output {folder}: stopped; the same command goes on") from error
+        raise RunError(f"--output {folder}: stopped; the same command resumes") from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise UserError(f"--num_workers {args.num_workers}: expected memory for as many scenes at once; found a worker "
-                        "killed; the same command with fewer goes on") from error
+        raise UserError(
+            f"--num_workers {args.num_workers}: expected memory for as many scenes at once; found a worker killed; "
+            "the same command with fewer workers resumes"
+        ) from error
     print(f"{folder}: {', '.join(f'{count} {split}' for split, count in asked.items())} scenes; see {folder / SHEET}")
 
 

@@ -1,21 +1,21 @@
-"""Run a trainer as a job of a Slurm cluster: made to save before it is stopped, requeued, and resumed.
+"""Run a trainer as a Slurm job that saves before it is stopped, is requeued, and resumes.
 
-    # two nodes of eight GPUs; the trainer's own command comes last
+    # two nodes of eight GPUs; the trainer's command comes last
     python submitit_launch.py --nodes 2 --gpus_per_node 8 --timeout_min 1440 --partition gpu \\
         main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
 
-    # whatever else sbatch takes
+    # any other options of sbatch
     python submitit_launch.py --gpus_per_node 4 --sbatch account=radio --sbatch constraint=a100 \\
         main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
 
-    # nodes without GPUs; the background of this machine, without Slurm
+    # nodes without GPUs; in the background of this machine, without Slurm
     python submitit_launch.py --gpus_per_node 0 --processes_per_node 2 --cpus_per_process 16 main_pretrain.py ...
     python submitit_launch.py --executor local --gpus_per_node 2 main_pretrain.py --data_path recordings/
 
-Needs `pip install submitit`. Each node runs torchrun. SIGTERM, SIGUSR1 or submitit's signal (SIGUSR2; two minutes before the
-time is up) has the trainers save at their next step; then the job goes back into the queue, unless it was cancelled, and its
-next start goes on from there (--resume auto). A job whose trainer fails is not requeued. Paths are relative to the folder in
-which this is started.
+Needs `pip install submitit`. Each node runs torchrun. On SIGTERM, SIGUSR1 or submitit's SIGUSR2 (two minutes
+before the time limit), the trainers save at their next step. The job is then requeued, unless it was
+cancelled, and resumes at its next start (--resume auto). A job whose trainer fails is not requeued. Paths are
+relative to the current folder.
 """
 
 import argparse
@@ -45,7 +45,7 @@ except ImportError:
 ROOT = Path(os.path.abspath(__file__)).parent
 TRAINERS = ("main_pretrain.py", "main_finetune.py")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-# Slurm's signal comes so long before the end of the job, and torchrun kills trainers that have not ended so long after it.
+# Slurm signals this long before the end of the job; torchrun kills trainers this long after its own signal.
 SIGNAL_DELAY_S, SHUTDOWN_S = 120, 90
 
 
@@ -56,33 +56,35 @@ def get_args_parser():
         allow_abbrev=False,
     )
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus_per_node", type=int, default=1, help="a process of the run for each; 0: train on CPUs")
-    parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; 1 where not given")
+    parser.add_argument("--gpus_per_node", type=int, default=1, help="one process per GPU; 0: train on CPUs")
+    parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; default 1")
     parser.add_argument("--cpus_per_process", type=int, default=8, help="cores for each process and its data loading")
-    parser.add_argument("--timeout_min", type=int, default=1440, help="time of the job, until it is requeued")
-    parser.add_argument("--max_timeouts", type=int, default=20, help="how often it is; pre-emptions do not count")
-    parser.add_argument("--max_restarts", type=int, default=3, help="of the processes within a job, after one has failed")
-    parser.add_argument("--partition", help="of the cluster; its default where not given")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION[=VALUE]", help="any other option of sbatch")
-    parser.add_argument("--job_dir", default="./jobs", help="logs, and what submitit keeps of a job")
+    parser.add_argument("--timeout_min", type=int, default=1440, help="time limit, after which the job is requeued")
+    parser.add_argument("--max_timeouts", type=int, default=20, help="requeues after a time limit; not pre-emptions")
+    parser.add_argument("--max_restarts", type=int, default=3, help="restarts within a job after a process failed")
+    parser.add_argument("--partition", help="partition; default: the cluster's")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION[=VALUE]", help="another sbatch option")
+    parser.add_argument("--job_dir", default="./jobs", help="folder of logs and submitit's files")
     parser.add_argument("--executor", default="auto", choices=("auto", "slurm", "local", "debug"),
-                        help="auto: slurm where there is srun, else local; debug: in this process")
-    parser.add_argument("script", metavar="|".join(TRAINERS), help="what to run")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="its own flags")
+                        help="auto: slurm if srun exists, else local; debug: in this process")
+    parser.add_argument("script", metavar="|".join(TRAINERS), help="the trainer")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="the trainer's flags")
     return parser
 
 
 def check_args(args):
     Flags(**vars(args)).check_least()
     if args.gpus_per_node and args.processes_per_node not in (None, args.gpus_per_node):
-        raise UserError(f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; found "
-                        f"{args.processes_per_node}")  # fmt: skip
+        raise UserError(
+            f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; "
+            f"found {args.processes_per_node}"
+        )
     if args.nodes > 1 and args.executor in ("local", "debug"):
         raise UserError(f"--nodes: expected 1 with --executor {args.executor}; found {args.nodes}")
 
 
 def check_trainer(script, flags):
-    """See that a trainer has these flags, as far as that shows without its data."""
+    """Check a trainer's flags, as far as possible without its data."""
     if Path(script).name not in TRAINERS or ROOT not in (Path(os.path.abspath(script)).parent, ROOT / Path(script).parent):
         raise UserError(f"expected {' or '.join(TRAINERS)} after the flags of the job; found {script}")
 
@@ -95,11 +97,11 @@ def check_trainer(script, flags):
     args = parser.parse_args(flags)
     trainer.check_args(args)
     if args.resume != "auto" and not getattr(args, "eval", False):
-        raise UserError(f"--resume: expected auto, for a requeued job to go on where it was; found {args.resume}")
+        raise UserError(f"--resume: expected auto, for a requeued job to resume; found {args.resume}")
 
 
 class Run:
-    """What submitit runs on each node: torchrun with the trainer, which saves when the job is told to stop."""
+    """Submitit's callable for each node: torchrun with the trainer, which saves when the job is stopped."""
 
     def __init__(self, script, flags, nodes, processes, max_restarts):
         self.command = [str(ROOT / script), *flags]
@@ -111,16 +113,16 @@ class Run:
             self._run(submitit.JobEnvironment(), Path(scratch, "error.json"))
 
     def checkpoint(self):
-        """What submitit puts back into the queue. It asks after torchrun has ended, so the trainers have saved."""
+        """Submitit's hook: the job to requeue. It runs after torchrun ended, when the trainers have saved."""
         return submitit.helpers.DelayedSubmission(self)
 
     def line(self, job):
         """The command of this node."""
-        # The port is below those that the kernel gives away.
+        # The port is below the ephemeral ports of the kernel.
         meet = f"{job.hostnames[0]}:{10000 + int(job.raw_job_id) % 20000}" if self.nodes > 1 else "localhost:0"
-        return [*self.torchrun, f"--nnodes={self.nodes}", f"--nproc_per_node={self.processes}", "--rdzv_backend=c10d",
-                f"--rdzv_endpoint={meet}", f"--rdzv_id={job.job_id}", f"--max-restarts={self.max_restarts}",
-                *self.command]  # fmt: skip
+        size = [f"--nnodes={self.nodes}", f"--nproc_per_node={self.processes}"]
+        rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint={meet}", f"--rdzv_id={job.job_id}"]
+        return [*self.torchrun, *size, *rendezvous, f"--max-restarts={self.max_restarts}", *self.command]
 
     def _run(self, job, error_file):
         user_signal = signal.Signals[f"SIG{job.USR_SIG}"]
@@ -130,43 +132,42 @@ class Run:
             signal.signal(number, lambda number, _frame: received.append(signal.Signals(number)))
 
         def prepare():
-            # Some clusters signal every process of a job: torchrun is to hear of it from here, once. A second signal would
-            # cut its wait for the trainers short. It does not outlive this process either.
+            # Some clusters signal every process of a job. torchrun must hear one signal only, from here: a
+            # second one would end its wait for the trainers. torchrun ends with this process.
             for number in (signal.SIGUSR1, user_signal):
                 signal.signal(number, signal.SIG_IGN)
             end_with_parent()
 
         environment = {"TORCHELASTIC_ERROR_FILE": str(error_file), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
         process = subprocess.Popen(self.line(job), cwd=self.folder, env=os.environ | environment, preexec_fn=prepare)
-        told = False
-        while (status := process.poll()) is None:
-            if received and not told:
-                process.terminate()
-                told = True
+        while process.poll() is None and not received:
             time.sleep(0.1)
+        if received:
+            process.terminate()  # does nothing if torchrun has ended
+        status = process.wait()
 
-        # torchrun ends with 1 both after a failure and when it was told to stop; only of a failure it hands on the status.
+        # torchrun exits with 1 after a failure and after a stop; its error file has a trainer's status.
         failed, message = read_failure(error_file)
         if status == 0:
             return
         if not received or failed not in (None, StoppedError.status):
             status = failed or status
-            error = RunError(f"{Path(self.command[0]).name}: expected it to end well; found status {status}, "
-                             f"{message or 'see above'}")  # fmt: skip
+            name = Path(self.command[0]).name
+            error = RunError(f"{name}: expected it to end well; found status {status}, {message or 'see above'}")
             error.status = status if status > 0 else 128 - status
             raise error
         names = ", ".join(number.name for number in received)
         if set(received) == {signal.SIGTERM} and (state := queue_state(job)) != "RUNNING":
             raise StoppedError(f"{names}: not requeued from here, as the job is {state}")
         if callable(requeue):
-            requeue(user_signal, None)  # submitit's, which ends this process where it is the first node's
-            # The others' would take the first node's along; they are stopped with the job.
+            requeue(user_signal, None)  # submitit's handler, which ends this process on the first node
+            # Ending on another node would end the first node's process too: the job stops the others.
             time.sleep(SIGNAL_DELAY_S)
         raise StoppedError(names)
 
 
 def read_failure(path):
-    """(exit status, message) of the process that failed first, of torchrun's error file; (None, None) without one."""
+    """(exit status, message) of the first failed process, from torchrun's error file, or (None, None)."""
     try:
         found = json.loads(path.read_text())["message"]
         return found["errorCode"], found["message"].partition(": ")[2]
@@ -175,10 +176,10 @@ def read_failure(path):
 
 
 def queue_state(job):
-    """What Slurm says of a job that has got SIGTERM.
+    """Slurm's state of a job that received SIGTERM.
 
-    One that is still "RUNNING" has a while until it is pre-empted, and is lost if it ends by itself. Any other has been
-    cancelled, or is put back into the queue by Slurm.
+    A "RUNNING" job is about to be pre-empted, and is lost if it ends without requeueing. Slurm itself has
+    cancelled or requeues a job in any other state.
     """
     if job.cluster != "slurm":
         return "cancelled"
@@ -192,8 +193,9 @@ def queue_state(job):
 def make_executor(args, processes):
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])  # for a job to find this file from any folder
     python = shlex.join(["env", f"PYTHONPATH={os.pathsep.join(paths)}", sys.executable])
-    each = {"slurm_python": python, "local_python": python, "slurm_max_num_timeout": args.max_timeouts,
-            "local_max_num_timeout": args.max_timeouts}  # fmt: skip
+    each = {}
+    for executor in ("slurm", "local"):
+        each |= {f"{executor}_python": python, f"{executor}_max_num_timeout": args.max_timeouts}
     try:
         executor = submitit.AutoExecutor(args.job_dir, None if args.executor == "auto" else args.executor, **each)
     except RuntimeError as error:
@@ -207,7 +209,7 @@ def make_executor(args, processes):
         name="radio-mae", nodes=args.nodes, tasks_per_node=1, gpus_per_node=args.gpus_per_node or None, cpus_per_task=cores,
         timeout_min=args.timeout_min, stderr_to_stdout=True, slurm_partition=args.partition,
         slurm_signal_delay_s=SIGNAL_DELAY_S, slurm_additional_parameters=options,
-        slurm_srun_args=[f"--cpus-per-task={cores}"],  # which srun does not take from sbatch since Slurm 22.05
+        slurm_srun_args=[f"--cpus-per-task={cores}"],  # since Slurm 22.05, srun does not inherit it from sbatch
     )  # fmt: skip
     return executor
 
@@ -222,7 +224,7 @@ def main(args):
         executor = make_executor(args, processes)
         run = Run(Path(args.script).name, args.flags, args.nodes, processes, args.max_restarts)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # sbatch's message, which is in the error too
+            with contextlib.redirect_stderr(io.StringIO()):  # the error repeats sbatch's message
                 job = executor.submit(run)
         except (RuntimeError, OSError) as error:
             raise UserError(f"expected {executor.cluster} to take the job; found {one_line(error)}") from error
@@ -236,7 +238,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    import submitit_launch  # a job finds `Run` by its module's name, which is not __main__
+    import submitit_launch  # a job unpickles `Run` by its module's name, which must not be __main__
 
     with reported():
         submitit_launch.main(get_args_parser().parse_args())

@@ -1,4 +1,4 @@
-"""The batches of an epoch, on the device and ready for the model: which samples, in which order, under which masks."""
+"""The batches of an epoch, on the device and ready for the model: samples, their order and their masks."""
 
 from functools import partial
 
@@ -13,17 +13,17 @@ from util import distributed
 
 
 class Batches:
-    """Iterates over the batches of an epoch; each process has its own share of them.
+    """Iterates over this process's share of the batches of an epoch.
 
     A batch is a dict: `images`, float32 [B, C, F, T]; `noise`, float32 [B, numbers]; `target`, if the samples
-    have labels; `index`, int64 [B] on the CPU; `real`, how many of the samples count: all, or 0 where this process has none
-    left and loads a sample of another process, so that all processes have as many batches.
+    have labels; `index`, int64 [B] on the CPU; `real`, the number of samples that count. `real` is B, or 0
+    for a batch that only gives this process as many batches as the others have.
 
     Args:
         dataset: with `batch` and `sample_bytes`, as `data.sampling.MaskedSamples`.
-        front_end: makes images, on the device.
+        front_end: makes images on the device.
         args: flags with `batch_size`, `seed`, `num_workers` and `pin_mem`.
-        shuffle: in an order that (seed, epoch) decides; drop_single: see `EpochBatches`.
+        shuffle: draw the order from (seed, epoch); drop_single: see `EpochBatches`.
     """
 
     def __init__(self, dataset, front_end, device, args, shuffle=False, drop_single=False):
@@ -43,12 +43,12 @@ class Batches:
         self._feed = None
 
     def start(self, epoch, first=0):
-        """Have the next iteration begin with this batch of this epoch."""
+        """Set the epoch and the first batch of the next iteration."""
         self._order.epoch, self._order.first_batch = epoch, first
 
     @property
     def first(self):
-        """The batch that an iteration begins with."""
+        """The first batch of an iteration."""
         return self._order.first_batch
 
     def __len__(self):
@@ -62,7 +62,7 @@ class Batches:
             yield batch | {"real": self._order.real(number)}
 
     def waited_s(self):
-        """Seconds that training waited for data since this was last asked."""
+        """Seconds that training waited for data since the last call."""
         return self._feed.waited_s()
 
     def place(self, number):
@@ -70,16 +70,15 @@ class Batches:
         return self._order.first(number)
 
     def group_samples(self, number, count):
-        """Samples, of all processes, in `count` batches from a number on; fewer at the end of the epoch."""
+        """Samples of all processes in `count` batches from `number` on; fewer at the end of the epoch."""
         together = self._order.together
         return min(count * together, self._order.kept_samples - number * together)
 
 
 class MaskedSamples(Dataset):
-    """A source's samples, each with the noise that decides its mask.
+    """A source's samples, each with the noise that decides its mask, indexed by (epoch, sample).
 
-    Indexed by (epoch, sample), so that workers need not be told of the epoch. In validation nothing is random, and the
-    noise, so the mask, is that of epoch 0 whatever the epoch.
+    In validation nothing is random, and all epochs have the same masks.
     """
 
     def __init__(self, source, num_patches, seed, training):
@@ -97,7 +96,7 @@ class MaskedSamples(Dataset):
         return self.source.sample_bytes + 4 * self.num_patches
 
     def _rng(self, epoch, index):
-        """A sample's random numbers, from their beginning."""
+        """A new generator of a sample's random numbers."""
         if not self.training:
             return stream(self.seed, HELD_OUT_SAMPLE, index=index).generator()
         return stream(self.seed, SAMPLE, epoch, index).generator()
@@ -106,8 +105,8 @@ class MaskedSamples(Dataset):
         """Samples by (epoch, sample), all of one epoch.
 
         Returns:
-            dict of arrays. parts: a list of (kind, [n, ...], places in the batch, a list of n); noise: float32 [B, L];
-            index: int64 [B].
+            dict of arrays. parts: a list of (kind, [n, ...], places in the batch, a list of n);
+            noise: float32 [B, L]; index: int64 [B].
         """
         [epoch], indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
         noise = np.empty((len(keys), self.num_patches), np.float32)
@@ -124,22 +123,22 @@ class MaskedSamples(Dataset):
         return {"parts": parts, "noise": noise, "index": np.array(indices)}
 
     def describe(self, epoch, index):
-        """What sample `index` of an epoch is; see `Source`."""
+        """Metadata of sample `index` of an epoch; see `Source`."""
         rng = self._rng(epoch, index)
         rng.random(self.num_patches, dtype=np.float32)
         return self.source.describe(index, rng if self.training else None, epoch)
 
 
 class EpochBatches:
-    """Batch sampler: the batches of one epoch as lists of (epoch, sample), in an order that (seed, epoch) decides.
+    """Batch sampler: lists of (epoch, sample), in an order that (seed, epoch) decides.
 
-    Of several processes, which take `part` 0 to `parts` - 1, each has `batch_size` samples of the `parts` * `batch_size`
-    that they see at a time, so that samples meet in the same step however many processes share them. What is left at the end
-    is divided in runs of an even number, for pairs to stay together (`data.labelled.mix`). A process that gets none of it
-    loads a sample that `real` says is not to count: all have as many batches.
+    Processes, `part` 0 to `parts` - 1, share each group of `parts` * `batch_size` samples: the same samples
+    meet in a step for any number of processes. The last, smaller group is shared in runs of even length,
+    which keeps the pairs of `data.labelled.mix` together. A process without samples of that group loads one
+    that does not count (see `real`).
 
-    A last batch with a single sample for somebody is left out with `drop_single`, for models that cannot train on it. Set
-    `epoch` and `first_batch` before iterating; `first_batch` starts in the middle.
+    `drop_single` drops a last group that gives a process a single sample, for models that cannot train on
+    one. Set `epoch` and `first_batch` before iterating.
     """
 
     def __init__(self, num_samples, batch_size, seed, shuffle, drop_single=False, part=0, parts=1):
@@ -159,7 +158,7 @@ class EpochBatches:
         return -(-self.kept_samples // self.together)
 
     def _share(self, start, stop, part):
-        """How many of the samples `start` to `stop` are those of a part."""
+        """Number of the samples `start` to `stop` that a part gets."""
         each = -(-(stop - start) * self.batch_size // self.together)
         each = min(each + each % 2, self.batch_size)
         return max(0, min(each, stop - start - part * each))
@@ -175,7 +174,7 @@ class EpochBatches:
         return self._range(number, self.part)[0]
 
     def real(self, number):
-        """How many samples of this process's batch `number` count: all of them, or none."""
+        """Number of samples that count in this process's batch `number`: all of them, or 0."""
         return self._range(number, self.part)[1]
 
     def __iter__(self):
@@ -184,17 +183,13 @@ class EpochBatches:
             order = stream(self.seed, ORDER, self.epoch).generator().permutation(self.num_samples)
         for number in range(self.first_batch, len(self)):
             first, count = self._range(number, self.part)
-            # the sample that does not count: the first of all processes' batch
+            # a sample that does not count: the first of the group
             chosen = order[first : first + count] if count else order[number * self.together :][:1]
             yield [(self.epoch, int(index)) for index in chosen]
 
 
 def to_images(parts, front_end, device):
-    """A batch's parts to float32 images [B, C, F, T] on the device, through the front end where they need it.
-
-    Args:
-        parts: see `MaskedSamples.batch`; tensors or arrays.
-    """
+    """A batch's parts (see `MaskedSamples.batch`) to images, float32 [B, C, F, T], on the device."""
     done, order = [], []
     for kind, values, places in parts:
         values = torch.as_tensor(values)

@@ -1,4 +1,4 @@
-"""From the data sets to the device: worker processes read ahead of the training.
+"""From data sets to the device: worker processes read ahead of training.
 
 A batch travels in pieces of at most `PIECE_BYTES`: several workers read one batch, and memory stays bounded.
 """
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.sampling import IQ
 
 PIECE_BYTES = 2**25
-WAITING_BYTES = 2**31  # of pieces that wait for the main process, but at least two pieces a worker
-STEPS_QUEUED = 2  # training steps that wait on a GPU at most: each holds a batch of images
+WAITING_BYTES = 2**31  # limit of the pieces that wait for the main process; at least two pieces per worker
+STEPS_QUEUED = 2  # limit of the training steps that wait on a GPU; each holds a batch of images
 
 
 def make_loader(dataset, batches, num_workers, pin_memory):
@@ -31,50 +31,50 @@ def make_loader(dataset, batches, num_workers, pin_memory):
 
 
 class Loader:
-    """Reads batches by worker processes that live as long as it does, or without any.
+    """Reads batches in worker processes, which live as long as the loader, or in this process.
 
     Args:
-        pin_memory: copy to a GPU from page-locked memory; without it such copies hold up the training.
+        pin_memory: copy to a GPU from page-locked memory; other copies block training.
     """
 
     def __init__(self, dataset, batches, num_workers, pin_memory):
         self.dataset, self.batch_sampler, self._pin_memory = dataset, batches, pin_memory
         sample_bytes = max(1, dataset.sample_bytes)
-        samples = max(1, min(batches.batch_size, PIECE_BYTES // sample_bytes))  # of a piece
+        samples = max(1, min(batches.batch_size, PIECE_BYTES // sample_bytes))  # in a piece
         self._slots, ahead = None, None
         if num_workers:
             waiting = min(math.ceil(batches.batch_size / samples), WAITING_BYTES // (samples * sample_bytes))
             ahead = max(2, waiting // num_workers)
             if hasattr(os, "memfd_create"):
-                # One more: the main process still reads a piece when the next one is asked for.
+                # One more, because the main process still reads a piece when it requests the next one.
                 self._slots = Slots(ahead * num_workers + 1, samples * (sample_bytes + 64) + 4096)
         pieces = _Pieces(dataset, batches, samples, self._slots)
         self._loader = DataLoader(
             pieces,
             sampler=pieces,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=_uncollated,
             num_workers=num_workers,
             prefetch_factor=ahead,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_heed_the_main_process,
-            # Its own: a seed of torch's would make the run depend on how often it resumed.
+            worker_init_fn=_stop_with_main_process,
+            # The default generator would advance with each resume.
             generator=torch.Generator(),
         )
 
     @property
     def workers(self):
-        """The processes, once there are any."""
+        """The worker processes, once they run."""
         return [] if self._loader._iterator is None else self._loader._iterator._workers
 
     def batches(self, images_of, device):
-        """A `Feed` of the epoch's batches, from the first of the batch sampler on."""
+        """A `Feed` of the epoch's batches, from the batch sampler's first batch on."""
         return Feed(self, images_of, device)
 
     def pieces(self):
-        """(whether it ends a batch, dict of tensors as `batch` of the data set gives it), in order.
+        """Iterate (whether the piece ends a batch, dict of tensors from `batch` of the data set).
 
-        Unless it is page-locked, IQ is valid until the caller asks for the next piece; the rest stays valid.
+        IQ that is not page-locked is valid until the next piece; all else stays valid.
         """
         for is_last, piece in self._loader:
             if self._slots:
@@ -94,7 +94,7 @@ class Loader:
 class Feed:
     """Batches on the device: dicts of `images`, float32 [B, C, F, T], `noise`, and `target` if there is one.
 
-    `index` stays on the CPU. On a GPU a side stream copies and transforms the next batch beside the training.
+    `index` stays on the CPU. On a GPU, a side stream copies and transforms the next batch during training.
     """
 
     def __init__(self, loader, images_of, device):
@@ -105,7 +105,7 @@ class Feed:
         return self._on_gpu() if self._device.type == "cuda" else self._transformed()
 
     def waited_s(self):
-        """Seconds since the last call in which training waited for data: on a GPU, when it had none."""
+        """Seconds that training, or the GPU if there is one, waited for data since the last call."""
         waited_s, self._reading_s = self._reading_s, 0.0
         if self._device.type == "cuda":
             waited_s = 0.0
@@ -129,9 +129,9 @@ class Feed:
 
     def _on_gpu(self):
         training, side = torch.cuda.current_stream(self._device), _side_stream(self._device)
-        side.wait_stream(training)  # which may still make the front end's tables
+        side.wait_stream(training)  # may still make the front end's tables
         steps = deque([_mark(training)])
-        # In pairs: the next batch is under way before the training gets this one.
+        # In pairs: the next batch is queued before training gets this one.
         for (batch, done), _ in itertools.pairwise(itertools.chain(self._beside(side), [None])):
             training.wait_event(done)
             self._stalls.append((steps[-1], _mark(training)))
@@ -144,10 +144,10 @@ class Feed:
                 steps.popleft().synchronize()
 
     def _beside(self, side):
-        """(batch, event of its end): the stream `side` copies and transforms batches."""
+        """Iterate (batch, event at its end). The stream `side` copies and transforms the batches."""
         batches = self._transformed()
         while True:
-            with torch.cuda.stream(side):  # not around the yield: the caller has a stream of its own
+            with torch.cuda.stream(side):  # not around the yield, because the caller uses another stream
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -156,7 +156,7 @@ class Feed:
 
 @functools.cache
 def _side_stream(device):
-    """One for all epochs: torch reuses memory on the stream alone that it was freed on."""
+    """One stream for all epochs, since torch reuses memory only on the stream that freed it."""
     return torch.cuda.Stream(device)
 
 
@@ -176,14 +176,14 @@ def _joined(pieces):
 
 
 class Slots:
-    """Shared memory that is used again: a worker writes a piece into a slot, and the main process reads it.
+    """Reused shared memory: a worker writes a piece into a slot, and the main process reads it.
 
     The memory is not in /dev/shm, which is small in containers.
     """
 
-    # Tensors of a DataLoader's workers take new memory for every batch. CPU time, theirs in brackets, on 2
-    # virtual cores: to read 64 spectrograms 4.5 ms (11.5), to send 250 MB of IQ 45 ms (290), and to train
-    # mae_vit_tiny_patch16 on a batch of that IQ 1.2 s (1.5).
+    # A DataLoader's own tensors take new memory for every batch. CPU time with slots, and with such tensors
+    # in brackets, on 2 virtual cores: read 64 spectrograms 4.5 ms (11.5), send 250 MB of IQ 45 ms (290),
+    # train mae_vit_tiny_patch16 on a batch of that IQ 1.2 s (1.5).
 
     def __init__(self, count, size, descriptor=None):
         self.count, self.size = count, size
@@ -198,10 +198,7 @@ class Slots:
         os.close(self._descriptor)
 
     def put(self, number, piece):
-        """Write a piece's arrays into the slot of a number. Returns what `get` takes.
-
-        Arrays that do not fit are pickled with the rest.
-        """
+        """Write a piece's arrays, or pickle them if they do not fit. Returns the arguments of `get`."""
         first = end = number % self.count * self.size
         places = []
 
@@ -209,7 +206,7 @@ class Slots:
             nonlocal end
             values = buffer.raw()
             if end + values.nbytes > first + self.size:
-                return True  # pickle keeps it
+                return True  # pickle the array
             self._memory[end : end + values.nbytes] = values
             places.append((end, end + values.nbytes))
             end += -(-values.nbytes // 64) * 64
@@ -218,7 +215,7 @@ class Slots:
         return pickle.dumps(piece, protocol=5, buffer_callback=place), places
 
     def get(self, pickled, places):
-        """The piece: its arrays lie in the slot."""
+        """The piece, whose arrays lie in the slot."""
         return pickle.loads(pickled, buffers=[self._memory[first:end] for first, end in places])
 
 
@@ -244,22 +241,22 @@ class _Pieces(Dataset):
         return is_last, self.slots.put(number, piece) if self.slots else piece
 
 
-def _as_it_is(piece):
+def _uncollated(piece):
     return piece
 
 
-def _heed_the_main_process(_worker):
-    """Have a worker end by SIGTERM from the process that it works for, and from nobody else.
+def _stop_with_main_process(_worker):
+    """End a worker by a SIGTERM from the main process only.
 
-    A scheduler signals all processes of a job; the one that trains answers, and needs its data until then.
+    A scheduler signals all processes of a job, and the main process still needs data until it has saved.
     """
     numbers = {signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def listen():
         while True:
-            told = signal.sigwaitinfo(numbers)
-            if told.si_signo == signal.SIGTERM and told.si_pid == os.getppid():
+            received = signal.sigwaitinfo(numbers)
+            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
                 os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()

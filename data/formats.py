@@ -1,4 +1,4 @@
-"""What a file is by its name or first bytes, and an error that names a format that is not read where it was given."""
+"""Formats of files, by name or first bytes, and the error for a format that a flag does not take."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from util.errors import UserError
+from util.files import walk
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
 SET_DESCRIPTION = "set.json"  # of a spectrogram set
@@ -13,15 +14,15 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 HDF5_EXPECTED = "X and Y (RadioML 2018.01A), or image, csi, sample or iq with label (WavesFM)"
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MATLAB_HEADER_BYTES = 512  # before the HDF5 of a .mat of version 7.3
-# A dict or list, pickled: by protocol 0, 1, 2 to 3, and 4 to 5, which say their length.
+# A pickled dict or list, by protocol: 0; 1; 2 and 3; 4 and 5, which begin with their length.
 PICKLE = re.compile(rb"\([dl]p?\d*\n|[}\]]q\x00|\x80[\x02\x03][}\]]q|\x80[\x04\x05]\x95.{8}[}\]\x8c]", re.DOTALL)
 PICKLE_SUFFIXES = (".pkl", ".pickle")
-# What a folder may hold that nothing reads: only where all files end like this is one of them looked into.
+# A folder is refused if all files have one of these suffixes and the first is of a format that is not read.
 SUFFIXES = (".h5", ".hdf5", ".mat", ".dat", *PICKLE_SUFFIXES)
 
 HDF5, MATLAB, PICKLED = "HDF5", "MATLAB 7.3 (HDF5)", "a pickle"
 
-# Makes the layout of RadioML 2018.01A of a dict (modulation, SNR) -> [n, 2, samples], as RadioML 2016.10A is one.
+# Converts RadioML 2016.10A, a dict (modulation, SNR) -> [n, 2, samples], to the layout of RadioML 2018.01A.
 CONVERT = (
     "import sys, json, pickle, h5py, numpy as np; d = pickle.load(open(sys.argv[1], 'rb'), encoding='latin1'); "
     "keys = sorted(d); names = sorted({name for name, _ in keys}); f = h5py.File(sys.argv[2], 'w'); "
@@ -33,12 +34,11 @@ CONVERT = (
 
 
 def has_image_suffix(path):
-    """Whether a file is an image by its name; a `.npy` that holds IQ is a recording all the same."""
+    """Whether a file is an image by its name; a `.npy` may still be a recording."""
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hdf5_name(path):
-    """Whether a path ends like that of an HDF5 file."""
     return Path(path).suffix.lower() in HDF5_SUFFIXES
 
 
@@ -47,7 +47,7 @@ def is_spectrogram_set(path):
 
 
 def format_of(path):
-    """`HDF5`, `MATLAB` or `PICKLED` where a file is one of these, by what is in it or else by its suffix, else None."""
+    """`HDF5`, `MATLAB`, `PICKLED` or None, by a file's content or else its suffix."""
     try:
         with open(path, "rb") as file:
             head = file.read(MATLAB_HEADER_BYTES + len(HDF5_MAGIC))
@@ -63,37 +63,25 @@ def format_of(path):
     return PICKLED if is_pickle or Path(path).suffix.lower() in PICKLE_SUFFIXES else None
 
 
-def refuse_format(path, expected):
-    """Say what a file is that is not read here.
+def refuse_formats(path, expected):
+    """Refuse a file of these formats, or a folder of files that all have a suffix of these formats.
 
     Args:
-        path: a file; expected: what `--data_path` takes.
-
-    Raises:
-        UserError: the file is of one of these formats.
+        path: file or folder; expected: what `--data_path` takes.
     """
+    if os.path.isdir(path):
+        _, files = walk(path, lambda _error: None)
+        if not files or not all(file.lower().endswith(SUFFIXES) for file in files):
+            return
+        path = files[0]
     found = format_of(path)
+    if found is None:
+        return
+    converted = shlex.quote(f"{Path(path).stem}.hdf5")
     advice = {
         HDF5: f"--task classification and --task sensing read such a file, with the data sets {HDF5_EXPECTED}",
         MATLAB: "save it again with -v7",
-        PICKLED: f"RadioML 2016.10A pickles are not read; convert: python -c \"{CONVERT}\" {shlex.quote(str(path))} "
-                 f"{shlex.quote(Path(path).stem + '.hdf5')}",
-    }  # fmt: skip
-    if found:
-        raise UserError(f"--data_path {path}: expected {expected}; found {found}: {advice[found]}")
-
-
-def refuse_formats(path, expected):
-    """`refuse_format` of a file, or of the first file in a folder whose files all have a suffix of such a format."""
-    if not os.path.isdir(path):
-        refuse_format(path, expected)
-        return
-    first = None
-    for folder, names, files in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            if not name.lower().endswith(SUFFIXES):
-                return
-            first = first or os.path.join(folder, name)
-    if first:
-        refuse_format(first, expected)
+        PICKLED: "RadioML 2016.10A pickles are not read; convert: "
+        f'python -c "{CONVERT}" {shlex.quote(str(path))} {converted}',
+    }
+    raise UserError(f"--data_path {path}: expected {expected}; found {found}: {advice[found]}")

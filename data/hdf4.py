@@ -1,7 +1,6 @@
-"""HDF4 raster images of 8 bits (RIS8), read without the HDF library.
+"""HDF4 raster images of 8 bits (RIS8), read without the HDF library. All values are big endian.
 
-Source: The HDF Group, "HDF Specification and Developer's Guide" (HDF 4.2): the data descriptor block, and the tags below.
-Everything is big endian.
+Source: The HDF Group, "HDF Specification and Developer's Guide" (HDF 4.2): data descriptor block, tags.
 """
 
 import struct
@@ -13,32 +12,27 @@ from util.errors import UserError
 from util.files import not_read
 
 MAGIC = b"\x0e\x03\x13\x01"
-NULL = 1  # a descriptor that is not in use
+NULL = 1  # an unused descriptor
 RUN_LENGTH = 11
 NUMBER_TYPE = 106
 DIMENSIONS_8, IMAGE_8, RUN_LENGTH_IMAGE_8 = 200, 202, 203  # files from before raster image groups
 DIMENSIONS, IMAGE, COMPRESSED_IMAGE = 300, 302, 303
 GROUP = 306
-SPECIAL = 0x4000  # this bit of a tag: its element is linked blocks, an outer file, chunks, or compressed as a whole
+SPECIAL = 0x4000  # bit of a tag: the element is linked blocks, an external file, chunked or compressed
 METHODS = {12: "IMCOMP", 13: "JPEG", 14: "grey JPEG", 15: "JPEG", 16: "grey JPEG"}
 
 
 def read_raster(path):
-    """The first raster image of an HDF4 file, uncompressed or run-length encoded: uint8 [rows, columns].
-
-    Raises:
-        UserError: the file cannot be read, is not HDF4, is cut, or holds no such image.
-    """
+    """The first raster image of an HDF4 file, uncompressed or run-length encoded: uint8 [rows, columns]."""
     try:
         return _raster(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: expected an HDF4 raster image; found {not_read(path, error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected an HDF4 raster image; {error}") from error
+    except (OSError, ValueError) as error:
+        found = f"found {not_read(path, error)}" if isinstance(error, OSError) else error
+        raise UserError(f"{path}: expected an HDF4 raster image; {found}") from error
 
 
 def _raster(data):
-    """See `read_raster`; ValueError instead of UserError."""
+    """See `read_raster`; raises ValueError."""
     elements = _elements(data)
     group = next((ref for tag, ref in elements if tag == GROUP), None)
     if group is not None:
@@ -55,8 +49,8 @@ def _raster(data):
     if image == RUN_LENGTH_IMAGE_8:
         method = RUN_LENGTH
     if method not in (0, RUN_LENGTH):
-        raise ValueError(f"found compression {METHODS.get(method, 'of an unknown kind')} (tag {method}), of which only "
-                         f"run-length is read")
+        name = METHODS.get(method, "of an unknown kind")
+        raise ValueError(f"found compression {name} (tag {method}); only run-length is read")
     pixels = _element(data, elements, image, members[image])
     if method == RUN_LENGTH:
         pixels = _expanded(pixels)
@@ -66,7 +60,7 @@ def _raster(data):
 
 
 def _elements(data):
-    """What the linked blocks of descriptors list: {(tag, ref): (offset, length)}, in the file's order."""
+    """All data descriptors: {(tag, ref): (offset, length)}, in the file's order."""
     if data[:4] != MAGIC:
         raise ValueError(f"found a file that begins with {data[:4].hex() or 'nothing'}, not {MAGIC.hex()}")
     elements, block, seen = {}, len(MAGIC), set()
@@ -88,11 +82,11 @@ def _dimensions(data, elements, members):
         content = _bytes(_element(data, elements, DIMENSIONS, members[DIMENSIONS]), 0, 20)
         columns, rows, type_tag, type_ref, components, _, method, _ = struct.unpack(">iiHHhhHH", content)
         if components != 1:
-            raise ValueError(f"found {components} components for each pixel, of which one is read")
+            raise ValueError(f"found {components} components for each pixel; one is read")
         if (type_tag, type_ref) in elements:
             bits = _bytes(_element(data, elements, NUMBER_TYPE, type_ref), 0, 4)[2]
             if bits != 8:
-                raise ValueError(f"found pixels of {bits} bits, of which 8 are read")
+                raise ValueError(f"found pixels of {bits} bits; 8 are read")
     elif DIMENSIONS_8 in members:
         content = _bytes(_element(data, elements, DIMENSIONS_8, members[DIMENSIONS_8]), 0, 4)
         columns, rows, method = *struct.unpack(">HH", content), 0
@@ -104,7 +98,6 @@ def _dimensions(data, elements, members):
 
 
 def _element(data, elements, tag, ref):
-    """The bytes of an element."""
     if (tag, ref) not in elements:
         is_special = (tag | SPECIAL, ref) in elements
         raise ValueError(f"found tag {tag}, reference {ref} {'in a special element' if is_special else 'missing'}")
@@ -118,7 +111,7 @@ def _bytes(data, offset, length):
 
 
 def _expanded(data):
-    """Run-length code undone: a count n, then n bytes as they are, or, where its bit 7 is set, one byte n - 128 times."""
+    """Decode run lengths: a count n < 128 and n bytes to copy, or n and one byte to repeat n - 128 times."""
     pixels, position = bytearray(), 0
     while position < len(data):
         count = data[position]

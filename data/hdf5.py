@@ -1,12 +1,12 @@
 """Labelled data in an HDF5 file: RadioML 2018.01A, and the caches that WavesFM's preprocessing writes.
 
-- RadioML: `X` [N, samples, 2], I and Q; `Y` [N, classes], one-hot; `Z` [N, 1], SNR in dB. The file has 2.5 million rows.
-- WavesFM, images: `image` or `csi` [N, C, rows, columns], normalized already; `label` [N].
+- RadioML: `X` [N, samples, 2], I and Q; `Y` [N, classes], one-hot; `Z` [N, 1], SNR in dB. N is 2.5 million.
+- WavesFM, images: `image` or `csi` [N, C, rows, columns], already normalized; `label` [N].
 - WavesFM, IQ: `sample`, in later versions `iq`, [N, 2, antennas, samples]; `label` [N].
 
-A data set `snr` [N] gives the SNR, `source_file` [N] the recording that a row is from. The file's attribute `labels` names
-the classes: text, a JSON list. Rows are read when they are loaded. Each batch opens the file and closes it, so that no
-handle is shared with a forked worker or lies in a pickle.
+A data set `snr` [N] gives the SNR, `source_file` [N] the recording of a row. The file's attribute `labels`
+names the classes: a JSON list. Rows are read when they are loaded. Each batch opens and closes the file:
+forked workers share no handle, and pickles hold none.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 
 from data.formats import HDF5_EXPECTED
-from data.sampling import IMAGE, IQ, Source
+from data.labelled import ClassSource
+from data.sampling import IMAGE, IQ
 from data.splits import RECORDING
 from util.errors import UserError, warn
 from util.files import not_read
@@ -28,13 +29,14 @@ RADIOML = ("X", "Y")
 IMAGES, SAMPLES = ("image", "csi"), ("sample", "iq")
 LAYOUTS = (RADIOML, *((name, "label") for name in IMAGES + SAMPLES))
 
-# The order that the columns of `Y` have. The list that came with the data, classes.txt, has another and is wrong.
-RADIOML_CLASSES = ("OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK",
-                   "16QAM", "32QAM", "64QAM", "128QAM", "256QAM", "AM-SSB-WC", "AM-SSB-SC", "AM-DSB-WC", "AM-DSB-SC", "FM",
-                   "GMSK", "OQPSK")  # fmt: skip
+# The order of the columns of `Y`. The order of classes.txt, which came with the data, is wrong.
+RADIOML_CLASSES = tuple(
+    "OOK 4ASK 8ASK BPSK QPSK 8PSK 16PSK 32PSK 16APSK 32APSK 64APSK 128APSK 16QAM 32QAM 64QAM 128QAM 256QAM "  # noqa: SIM905
+    "AM-SSB-WC AM-SSB-SC AM-DSB-WC AM-DSB-SC FM GMSK OQPSK".split()
+)
 
-BLOCK_ROWS = 2**16  # of labels that are read at a time
-SLOW_CHUNK_BYTES = 2**24  # of compressed values, all of which are read for one row
+BLOCK_ROWS = 2**16  # of one-hot labels, read at a time
+SLOW_CHUNK_BYTES = 2**24  # of a compressed chunk, which is decompressed to read one row
 MOST_NAMES = 8  # in a message
 
 # What h5py raises on damaged files.
@@ -43,13 +45,9 @@ ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 @contextlib.contextmanager
 def opened(path):
-    """An `h5py.File` to read.
-
-    Raises:
-        UserError: the file is missing, damaged or truncated, also where a read in the block finds that out.
-    """
+    """An `h5py.File` to read."""
     try:
-        # Without a lock: file systems that are mounted read-only have none.
+        # File systems mounted read-only have no locks.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except ERRORS as error:
@@ -57,11 +55,7 @@ def opened(path):
 
 
 def open_hdf5(path):
-    """An `Hdf5Iq` or an `Hdf5Images`, by the data sets in a file.
-
-    Raises:
-        UserError: the file is damaged, lacks data sets, or they do not agree.
-    """
+    """An `Hdf5Iq` or `Hdf5Images`, by the data sets in the file."""
     with opened(path) as file:
         found = []
         file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -72,40 +66,46 @@ def open_hdf5(path):
         return (Hdf5Images if data in IMAGES else Hdf5Iq)(path, data, file)
 
 
-class Hdf5Source(Source):
-    """What both kinds have in common: labels and groups, read once, and rows.
+class Hdf5Source(ClassSource):
+    """Rows of a file. Labels and groups, "snr" in dB and "recording", are read once.
 
-    `groups`: "snr" in dB and "recording", where the file has them. `labels`: int64 [N].
+    A subclass has `SHAPES`, the shapes of rows that it reads, for messages, and `_fits(shape)`.
 
     Args:
-        path: the file; data: name of the data set of rows; file: the file, open.
+        path: the file; data: name of the data set of rows; file: the open file.
     """
-
-    task = "classification"
-    image_size = None
 
     def __init__(self, path, data, file):
         self.path, self.data = Path(path), data
+        self.is_radioml = data == RADIOML[0]
         rows = file[data]
         self.row_shape = rows.shape[1:]
         if rows.dtype.kind not in "fi" or 0 in rows.shape or not self._fits(rows.shape):
-            self._fail(f"numbers {self.SHAPES[data == RADIOML[0]]} in {data}", f"{rows.dtype} {list(rows.shape)}")
+            self._fail(f"numbers {self.SHAPES[self.is_radioml]} in {data}", f"{rows.dtype} {list(rows.shape)}")
         chunk = rows.chunks or (1,)
         if rows.compression and chunk[0] > 1 and np.prod(chunk) * rows.dtype.itemsize > SLOW_CHUNK_BYTES:
             one = "x".join(map(str, (1, *self.row_shape)))
-            warn(f"{path}: {chunk[0]} rows are decompressed to read one; h5repack -l {data}:CHUNK={one} makes a faster file")
-        self.labels, names = self._one_hot(file["Y"]) if data == RADIOML[0] else self._class_ids(file["label"], file)
-        self.class_names = self._names(file, names)
+            warn(
+                f"{path}: {chunk[0]} rows are decompressed to read one; "
+                f"h5repack -l {data}:CHUNK={one} makes a faster file"
+            )
+        names = self._listed_names(file)
+        self.labels, count = self._one_hot(file["Y"]) if self.is_radioml else self._class_ids(file["label"], names)
+        if names and (len(names) != count or len(set(names)) < count):
+            self._fail(f"{count} names that differ in the attribute labels", ", ".join(names))
+        if not names and self.is_radioml and count == len(RADIOML_CLASSES):
+            names = RADIOML_CLASSES
+        self.class_names = list(names or (f"class {number}" for number in range(count)))
         if len(rows) != len(self.labels):
             self._fail(f"a label for each of the {len(rows)} rows of {data}", len(self.labels))
         self.groups = {}
-        snr = "Z" if data == RADIOML[0] else "snr"
+        snr = "Z" if self.is_radioml else "snr"
         if snr in file:
             self.groups["snr"] = self._numbers(file[snr])
         if "source_file" in file:
-            names = np.asarray(file["source_file"].asstr()[()])
-            if 1 < len(set(names.tolist())) < len(names) == len(rows):
-                self.groups[RECORDING] = names
+            recordings = np.asarray(file["source_file"].asstr()[()])
+            if 1 < len(set(recordings.tolist())) < len(recordings) == len(rows):
+                self.groups[RECORDING] = recordings
 
     def _fail(self, expected, found):
         raise UserError(f"{self.path}: expected {expected}; found {found}")
@@ -124,29 +124,18 @@ class Hdf5Source(Source):
             labels[first : first + BLOCK_ROWS] = block.argmax(axis=1)
         return labels, flags.shape[1]
 
-    def _class_ids(self, ids, file):
+    def _class_ids(self, ids, names):
         """(class of each row, number of classes)."""
         if ids.dtype.kind not in "iu" or not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[1] == 1)) or not len(ids):
-            self._fail("label of integers [N], a class for each row (regression is no task here)",
-                       f"{ids.dtype} {list(ids.shape)}")  # fmt: skip
+            found = f"{ids.dtype} {list(ids.shape)}"
+            self._fail("label of integers [N], a class for each row (regression is no task here)", found)
         labels = ids[()].ravel().astype(np.int64)
-        named = self._listed(file)
-        count = len(named) if named else int(labels.max()) + 1
+        count = len(names) if names else int(labels.max()) + 1
         if labels.min() < 0 or labels.max() >= count or count < 2:
             self._fail(f"labels from 0 to {max(count, 2) - 1}", f"{labels.min()} to {labels.max()}")
         return labels, count
 
-    def _names(self, file, count):
-        """Names of the classes: the file's, those of RadioML 2018.01A, or numbers."""
-        if names := self._listed(file):
-            if len(names) != count or len(set(names)) < count:
-                self._fail(f"{count} names that differ in the attribute labels", ", ".join(names))
-            return names
-        if self.data == RADIOML[0] and count == len(RADIOML_CLASSES):
-            return list(RADIOML_CLASSES)
-        return [f"class {number}" for number in range(count)]
-
-    def _listed(self, file):
+    def _listed_names(self, file):
         """The names in the attribute `labels`, or None."""
         value = file.attrs.get("labels")
         if value is None:
@@ -158,25 +147,13 @@ class Hdf5Source(Source):
             self._fail("a JSON list of names in the attribute labels", repr(value)[:80])
 
     def _numbers(self, values):
-        """A number for each row, integers where all are: [N]."""
+        """A number for each row: [N], int64 if all are whole."""
         if values.dtype.kind not in "iuf" or values.size != len(self.labels):
-            self._fail(f"{len(self.labels)} numbers in {values.name.strip('/')}", f"{values.dtype} {list(values.shape)}")
+            name = values.name.strip("/")
+            self._fail(f"{len(self.labels)} numbers in {name}", f"{values.dtype} {list(values.shape)}")
         found = values[()].ravel()
         whole = found.dtype.kind == "f" and np.isfinite(found).all() and (found == np.round(found)).all()
         return found.astype(np.int64) if whole else found
-
-    def __len__(self):
-        return len(self.labels)
-
-    def target(self, index, epoch=0):
-        """Class of a row: its place in `class_names`."""
-        return int(self.labels[index])
-
-    def target_many(self, indices, epoch):
-        return np.array(self.labels[indices], np.int64)
-
-    def parts(self):
-        return None
 
     def sample_name(self, index):
         return f"row {index}"
@@ -188,16 +165,13 @@ class Hdf5Source(Source):
         return about
 
     def read(self, indices):
-        """Rows as they are stored: float32 [n, ...], in the order of the indices.
-
-        Raises:
-            UserError: the file has changed, cannot be read, or values are not finite.
-        """
+        """Rows as stored: float32 [n, ...], in the order of the indices."""
         rows = np.empty((len(indices), *self.row_shape), np.float32)
         with opened(self.path) as file:
             data = file[self.data]
             if data.shape != (len(self), *self.row_shape):
-                self._fail(f"{self.data} of {[len(self), *self.row_shape]}, as when it was opened", list(data.shape))
+                expected = f"{self.data} of {[len(self), *self.row_shape]}, as when it was opened"
+                self._fail(expected, list(data.shape))
             for place in np.argsort(indices).tolist():  # in the order of the file
                 data.read_direct(rows, np.s_[int(indices[place])], np.s_[place])
         if not np.isfinite(rows).all():
@@ -207,23 +181,23 @@ class Hdf5Source(Source):
 
 
 class Hdf5Iq(Hdf5Source):
-    """Rows of IQ of one length, whose sample rate is not known. Several antennas are channels of an image."""
+    """Rows of IQ of one length and unknown sample rate. Antennas are channels of an image."""
 
     SHAPES = ("[N, 2, antennas, samples]", "[N, samples, 2]")
 
     def __init__(self, path, data, file):
         super().__init__(path, data, file)
-        self.antennas, self.num_samples = (1, self.row_shape[0]) if data == RADIOML[0] else self.row_shape[1:]
+        self.antennas, self.num_samples = (1, self.row_shape[0]) if self.is_radioml else self.row_shape[1:]
         self.in_chans = self.antennas
 
     def _fits(self, shape):
-        if self.data == RADIOML[0]:
+        if self.is_radioml:
             return len(shape) == 3 and shape[2] == 2 and shape[1] > 1
         return len(shape) == 4 and shape[1] == 2 and shape[3] > 1
 
     @property
     def default_n_fft(self):
-        """Samples of an FFT: a power of two, an eighth of a row, so that time and frequency are both resolved."""
+        """Samples of an FFT: a power of two, about an eighth of a row, to resolve both time and frequency."""
         return 2 ** max(1, int(np.log2(max(1, self.num_samples / 8))))
 
     @property
@@ -231,13 +205,13 @@ class Hdf5Iq(Hdf5Source):
         return 8 * self.antennas * self.num_samples
 
     def load(self, index, rng, epoch=0):
-        """(IQ, complex64 [samples]), or of several antennas (`antenna_decibels`, float32 [antennas, samples, 2])."""
+        """(IQ, complex64 [samples]), or (`antenna_decibels`, float32 [antennas, samples, 2])."""
         [(kind, rows, _)] = self.load_many([index], None, epoch)
         return kind, rows[0].view(np.complex64)[:, 0] if kind == IQ else rows[0]
 
     def load_many(self, indices, rng_of, epoch):
         rows = self.read(indices)
-        if self.data != RADIOML[0]:
+        if not self.is_radioml:
             rows = np.moveaxis(rows, 1, 3)  # (n, antennas, samples, 2)
             rows = rows[:, 0] if self.antennas == 1 else rows
         rows = np.ascontiguousarray(rows)
@@ -248,13 +222,13 @@ class Hdf5Iq(Hdf5Source):
 
 
 def antenna_decibels(values, front_end, device):
-    """IQ of several antennas, float32 [B, antennas, samples, 2], to spectrograms in dB [B, antennas, F, T]."""
+    """IQ of several antennas, float32 [B, antennas, samples, 2], to dB [B, antennas, F, T]."""
     iq = torch.as_tensor(values).to(device, non_blocking=True)
     return front_end.decibels(iq.flatten(0, 1)).unflatten(0, iq.shape[:2])[:, :, 0]
 
 
 class Hdf5Images(Hdf5Source):
-    """Images that are normalized already: resized to `image_size`, which is to be set (bicubic, antialiased), no more."""
+    """Images, already normalized. They are resized (bicubic, antialiased) to `image_size`, to be set."""
 
     SHAPES = ("[N, C, rows, columns]",)
 

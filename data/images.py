@@ -1,5 +1,6 @@
 """Spectrograms kept as image files: float TIFF of linear power, PNG and JPEG pictures, NumPy arrays."""
 
+import contextlib
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from radio.spectrogram import Spectrogram
 from util.errors import UserError
 from util.files import not_read
 
-# The recipe of the published TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about [0, 1]
-# over the range seen in its data, then the mean and standard deviation of its training set.
+# The published recipe for TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about
+# [0, 1] over the range of its data, then standardised by its training set.
 TIFF_FLOOR = 1e-12
 TIFF_MIN_DB = -120.0
 TIFF_RANGE_DB = 119.5
@@ -27,11 +28,11 @@ PICTURES = (".png", ".jpg", ".jpeg")
 class ImageFiles(Source):
     """One image a file, resized to `image_size` (bicubic, antialiased).
 
-    - TIFF: linear power, float, [frequency, time] with the lowest frequency first; the published recipe above.
-    - PNG, JPEG: a picture, high frequency at the top; taken to grey, turned so that row 0 is the lowest frequency, zero mean
-      and unit variance each.
-    - npy: float or int [frequency, time] or [channel, frequency, time] in dB, lowest frequency first; zero mean and unit
-      variance each.
+    - TIFF: float linear power [frequency, time], lowest frequency first; the published recipe above.
+    - PNG, JPEG: a picture, highest frequency at the top; converted to grey, row 0 the lowest frequency.
+    - npy: float or int dB, [frequency, time] or [channel, frequency, time], lowest frequency first.
+
+    All but TIFF get zero mean and unit variance each.
     """
 
     def __init__(self, paths, image_size):
@@ -54,11 +55,7 @@ class ImageFiles(Source):
 
 
 def load_image(path, image_size, in_chans=1):
-    """An image file as the model takes it: float32 [C, rows, columns].
-
-    Raises:
-        UserError: the file is unreadable, of another number of channels, or holds NaN or infinity.
-    """
+    """An image file as model input: float32 [C, rows, columns]."""
     values = _read(path)
     if len(values) != in_chans:
         raise UserError(f"{path}: expected {in_chans} channels like the first image; found {len(values)}")
@@ -75,19 +72,27 @@ def load_image(path, image_size, in_chans=1):
     return image[0].numpy()
 
 
+@contextlib.contextmanager
+def reading(path):
+    """Raise a `UserError` where reading an image file fails in the block."""
+    try:
+        # Pillow warns about a truncated TIFF before it fails.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            yield
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{path}: expected an image; found {not_read(path, error)}") from error
+
+
 def _read(path):
     """The values of a file: [C, rows, columns], row 0 the lowest frequency."""
     suffix = Path(path).suffix.lower()
-    try:
-        if suffix == ".npy":
+    if suffix == ".npy":
+        with reading(path):
             values = np.load(path, allow_pickle=False)
-        else:
-            # Before it fails on a TIFF that was cut, Pillow warns in lines of its own.
-            with warnings.catch_warnings(action="ignore", category=UserWarning), Image.open(path) as picture:
-                # Pictures in colour are colour maps of one quantity; brightness grows with it in those in use.
-                values = np.asarray(picture.convert("L") if suffix in PICTURES else picture)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path}: expected an image; found {not_read(path, error)}") from error
+    else:
+        with reading(path), Image.open(path) as picture:
+            # Colour pictures are colour maps of one quantity; brightness grows with it in common maps.
+            values = np.asarray(picture.convert("L") if suffix in PICTURES else picture)
     if suffix in PICTURES:
         values = values[::-1]
     elif suffix != ".npy" and not np.issubdtype(values.dtype, np.floating):
@@ -95,6 +100,6 @@ def _read(path):
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.dtype.kind not in "fiu" or 0 in values.shape:
-        raise UserError(f"{path}: expected numbers [rows, columns] or [C, rows, columns]; found {values.dtype} "
-                        f"{list(values.shape)}")
+        found = f"{values.dtype} {list(values.shape)}"
+        raise UserError(f"{path}: expected numbers [rows, columns] or [C, rows, columns]; found {found}")
     return values

@@ -1,27 +1,48 @@
-"""Labelled samples on their way to fine-tuning: a source's part with its targets, and augmentation on the device."""
+"""Labelled samples for fine-tuning: sources with classes, parts of them, and augmentation on the device."""
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
-from data.sampling import MIXING, SAMPLE, stream
+from data.sampling import MIXING, SAMPLE, Source, stream
 
-# Random numbers that a training sample comes with for augmentation, which makes of them what it likes. Those that decide its
-# drop path may follow.
+# Random numbers of a training sample that augmentation uses. Those that decide its drop path may follow.
 RANDOM_NUMBERS = 4
 
+
+class ClassSource(Source):
+    """A source with a class for each sample.
+
+    A subclass has `class_names` and `labels`, int64 [N]. `groups` maps names of columns to arrays [N].
+    """
+
+    task = "classification"
+    groups = MappingProxyType({})
+    _parts = None
+
+    def __len__(self):
+        return len(self.labels)
+
+    def target(self, index, epoch=0):
+        """Class of a sample: its place in `class_names`."""
+        return int(self.labels[index])
+
+    def parts(self):
+        """The parts that the data set publishes, {"train": indices, "test": indices, ...}, or None."""
+        return self._parts
 
 
 @dataclass(frozen=True)
 class Part:
     """Some samples of a labelled source: training, validation or test.
 
-    A labelled source has besides `data.sampling.Source`'s: `class_names`, and `target(index, epoch)`, class ids: uint8
-    [F, T] for segmentation, an int for classification.
+    A labelled source is a `data.sampling.Source` with `class_names` and `target(index, epoch)`: class ids,
+    uint8 [F, T], for segmentation; an int for classification.
     """
 
     source: object
@@ -39,10 +60,10 @@ class Part:
 
 
 class LabelledSamples(Dataset):
-    """A part's samples with their targets, indexed by (epoch, number in the part), as `EpochBatches` gives them.
+    """A part's samples with their targets, indexed by (epoch, number in the part).
 
     Args:
-        fresh: give the source the epoch, so that one that makes its samples makes new ones.
+        fresh: pass the epoch to the source, so that a source of synthetic samples makes new ones.
         more_numbers: random numbers beyond `RANDOM_NUMBERS`.
     """
 
@@ -55,7 +76,7 @@ class LabelledSamples(Dataset):
 
     @property
     def sample_bytes(self):
-        """Bytes of the largest sample of a batch, its target (at most one of a byte for each cell) included."""
+        """Bytes of the largest sample of a batch, with its target and random numbers."""
         source = self.part.source
         return source.sample_bytes + max(8, math.prod(source.image_size)) + 4 * self.count
 
@@ -67,33 +88,36 @@ class LabelledSamples(Dataset):
         [epoch], source = {epoch for epoch, _ in keys}, self.part.source
         numbers = [number for _, number in keys]
         indices = [int(self.part.indices[number]) for number in numbers]
-        made_in = epoch if self.fresh else 0
-        parts = source.load_many(indices, lambda place: None, made_in)
+        source_epoch = epoch if self.fresh else 0
         noise = np.empty((len(keys), self.count), np.float32)
         for index, row in zip(indices, noise, strict=True):
             stream(self.seed, SAMPLE, epoch, index).generator().random(out=row, dtype=np.float32)
-        return {"parts": parts, "noise": noise, "index": np.array(numbers),
-                "target": source.target_many(indices, made_in)}  # fmt: skip
+        return {
+            "parts": source.load_many(indices, lambda place: None, source_epoch),
+            "noise": noise,
+            "index": np.array(numbers),
+            "target": source.target_many(indices, source_epoch),
+        }
 
     def describe(self, epoch, number):
-        """What the errors of training name."""
+        """Metadata of a sample, for error messages."""
         return self.part.source.describe(int(self.part.indices[number]), None, epoch if self.fresh else 0)
 
 
 def shift_and_flip(images, masks, numbers, shift=True, flip=True):
-    """Move images and masks in time, around their ends, and turn every other pair upside down in frequency.
+    """Roll images and masks in time, and flip about half of them in frequency.
 
-    Neither changes what a carrier is: frames start anywhere, and receivers exist with either sideband.
+    Neither changes a carrier's class: frames start anywhere, and receivers exist with either sideband.
 
     Args:
-        images: [B, C, F, T]; masks: [B, F, T]; numbers: float [B, 2 or more] in [0, 1), that decide.
+        images: [B, C, F, T]; masks: [B, F, T]; numbers: float [B, 2 or more] in [0, 1), which decide.
 
     Returns:
         (images, masks), new tensors.
     """
     rows, columns = images.shape[2:]
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    moved = (numbers[:, :1] * columns).long() if shift else torch.zeros_like(numbers[:, :1], dtype=torch.long)
+    moved = (numbers[:, :1] * columns).long() * shift
     times = (torch.arange(columns, device=images.device) + moved) % columns  # (B, T)
     straight = torch.arange(rows, device=images.device).expand(len(images), -1)  # (B, F)
     frequencies = torch.where((numbers[:, 1:2] < 0.5) & flip, straight.flip(1), straight)
@@ -102,13 +126,14 @@ def shift_and_flip(images, masks, numbers, shift=True, flip=True):
 
 
 def mix(images, targets, mixup, seed, epoch, first):
-    """timm's Mixup or CutMix of pairs, decided by (seed, epoch, place of the pair's first sample in the epoch).
+    """timm's Mixup or CutMix of pairs, decided by (seed, epoch, place of the pair in the epoch).
 
-    It mixes the first image with the second, the third with the fourth, and so on, so that batches of even numbers are mixed
-    alike however an epoch is cut into them; of an odd number of images the last stays as it is.
+    Image 0 is mixed with image 1, image 2 with image 3, and so on. Batches of even sizes are thus mixed alike
+    for any batch size. The last of an odd number of images stays as it is.
 
     Args:
-        images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`; first: place of images[0].
+        images: [B, C, F, T], changed in place; targets: int64 [B]; mixup: a `timm.data.Mixup`;
+        first: place of images[0].
 
     Returns:
         (images, targets as shares of the classes: float [B, classes]).
@@ -116,7 +141,7 @@ def mix(images, targets, mixup, seed, epoch, first):
     paired = len(images) - len(images) % 2
     shares = []
     for start in range(0, paired, 2):
-        # timm draws from numpy's global generator, of which a resumed run would know nothing.
+        # timm draws from numpy's global generator, whose state a checkpoint does not hold.
         np.random.seed(int(stream(seed, MIXING, epoch, first + start).generator().integers(2**32)))
         pair = slice(start, start + 2)
         images[pair], mixed = mixup(images[pair], targets[pair])
@@ -128,9 +153,9 @@ def mix(images, targets, mixup, seed, epoch, first):
 def class_weights(part, num_classes, kind):
     """Weights of the classes in the loss: float32 [classes], or None.
 
-    "median_frequency": the median of the classes' frequencies over each class's own, where a frequency is the share of a
-    class among the cells of those samples in which it is at all (Eigen and Fergus, arXiv 1411.4734). A class that no
-    training sample has gets 0.
+    "median_frequency": the median of all class frequencies, divided by the class's own. A class frequency is
+    the class's share of the cells in samples that contain it (Eigen and Fergus, arXiv 1411.4734). A class
+    without training samples gets 0.
     """
     if kind == "none":
         return None

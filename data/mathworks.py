@@ -2,73 +2,62 @@
 
 Two layouts, recognised by file names, at any depth of a folder:
 
-- as published: `{NR|LTE|LTE_NR}_frame_{i}` with .png (the spectrogram, RGB through the colour map parula), .hdf (the labels,
-  an HDF4 raster image) and, in most editions, .mat (`params`);
+- as published: `{NR|LTE|LTE_NR}_frame_{i}` with .png (the spectrogram, RGB through the colour map parula),
+  .hdf (the labels, an HDF4 raster image) and, in most editions, .mat (`params`);
 - re-saved: `LTE_NR_{spect|labels|metadata}_frame_{i}.mat` with the variables `rxSpectrogram` and `data`.
 
-Folders `train`, `val` and `test` may divide the frames, each with its own numbers: MAE's radio fork has `train/LTE_NR/` and
-`val/LTE_NR/`. Frames in `train` are trained on, frames in `test` are tested on. Without `test`, `val` is the test part, as
-in the fork; validation is then a share of `train`, so that no epoch is chosen on the test part.
+Folders `train`, `val` and `test` may hold the parts, each with frame numbers of its own: MAE's radio fork has
+`train/LTE_NR/` and `val/LTE_NR/`. Without `test`, `val` is the test part, as in the fork; a share of `train`
+then validates, so that no epoch is chosen on test data.
 
-Frequency runs to the right and time upwards: the example's code transposes MATLAB's centred spectrogram [frequency, time]
-and flips it upside down before the colour map. Column 0 is therefore the lowest frequency and the last row the earliest
-time. Its labels are painted in the same columns, over all rows. How the re-saved spectrograms are turned in time is not
-documented; they are taken to lie as the pictures do, and their labels do not depend on it.
+Frequency runs to the right and time upwards: the example transposes MATLAB's centred spectrogram [frequency,
+time] and flips it upside down. Column 0 is the lowest frequency, the last row the earliest time. Labels fill
+the same columns, over all rows. The time direction of re-saved spectrograms is not documented; they are read
+like the pictures.
 
-Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at other frequencies and through another
-channel and noise: what is split at random is split by number.
+Frame i with both signals holds the waveforms of NR frame i and LTE frame i, at other frequencies and through
+another channel and noise. Random splits therefore keep equal numbers together.
 """
-
-import struct
-import zlib
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy.io import loadmat, whosmat
-from scipy.io.matlab import MatReadError
 from torch.nn import functional as F
 
+from data import matlab
 from data.hdf4 import read_raster
+from data.images import reading
 from data.mathworks_files import COMBINED, TECHNOLOGIES, find_frames
 from data.sampling import IMAGE, Source, Subset, hold_out
-from data.splits import PARTS
+from data.splits import PARTS, RECORDING
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
-from util.files import not_read
 
 # Class k of n is painted as floor(255 k / (n - 1)): 0, 127, 255 or 0, 85, 170, 255.
 EDITIONS = (("Noise", "NR", "LTE"), ("Noise", "NR", "LTE", "Unknown"))
 
-# Luma of Recommendation ITU-R BT.601. It rises along parula but for one place, about 40 % of the way up, where it falls by
-# 3 levels of 255: there, a tenth of the colours share their luma with another.
+# Luma of Recommendation ITU-R BT.601. It rises along parula, except about 40 % of the way up: there it falls
+# by 3 levels of 255, and a tenth of the colours share their luma with another.
 LUMA = np.float32([0.299, 0.587, 0.114])
 
 SINGLE_TO_COMBINED, COMBINED_ONLY, MIXED = PROTOCOLS = ("single_to_combined", "combined", "mixed")
-
-# What scipy raises on damaged files; NotImplementedError is for those of version 7.3.
-MAT_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, MatReadError, zlib.error,
-              struct.error, OverflowError, MemoryError)  # fmt: skip
 
 
 class MathWorksFrames(Source):
     """Labelled frames, sorted by number.
 
-    An image is the picture's luma, turned to [frequency, time] with the lowest frequency first, resized with a triangular
-    antialiasing filter, and brought to zero mean and unit variance. Labels are resized by nearest neighbour only.
+    An image is the picture's luma as [frequency, time], lowest frequency first, resized with a triangular
+    antialiasing filter, with zero mean and unit variance. Labels are resized by nearest neighbour.
 
     Args:
         path: folder of the frames.
-        protocol: "single_to_combined" trains on frames of one technology and tests on those of both (which hold the same
-            waveforms, see above); "combined" trains and tests on those of both; "mixed" has all kinds on both sides.
-            Frames that a protocol has no use for are left out. Frames in folders of parts are trained on and tested on
-            as they lie: only "combined" and "mixed" go with them.
-        image_size: (frequency rows, time columns); None: as the first frame is stored.
-        test_fraction: part of the frame numbers that is tested on, where the protocol leaves it open.
+        protocol: "single_to_combined" trains on frames of one technology and tests on frames of both (which
+            hold the same waveforms, see above); "combined" trains and tests on frames of both; "mixed" has
+            all kinds on both sides. Frames in folders of parts keep their part, and need "combined" or
+            "mixed".
+        image_size: (frequency rows, time columns); None: the first frame's.
+        test_fraction: share of the frame numbers to test on, where the protocol draws them.
         split_seed: draws those numbers.
-
-    Raises:
-        UserError: no such protocol, a file is missing or damaged, or the folder lacks frames for the protocol.
     """
 
     task = "segmentation"
@@ -102,12 +91,12 @@ class MathWorksFrames(Source):
 
     @property
     def groups(self):
-        """What must stay together: frames of one part and number hold the same waveforms, whatever their technology."""
+        """Frames of one part and number stay together: they hold the same waveforms."""
         names = [f"{frame.part} {frame.number}" if self.divided else frame.number for frame in self.frames]
-        return {"recording": np.array(names)}
+        return {RECORDING: np.array(names)}
 
     def sample_name(self, index):
-        """`describe`'s name, without reading parameters."""
+        """The name in `describe`, without reading parameters."""
         return self.frames[index].name
 
     def load(self, index, rng, epoch=0):
@@ -130,13 +119,15 @@ class MathWorksFrames(Source):
                             f"found {int(values[classes == 255][0])} in {frame.name}")  # fmt: skip
         classes = torch.from_numpy(_turned(classes))[None, None]
         if classes.shape[2:] != self.image_size:
-            # "nearest" would sample the cells' corners, and so lie half a cell off the image.
+            # "nearest" samples the cells' corners: labels would lie half a cell off the image.
             classes = F.interpolate(classes, size=self.image_size, mode="nearest-exact")
         return classes[0, 0].numpy()
 
     def describe(self, index, rng, epoch=0):
-        """`snr_db` is the file's, None where there is none: it holds against an assumed signal power of 0 dBW, so it is
-        not the ratio in the picture. `parameters` are the file's numbers and words under the file's names."""
+        """`snr_db` is the file's, or None. It assumes a signal power of 0 dBW: the picture's SNR differs.
+
+        `parameters` are the file's numbers and words under the file's names.
+        """
         frame = self.frames[index]
         if index not in self._parameters:
             self._parameters[index] = _read_parameters(frame.parameters) if frame.parameters else {}
@@ -150,11 +141,7 @@ class MathWorksFrames(Source):
         }
 
     def parts(self):
-        """{"train": indices, "test": indices}, int64, by the protocol; of divided frames by their folders, maybe with "val".
-
-        Raises:
-            UserError: there are too few frame numbers for both.
-        """
+        """{"train", "test" and maybe "val": int64 indices}, by folders of parts or else by the protocol."""
         if self.divided:
             part_of = np.array([frame.part for frame in self.frames])
             parts = {name: np.flatnonzero(part_of == name) for name in PARTS if name in part_of}
@@ -166,13 +153,13 @@ class MathWorksFrames(Source):
         return {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
 
     def split(self, fraction, seed):
-        """(training, held-out) frames, both out of the part "train": frames to test on are in neither."""
+        """(training, held-out) frames, both from the part "train"."""
         train = self.parts()["train"]
         held_out = self._drawn(train, fraction, seed)
         return Subset(self, train[~held_out]), Subset(self, train[held_out])
 
     def _drawn(self, indices, fraction, seed):
-        """Which of the frames have one of the numbers that are held out: bool [len(indices)]."""
+        """Whether each frame has a held-out number: bool [len(indices)]."""
         numbers = np.array([self.frames[index].number for index in indices])
         if len(np.unique(numbers)) < 2:
             raise UserError(f"{self.frames[0].image.parent}: expected at least two frame numbers to hold one out; found one")
@@ -185,7 +172,7 @@ def _values(class_names):
 
 
 def _edition(frames):
-    """Class names, from the first value that is not in both editions; those of three classes where there is none."""
+    """Class names, from the first value that only one edition has; without one, three classes."""
     values = [set(_values(names)) for names in EDITIONS]
     for frame in frames:
         if own := set(np.unique(_read_labels(frame)).tolist()) & (values[0] ^ values[1]):
@@ -194,22 +181,19 @@ def _edition(frames):
 
 
 def _turned(values):
-    """As the pictures lie [time upwards, frequency] to [frequency, time]."""
+    """[time upwards, frequency], as in the pictures, to [frequency, time]."""
     return np.ascontiguousarray(values[::-1].T)
 
 
 def _read_image(frame):
     """float32 [rows, columns], as stored."""
     if frame.image.suffix == ".mat":
-        values = _numbers(frame.image, "rxSpectrogram")
+        values = matlab.numbers(frame.image, "rxSpectrogram")
     else:
-        try:
-            with Image.open(frame.image) as picture:
-                values = np.asarray(picture.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{frame.image}: expected a picture; found {not_read(frame.image, error)}") from error
+        with reading(frame.image), Image.open(frame.image) as picture:
+            values = np.asarray(picture.convert("RGB"))
     if values.ndim == 3 and values.shape[2] == 3:
-        # .mat files lie by columns: a product over other strides is summed in another order, on some processors.
+        # .mat arrays are in Fortran order, in which some processors sum the product in another order.
         values = np.ascontiguousarray(values, np.float32) @ LUMA
     if values.ndim != 2:
         raise UserError(f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}")
@@ -221,32 +205,28 @@ def _read_image(frame):
 
 def _image_shape(frame):
     """(rows, columns) of a frame's image, without its pixels."""
-    try:
-        if frame.image.suffix != ".mat":
-            with Image.open(frame.image) as picture:
-                return picture.height, picture.width
-        shapes = {name: shape for name, shape, _ in whosmat(frame.image)}
-    except MAT_ERRORS as error:
-        raise UserError(f"{frame.image}: expected an image; found {not_read(frame.image, error)}") from error
-    if "rxSpectrogram" not in shapes:
-        raise UserError(f"{frame.image}: expected the variable rxSpectrogram; found {', '.join(shapes) or 'none'}")
-    return tuple(shapes["rxSpectrogram"][:2])
+    if frame.image.suffix == ".mat":
+        return tuple(matlab.shape(frame.image, "rxSpectrogram")[:2])
+    with reading(frame.image), Image.open(frame.image) as picture:
+        return picture.height, picture.width
 
 
 def _read_labels(frame):
     """Pixel values: uint8 [rows, columns], as stored."""
     if frame.labels.suffix != ".mat":
         return read_raster(frame.labels)
-    values = _numbers(frame.labels, "data")
+    values = matlab.numbers(frame.labels, "data")
     if values.ndim != 2 or not np.isin(values, np.arange(256)).all():
-        raise UserError(f"{frame.labels}: expected integers from 0 to 255 [rows, columns]; found {values.dtype} "
-                        f"{list(values.shape)} from {values.min()} to {values.max()}")  # fmt: skip
+        raise UserError(
+            f"{frame.labels}: expected integers from 0 to 255 [rows, columns]; found {values.dtype} "
+            f"{list(values.shape)} from {values.min()} to {values.max()}"
+        )
     return values.astype(np.uint8)
 
 
 def _read_parameters(path):
-    """Numbers and words of the struct `params`, or, where there is none, of the whole file (the re-saved metadata)."""
-    content = _load(path)
+    """Numbers and words of the struct `params`, or else of the whole file (the re-saved metadata)."""
+    content = matlab.variables(path)
     params = np.asarray(content.get("params"))
     if params.dtype.names:
         content = {name: params[name] for name in params.dtype.names}
@@ -255,28 +235,3 @@ def _read_parameters(path):
     if not plain:
         raise UserError(f"{path}: expected the variable params; found {', '.join(content) or 'none'}")
     return plain
-
-
-def _numbers(path, key):
-    """A variable of a .mat file: an array of real numbers."""
-    content = _load(path, key)
-    if key not in content:
-        try:
-            names = [name for name, _, _ in whosmat(path)]
-        except MAT_ERRORS:
-            names = []
-        raise UserError(f"{path}: expected the variable {key}; found {', '.join(names) or 'none'}")
-    values = content[key]
-    if values.dtype.kind not in "fiub" or not values.size:
-        raise UserError(f"{path}: expected numbers in {key}; found {values.dtype} {list(values.shape)}")
-    return values
-
-
-def _load(path, key=None):
-    """The variables of a .mat file, or one of them."""
-    try:
-        content = loadmat(path, variable_names=key and [key], squeeze_me=key is None)
-    except MAT_ERRORS as error:
-        hint = ", of MATLAB before version 7.3" if isinstance(error, NotImplementedError) else ""
-        raise UserError(f"{path}: expected a .mat file{hint}; found {not_read(path, error)}") from error
-    return {name: value for name, value in content.items() if not name.startswith("__")}

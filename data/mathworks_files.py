@@ -1,12 +1,12 @@
-"""Which files in a folder are frames of MathWorks' example: see `data.mathworks` for the layouts."""
+"""Find the files of MathWorks' frames; see `data.mathworks` for the layouts."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.splits import PARTS
 from util.errors import UserError
+from util.files import walk
 
 NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
 ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
@@ -17,7 +17,7 @@ TECHNOLOGIES = ("NR", "LTE", COMBINED)
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame's files; `parameters` is None in editions without, `part` where the folder is not divided into parts."""
+    """One frame's files. `part` is None in a folder without parts, `parameters` in an edition without."""
 
     part: str | None
     technology: str
@@ -32,21 +32,17 @@ class Frame:
 
 
 def holds_frames(path):
-    """Whether there are frames in a folder or below it."""
-    return any(NAME.fullmatch(file.name) for file in _walk(path))
+    """Whether a folder holds frames, at any depth."""
+    return any(NAME.fullmatch(file.name) for file in _files(path))
 
 
 def find_frames(path):
-    """The frames in a folder and below it, sorted by part, then number, then NR, LTE, both.
+    """The frames below a folder, sorted by part, then number, then NR, LTE, both.
 
-    Frames of one number in two of the folders `train`, `val` and `test` are different frames. They have a part where some
-    lie in `train` and the others in `val`, `test` or both.
-
-    Raises:
-        UserError: there are none, one is there twice, or lacks its image or its labels; some lie in parts and some beside.
+    Frames have a part if some lie in `train`, all others in `val` or `test`. Each part has its own numbers.
     """
     found = {}
-    for file in _walk(path):
+    for file in _files(path):
         if match := NAME.fullmatch(file.name):
             technology, resaved, resaved_number, number, suffix = match.groups()
             part = next((name for name in file.relative_to(path).parts[:-1] if name in PARTS), "")
@@ -76,19 +72,15 @@ def find_frames(path):
     return frames
 
 
-def _walk(path):
-    """Files below a folder, hidden ones left out."""
-
-    def fail(error):
+def _files(path):
+    def refuse(error):
         raise UserError(f"{path}: expected a folder that can be read; {error}") from error
 
-    for folder, names, files in os.walk(path, onerror=fail):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+    return map(Path, walk(path, refuse)[1])
 
 
 def _name(file, role):
-    """Name of the file that has another role for the same frame."""
+    """Name of the same frame's file with another role."""
     if NAME.fullmatch(file.name).group(2):
         return re.sub("_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name)
     return file.stem + {"image": ".png", "labels": ".hdf"}[role]

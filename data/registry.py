@@ -1,4 +1,4 @@
-"""The table of sources: what a path on the command line holds, and how it is opened."""
+"""The table of sources: find what a path on the command line holds, and open it."""
 
 import os
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.formats import has_image_suffix, is_spectrogram_set, refuse_formats
 from data.sampling import Concatenated
+from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
 from radio.recordings import by_path, find_recordings, is_recording_file
 from radio.spectrogram import PUBLISHED, Spectrogram
@@ -21,7 +22,7 @@ READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or ima
 
 
 def add_data_arguments(parser, required=True):
-    """The flags that every command has to say what it reads; returns their group."""
+    """The flags of the data that a command reads; returns their group."""
     group = parser.add_argument_group("data")
     group.add_argument("--data_path", nargs="+", required=required, metavar="PATH",
                        help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
@@ -33,28 +34,27 @@ def add_data_arguments(parser, required=True):
 
 
 def add_recording_arguments(group):
-    """The flags of recordings whose files do not say how to read them."""
+    """The flags of recordings whose files lack a rate or datatype."""
     group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
     group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
 
 
 def add_scene_arguments(group):
-    """The flags that change what scenes are drawn from."""
+    """The flags of synthetic scenes."""
     group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                        help="fields of radio/scenes/config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2")
 
 
 def add_front_end_arguments(group):
-    """The flags of the front end."""
-    group.add_argument("--window_ms", type=float, help="length of a window; 16, or as the set or the scenes have it")
-    group.add_argument("--n_fft", type=int, help="samples per FFT; 1024, or as the set has it")
+    group.add_argument("--window_ms", type=float, help="length of a window; default 16, or that of the set or scenes")
+    group.add_argument("--n_fft", type=int, help="samples per FFT; default 1024, or those of the set")
     group.add_argument("--input_size", type=int, nargs="+", metavar="CELLS",
-                       help="image size: one number, or frequency rows and time columns; 224, or as the set has it")
+                       help="image size: one number, or rows and columns; default 224, or that of the set")
 
 
 @dataclass
 class Found:
-    """What paths hold: spectrogram sets (opened), files of recordings, image files; and presets of scenes."""
+    """What paths hold: opened spectrogram sets, paths of recordings and images, and presets of scenes."""
 
     sets: list
     recordings: list
@@ -63,12 +63,9 @@ class Found:
 
 
 def find(paths):
-    """Look at files and folders. A folder is a spectrogram set, or holds sets, recordings or images: the first of these.
+    """Look at files and folders. A folder holds sets, else recordings, else images; what comes first counts.
 
-    Of a folder with the sets `train` and `val`, as main_synthesize.py writes it, the one is trained on, the other held out.
-
-    Raises:
-        UserError: a path is missing, unreadable, or holds none of them.
+    A folder with the sets `train` and `val`, as from main_synthesize.py, is `train`, which holds out `val`.
     """
     found = Found([], [], [], [])
     for path in paths:
@@ -85,12 +82,13 @@ def find(paths):
         folders, files = walk(path, _refused) if os.path.isdir(path) else ([], [path])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
         recordings = [file for file in files if is_recording_file(file)]
-        images = _images_among(files, recordings)
+        known = set(recordings)
+        images = [file for file in files if file not in known and has_image_suffix(file)]
         if is_spectrogram_set(Path(path, "train")):
             held_out = Path(path, "val")
-            found.sets.append(open_set(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
+            found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
         elif sets:
-            found.sets += map(open_set, sets)
+            found.sets += map(SpectrogramSet, sets)
         elif recordings:
             found.recordings += by_path(recordings)
             if images:
@@ -100,13 +98,6 @@ def find(paths):
         else:
             raise UserError(f"--data_path {path}: expected {READ}; found none among {len(files)} files")
     return found
-
-
-def open_set(path, held_out=None):
-    """The `SpectrogramSet` of a folder. Each kind of source is imported where there is one."""
-    from data.spectrogram_set import SpectrogramSet
-
-    return SpectrogramSet(path, held_out)
 
 
 def scene_settings(preset, args):
@@ -120,33 +111,32 @@ def _refused(error):
     raise UserError(f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}") from error
 
 
-def _images_among(files, recordings):
-    known = set(recordings)
-    return [file for file in files if file not in known and has_image_suffix(file)]
+def image_size(args):
+    """(rows, columns) of `--input_size`, or None."""
+    size = args.input_size
+    if size is not None and (len(size) > 2 or min(size) < 1):
+        raise UserError(f"--input_size: expected one or two positive numbers; found {size}")
+    return size and (*size, *size)[:2]
 
 
 def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False):
-    """The front end of the sets that were found, or else one of the flags', the pretrained weights' or default parameters.
+    """The front end: that of the sets found, else of the flags, the pretrained weights or the defaults.
 
-    A line says what another front end than that of the weights means.
+    Warns about a front end other than that of the weights.
 
     Args:
-        args: what the parser of `add_data_arguments` gave.
-        pretrained: settings that weights were trained with, or None.
-        flags_decide: flags may say otherwise than the weights; else only `--input_size` may, and sets.
-        silent: leave that line to `compare`.
-
-    Raises:
-        UserError: a parameter is out of range, or does not agree with a set.
+        args: of the parser with `add_data_arguments`.
+        pretrained: front-end settings of the weights, or None.
+        flags_decide: flags may differ from the weights; otherwise only sets and `--input_size` may.
+        silent: do not warn.
     """
     if args.window_ms is not None and not 0 < args.window_ms < float("inf"):
         raise UserError(f"--window_ms: expected a positive number; found {args.window_ms}")
-    if args.input_size is not None and (len(args.input_size) > 2 or min(args.input_size) < 1):
-        raise UserError(f"--input_size: expected one or two positive numbers; found {args.input_size}")
+    size = image_size(args)
     given = {
         "n_fft": args.n_fft,
         "duration_s": args.window_ms and args.window_ms / 1e3,
-        "image_size": args.input_size and (args.input_size * 2)[:2],
+        "image_size": size and list(size),
     }
     flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
     settings = {key: value for key, value in given.items() if value is not None}
@@ -165,8 +155,10 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
     for key, value in pretrained.items():
         free = flags_decide or found.sets or key == "image_size"
         if settings.setdefault(key, value) != value and not free:
-            raise UserError(f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; found "
-                            f"{_shown(key, settings[key])}")  # fmt: skip
+            raise UserError(
+                f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; "
+                f"found {_shown(key, settings[key])}"
+            )
     defaults = {**PUBLISHED, "image_size": list(DEFAULT_IMAGE_SIZE)}
     try:
         front_end = Spectrogram(**{**defaults, **settings})
@@ -178,22 +170,26 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
 
 
 def compare(ours, theirs):
-    """Say what it means that weights were trained with another front end, where a cell of an image is another one.
+    """Warn if weights were trained with cells of another duration or bandwidth.
 
     Args:
-        ours: settings of a front end; theirs: the same of the weights, empty or None without.
+        ours: settings of a front end; theirs: those of the weights, empty or None without.
     """
     if not theirs or "n_fft" not in theirs:
         return
-    cells = [{"time": 1e6 * one["duration_s"] / one["image_size"][1], "rows": one["image_size"][0], "n_fft": one["n_fft"]}
-             for one in (ours, theirs)]  # fmt: skip
-    if cells[0] == cells[1]:
-        return
-    here, there = (f"{1e3 * one['duration_s']:g} ms as {one['image_size'][0]} x {one['image_size'][1]}, FFT {one['n_fft']}"
-                   for one in (ours, theirs))  # fmt: skip
-    time, band = cells[0]["time"] / cells[1]["time"], cells[1]["rows"] / cells[0]["rows"]
-    warn(f"front end: windows of {here}; the weights were trained on {there}: a patch spans {time:.3g} times the time and "
-         f"{band:.3g} times the band, so expect to need more data or epochs")  # fmt: skip
+    (here, our_time, our_band), (there, their_time, their_band) = map(_cells, (ours, theirs))
+    time, band = our_time / their_time, our_band / their_band
+    if (our_time, our_band, ours["n_fft"]) != (their_time, their_band, theirs["n_fft"]):
+        warn(
+            f"front end: windows of {here}; the weights were trained on {there}: a patch spans {time:.3g} times the "
+            f"time and {band:.3g} times the band, so expect to need more data or epochs"
+        )
+
+
+def _cells(settings):
+    """(the front end in words, time and bandwidth of a cell, relative)."""
+    (rows, columns), duration_s = settings["image_size"], settings["duration_s"]
+    return f"{1e3 * duration_s:g} ms as {rows} x {columns}, FFT {settings['n_fft']}", duration_s / columns, 1 / rows
 
 
 def _shown(key, value):
@@ -201,14 +197,11 @@ def _shown(key, value):
 
 
 def open_source(found, front_end, args, seed=0, on_device=False):
-    """One source of all that was found, `args` as in `front_end_for`.
+    """One source of everything found.
 
     Args:
-        seed: decides the scenes.
-        on_device: make scenes where the batches go.
-
-    Raises:
-        UserError: the paths mix image files with what goes through the front end, or cannot be opened.
+        args: of the parser with `add_data_arguments`; seed: of scenes.
+        on_device: make scenes on the training device.
     """
     if found.images and (found.sets or found.recordings or found.presets):
         raise UserError("--data_path: expected images alone, or recordings, spectrogram sets and scenes; found both")

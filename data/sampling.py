@@ -1,4 +1,4 @@
-"""From a source's samples to batches of images, with every random choice a function of (seed, epoch, sample)."""
+"""Sources of samples, and the random numbers of (seed, epoch, sample)."""
 
 import math
 
@@ -8,31 +8,31 @@ from torch.utils.data import Dataset
 from radio.rng import SAMPLING, VALIDATION, Stream
 from util.errors import UserError
 
-# What a sample holds: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is complex64
-# [samples], in a batch also I and Q as they are stored, (u)int8 or (u)int16 [samples, 2].
-# A kind may also be a function of (values, front end, device) that makes spectrograms in dB of a batch of values.
+# Kinds of samples: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is
+# complex64 [samples]; in a batch, IQ may also be I and Q as stored, (u)int8 or (u)int16 [samples, 2]. A kind
+# may also be a function (values, front end, device) that turns a batch of values to spectrograms in dB.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
 
 SAMPLE, HELD_OUT_SAMPLE, ORDER, MIXING, FITTING = range(5)  # purposes of `stream`
 
 
 def stream(seed, purpose, epoch=0, index=0):
-    """The `Stream` of one purpose of sampling, for a sample of an epoch; epoch: below 2^32."""
+    """The `Stream` of one purpose of sampling, for a sample of an epoch (below 2^32)."""
     return Stream(seed, SAMPLING, index, (purpose << 32) + epoch)
 
 
 class Source(Dataset):
-    """What training reads. A subclass has `in_chans` and `image_size` (None where the front end decides), and:
+    """Samples to train on. A subclass has `in_chans`, `image_size` (None if the front end decides it), and:
 
     - `__len__()`: samples in an epoch;
-    - `load(index, rng, epoch)`: (kind, array) of a sample, `rng` deciding whatever is random about it, None for nothing
-      random; `epoch` is for sources that hold other samples in each;
-    - `describe(index, rng, epoch)`: a dict with `name`, and where known `start_s`, `sample_rate_hz`, `center_freq_hz`,
-      `num_samples`;
+    - `load(index, rng, epoch)`: (kind, array) of a sample. `rng` makes random choices; None: no randomness.
+      `epoch` matters to sources with new samples in each epoch;
+    - `describe(index, rng, epoch)`: a dict with `name`, and if known `start_s`, `sample_rate_hz`,
+      `center_freq_hz`, `num_samples`;
     - `split(fraction, seed)`: (training part, held-out part);
-    - where it has labels, `target(index, epoch)`: class ids, uint8 [F, T], or an int.
+    - with labels, `target(index, epoch)`: class ids, uint8 [F, T], or an int.
 
-    Sources that can read several samples faster than each alone have `load_many` and `target_many` of their own.
+    Sources that read many samples faster than one by one override `load_many` and `target_many`.
     """
 
     in_chans = 1
@@ -47,7 +47,8 @@ class Source(Dataset):
         """Samples of a batch, by kind and shape.
 
         Args:
-            indices: ints; rng_of: called with a place in them, gives the `rng` of `load`, good until the next call.
+            indices: ints.
+            rng_of: returns the `rng` of `load` for a place in `indices`, valid until the next call.
 
         Returns:
             A list of (kind, array [n, ...], places in `indices`: a list of n).
@@ -60,7 +61,7 @@ class Source(Dataset):
 
 
 def stacked(loaded):
-    """A list of (kind, array) as `Source.load_many` gives it: those that agree in kind and shape together."""
+    """Stack a list of (kind, array) by kind and shape, in the form of `Source.load_many`."""
     groups = {}
     for place, (kind, values) in enumerate(loaded):
         groups.setdefault((kind, values.shape), []).append(place)
@@ -147,14 +148,14 @@ class Concatenated(Source):
 
 
 def hold_out(groups, fraction, seed):
-    """Whole groups for validation: the names of about `fraction` of them, at least one, drawn by the seed."""
+    """Draw whole groups for validation: the names of about `fraction` of the groups, at least one."""
     names = sorted(set(groups))
     count = min(len(names) - 1, max(1, round(fraction * len(names))))
     return set(Stream(seed, VALIDATION).generator().permutation(names)[:count].tolist())
 
 
 def split_by_group(source, groups, fraction, seed, what):
-    """(training, held-out) subsets of a source by a group name per sample; see `hold_out`."""
+    """(training, held-out) subsets of a source, by a group name for each sample; see `hold_out`."""
     if len(set(groups)) < 2:
         raise UserError(f"--val_fraction: expected at least two {what} to hold one out; found {len(set(groups))}")
     held_out = hold_out(groups, fraction, seed)

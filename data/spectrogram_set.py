@@ -1,8 +1,6 @@
-"""The spectrogram set: a folder of float16 spectrograms, read one by one and without an STFT.
+"""The spectrogram set: a folder of float16 spectrograms, with or without masks and labels."""
 
-Masks (a class for each cell) and labels (a class for each spectrogram) lie beside them where the set has them.
-"""
-
+import functools
 import json
 import math
 import operator
@@ -25,17 +23,13 @@ METADATA = "metadata.jsonl"
 
 
 class SpectrogramSet(Source):
-    """Reads a set. Values are dB about each spectrogram's mean; `level_db` of its metadata line is that mean.
+    """Reads a set. Values are dB relative to each spectrogram's mean, which is `level_db` of its metadata.
 
-    `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]; so are `masks`, uint8 [N, F, T], and `labels`, int64 [N], both
-    class ids, both None where the set has none. Labels are checked when the set is opened; masks, which are as large as a
-    data set, by `mask` as they are read.
+    `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]. `masks`, uint8 [N, F, T], and `labels`,
+    int64 [N], are `ArrayFile`s or None. Labels are checked when the set is opened, masks when they are read.
 
     Args:
-        held_out: folder of the set that `split` holds out, where there is one.
-
-    Raises:
-        UserError: a part is missing, or does not agree with `set.json`.
+        held_out: folder of the set that `split` holds out, or None.
     """
 
     def __init__(self, path, held_out=None):
@@ -57,10 +51,9 @@ class SpectrogramSet(Source):
         if not self.shape[0] or self.shape[2:] != image_size:
             raise UserError(f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}")
         if self.labels is not None:
-            _check_classes(self.path / LABELS, self.labels.read(0, len(self)), self.class_names)
+            _check_classes(self.path / LABELS, np.load(self.path / LABELS), self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
-        self._metadata = None
         self.held_out = None if held_out is None else SpectrogramSet(held_out)
         if self.held_out:
             for key in ("front_end", "class_names"):
@@ -68,21 +61,18 @@ class SpectrogramSet(Source):
                 if ours != theirs:
                     raise UserError(f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}")
 
-    @property
+    @functools.cached_property
     def metadata(self):
         """A dict for each spectrogram."""
-        if self._metadata is None:
-            try:
-                lines = (self.path / METADATA).read_bytes().splitlines()
-            except OSError as error:
-                raise UserError(f"{self.path / METADATA}: expected a line a spectrogram; {error}") from error
-            found = whole_lines(lines)
-            if not len(self) == len(found) == len(lines):
-                raise UserError(
-                    f"{self.path / METADATA}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole"
-                )
-            self._metadata = found
-        return self._metadata
+        path = self.path / METADATA
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise UserError(f"{path}: expected a line a spectrogram; {error}") from error
+        found = whole_lines(lines)
+        if not len(self) == len(found) == len(lines):
+            raise UserError(f"{path}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole")
+        return found
 
     def __len__(self):
         return self.shape[0]
@@ -101,16 +91,11 @@ class SpectrogramSet(Source):
         return self.metadata[index]
 
     def mask(self, index, epoch=0):
-        """The class of every cell: uint8 [F, T]; UserError where it is none of the set's classes."""
-        mask = self.masks[index]
-        self._check_mask(index, mask)
-        return mask
-
-    def _check_mask(self, index, mask):
-        _check_classes(f"{self.path / MASKS}, spectrogram {index}", mask, self.class_names)
+        """Class ids: uint8 [F, T]; UserError for an id that is no class of the set."""
+        return self.target_many([index], epoch)[0]
 
     def target(self, index, epoch=0):
-        """A sample's mask where the set has masks, else its label."""
+        """A sample's mask if the set has masks, else its label."""
         return self.mask(index) if self.masks is not None else int(self.labels[index])
 
     def target_many(self, indices, epoch):
@@ -118,11 +103,11 @@ class SpectrogramSet(Source):
             return super().target_many(indices, epoch)
         masks = self.masks.read_many(indices)
         for index, mask in zip(indices, masks, strict=True):
-            self._check_mask(index, mask)
+            _check_classes(f"{self.path / MASKS}, spectrogram {index}", mask, self.class_names)
         return masks
 
     def split(self, fraction, seed):
-        """Hold out all spectrograms of some recordings, or of a single one the last of them; or the set `held_out`."""
+        """Hold out the set `held_out`, else whole recordings, else the end of the only recording."""
         if self.held_out:
             return self, self.held_out
         recordings = [line.get("path") for line in self.metadata]
@@ -138,7 +123,7 @@ def array_parts(description):
     """The arrays of a set: file name -> (shape, dtype)."""
     samples, _, rows, columns = shape = tuple(description["shape"])
     parts = {SPECTROGRAMS: (shape, np.float16)}
-    if description.get("masks"):  # sets of older versions do not say
+    if description.get("masks"):  # absent in sets of older versions
         parts[MASKS] = ((samples, rows, columns), np.uint8)
     if description.get("labels"):
         parts[LABELS] = ((samples,), np.int64)
@@ -151,7 +136,7 @@ def _check_classes(owner, ids, class_names):
 
 
 def whole_lines(lines):
-    """The dicts of lines of JSON, up to the first that is damaged."""
+    """The dicts in lines of JSON, up to the first damaged line."""
     found = []
     for line in lines:
         try:
@@ -165,15 +150,15 @@ def whole_lines(lines):
 
 
 class ArrayFile:
-    """An .npy file of which parts are read, `array[index]`, as long as the file is what it was when it was opened.
+    """Reads parts of an .npy file, `array[index]`, and reports a file that was truncated since it was opened.
 
-    It is not mapped: a process that touches a map beyond the end of a file that was cut is killed without a word.
+    The file is not mapped: the kernel kills a process that touches a map beyond the end of a truncated file.
     """
 
-    def __init__(self, path, shape, dtype, offset):
-        self.path, self.shape, self.dtype, self._offset = path, shape, np.dtype(dtype), offset
+    def __init__(self, path, shape, dtype, first_byte):
+        self.path, self.shape, self.dtype, self.first_byte = path, shape, np.dtype(dtype), first_byte
         self.part_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        # Kept open: to open it for each part would ask a file server each time.
+        # Kept open, since opening it for each part would ask a file server each time.
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
 
@@ -184,44 +169,36 @@ class ArrayFile:
         return self.shape[0]
 
     def __getitem__(self, index):
-        """Part `index`: [...]; UserError where the file was deleted or truncated since."""
+        """Part `index`: [...]; UserError if the file was deleted or truncated since."""
         return self.read_many([operator.index(index)])[0]
 
     def read(self, start, count):
         """Parts `start` to `start + count`: [count, ...]."""
-        if not 0 <= start <= start + count <= len(self):
-            raise IndexError(f"{self.path}: {start=} {count=} is outside of {len(self)}")
-        parts = np.empty((count, *self.shape[1:]), self.dtype)
-        self._fill([(self._offset + start * self.part_bytes, 0)], parts[None], lambda _: start)
-        return parts
+        return self.read_many(range(start, start + count))
 
     def read_many(self, indices):
-        """Parts by index: [n, ...], in the order given but read in the order of the file, neighbours together."""
+        """Parts by index: [n, ...]. They are read in the order of the file, neighbours together."""
         if len(indices) and not 0 <= min(indices) <= max(indices) < len(self):
             raise IndexError(f"{self.path}: {min(indices)} to {max(indices)} is outside of {len(self)}")
         parts = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        pieces = [(self._offset + index * self.part_bytes, place) for place, index in enumerate(indices)]
-        self._fill(pieces, parts, lambda place: indices[place])
-        return parts
-
-    def _fill(self, pieces, rows, sample_of):
+        pieces = [(self.first_byte + index * self.part_bytes, place) for place, index in enumerate(indices)]
         try:
-            short = read_pieces(self._file, pieces, rows)
+            short = read_pieces(self._file, pieces, parts)
         except OSError as error:
-            raise UserError(f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}") from error
-        # After reading, so that a file that was cut meanwhile is noticed too.
-        check_size(self.path, self._offset + len(self) * self.part_bytes)
+            raise UserError(
+                f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}"
+            ) from error
+        # After reading, to notice a file that was cut meanwhile.
+        check_size(self.path, self.first_byte + len(self) * self.part_bytes)
         if short:
-            row, found = short
-            raise UserError(f"{self.path}: expected {rows[0].nbytes} bytes of sample {sample_of(row)}; found {found}")
+            place, found = short
+            sample = f"sample {indices[place]}"
+            raise UserError(f"{self.path}: expected {self.part_bytes} bytes of {sample}; found {found}")
+        return parts
 
 
 def open_npy(path, shape, dtype):
-    """The `ArrayFile` of a path, its header checked.
-
-    Raises:
-        UserError: it is missing, damaged, or of another shape or dtype.
-    """
+    """The `ArrayFile` of a path."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.shape != shape or array.dtype != dtype:

@@ -1,14 +1,15 @@
-"""Training, validation and test part of labelled data: drawn once, by a seed, and kept by the samples' names.
+"""Training, validation and test part of labelled data: drawn by a seed, and saved by the samples' names.
 
-A source is asked for what it has of: `groups`, a dict of arrays of a value per sample, of which "recording" says what must
-stay together; `parts()`, the parts that the data set itself publishes, {"train", "test" and maybe "val": indices}, or None;
-`labels` or, where its `task` is "classification", `target`, the classes to stratify by.
+A source may have `groups`, a dict of columns [N], where "recording" keeps samples together; `parts()`, the
+published parts {"train", "test" and maybe "val": indices} or None; and `labels`, or `target` for `task`
+"classification", the classes to stratify by.
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,24 +22,18 @@ from util.files import write_json
 FORMAT = 1
 PARTS = ("train", "val", "test")
 RECORDING = "recording"
-
-
 SHOWN = 4  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """`parts`: "train", "val" and "test" to sorted int64 indices into a source."""
+    """`parts`: {"train", "val", "test": sorted int64 indices into a source}."""
 
     parts: dict
     seed: int
 
     def save(self, path, source):
-        """Write the samples' names by part as JSON, whole or not at all.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write the samples' names by part as JSON, atomically; UserError if the file cannot be written."""
         names = sample_names(source)
         content = {
             "format": FORMAT,
@@ -54,49 +49,46 @@ class Splits:
 
 
 def load_splits(path, source):
-    """The `Splits` that `Splits.save` wrote for the same samples, in whatever order they are now.
-
-    Raises:
-        UserError: no such file, a damaged one, or one of other samples.
-    """
+    """The `Splits` that `Splits.save` wrote for the same samples, in any order."""
     try:
         content = json.loads(Path(path).read_text())
         found, seed, sha256, listed = (content[key] for key in ("format", "seed", "sha256", "parts"))
         every = [name for part in PARTS for name in listed[part]]
         whole = all(isinstance(name, str) for name in every) and all(listed.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--split {path}: expected a split.json of this program; {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"--split {path}: expected a split.json of this program; {what}") from error
+
+    def refuse(expected, what):
+        raise UserError(f"--split {path}: expected {expected}; found {what}")
+
     if found != FORMAT or not whole or set(listed) != set(PARTS):
-        raise UserError(f"--split {path}: expected format {FORMAT} with samples in each of {', '.join(PARTS)}; found "
-                        f"format {found} with {len(every)} in {', '.join(listed)}")  # fmt: skip
+        what = f"format {found} with {len(every)} in {', '.join(listed)}"
+        refuse(f"format {FORMAT} with samples in each of {', '.join(PARTS)}", what)
     if repeated := [name for name, count in Counter(every).items() if count > 1]:
-        raise UserError(f"--split {path}: expected each sample once; found twice or more: {_few(repeated)}")
+        refuse("each sample once", f"twice or more: {_few(repeated)}")
     names = sample_names(source)
     place = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in every if name not in place]:
-        raise UserError(f"--split {path}: expected names of samples of --data_path; found {len(unknown)} others: "
-                        f"{_few(unknown)}")  # fmt: skip
+        refuse("names of samples of --data_path", f"{len(unknown)} others: {_few(unknown)}")
     if sha256 != _hash(names):
-        raise UserError(f"--split {path}: expected the data it was made of, {content.get('num_samples')} samples; found "
-                        f"{len(names)}, not the same ones")  # fmt: skip
+        expected = f"the data it was made of, {content.get('num_samples')} samples"
+        refuse(expected, f"{len(names)}, not the same ones")
     return Splits({part: np.sort(np.array([place[name] for name in listed[part]], np.int64)) for part in PARTS}, seed)
 
 
 def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_groups=None):
-    """Divide a source. Whole recordings go to one part where the source knows of recordings.
+    """Divide a source. Recordings stay whole if the source has them.
 
-    The test part is, the first of these that there is: the samples of `test_groups`; some groups of the column `split_by`;
-    what the data set publishes; a share of all. Validation is what the data set publishes, else a share of what is left: of
-    whole groups of the column if a group or more make up that share, to the nearest, else of recordings or samples.
-    Draws are stratified by class: each class is in each part if it has as many samples (or recordings) as there are parts.
+    The test part is the first of these that applies: the samples of `test_groups`; drawn groups of the column
+    `split_by`; the published part; a drawn share. The validation part is the published one, else a drawn
+    share of the rest: whole groups of the column if it rounds to at least one, else recordings or samples.
+    Draws are stratified: a class with as many samples (or recordings) as there are parts is in every part.
 
     Args:
-        val_fraction, test_fraction: share of what is drawn from; unused where nothing is.
-        split_by: name of a column of `source.groups`, which goes before published parts.
+        val_fraction, test_fraction: shares to draw; unused for parts that are not drawn.
+        split_by: name of a column of `source.groups`; overrides published parts.
         test_groups: values in that column, as text.
-
-    Raises:
-        UserError: no such column or group, a part would be empty, or training would lack a class.
     """
     labels, groups = classes_of(source), getattr(source, "groups", {})
     whole = groups.get(RECORDING)
@@ -131,8 +123,8 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
     sizes = {part: len(parts[part]) for part in PARTS}
     if not all(sizes.values()):
         found = ", ".join(f"{size} in {part}" for part, size in sizes.items())
-        raise UserError(f"{shares or 'published parts'}: expected samples in train, val and test; found {found}, drawn by "
-                        f"{what} out of {units}")  # fmt: skip
+        expected = f"{shares or 'published parts'}: expected samples in train, val and test"
+        raise UserError(f"{expected}; found {found}, drawn by {what} out of {units}")
     if labels is not None and (lacking := sorted(set(labels.tolist()) - set(labels[parts["train"]].tolist()))):
         names = _few([source.class_names[label] for label in lacking])
         raise UserError(f"{shares or 'published parts'}: expected samples of each class in train; found none of {names}")
@@ -140,13 +132,13 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
 
 
 def has_masks(source):
-    """Whether a labelled source has a class for each cell; otherwise it has one for each sample."""
+    """Whether a labelled source has a class for each cell, not for each sample."""
     task = getattr(source, "task", None)
     return task == "segmentation" or (task is None and getattr(source, "labels", None) is None)
 
 
 def classes_of(source):
-    """The class of each sample, int64 [N], or None where samples have masks."""
+    """The class of each sample, int64 [N], or None for masks."""
     if has_masks(source):
         return None
     labels = getattr(source, "labels", None)
@@ -154,20 +146,17 @@ def classes_of(source):
 
 
 def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, class_names=None):
-    """Some of the training samples, the others' labels being unknown: fewer of them are always among more of them.
+    """The training samples whose labels are used. A smaller choice is a subset of a larger one.
 
     Args:
         indices: int [n].
-        targets: class of each of `indices`, int [n]: every class keeps its share, and one sample or more. None: of masks.
-        fraction: share to keep, or
-        per_class: number of samples of each class.
+        targets: class of each of `indices`, int [n], or None for masks. Each class keeps one sample or more.
+        fraction: share to keep.
+        per_class: samples of each class to keep, instead of `fraction`.
         class_names: for messages.
 
     Returns:
         int64, sorted.
-
-    Raises:
-        UserError: a number out of range, both are given, or a class has fewer samples than `per_class`.
     """
     fraction = 1 if fraction is None else fraction
     if not 0 < fraction <= 1:
@@ -192,32 +181,29 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
 
 
 def sample_names(source):
-    """A name for each sample that no other has, the same whatever folder the data lies in.
+    """A unique name for each sample, the same wherever the data lies.
 
-    It is `describe`'s, with the folder, below that which all have in common, and the time at which the sample starts added
-    where names repeat, then a number. A source that is slow to describe has `sample_name(index)`.
+    The name in `describe`; where names repeat, the folder below the common one is added, then the start time,
+    then a number. A source that is slow to describe has `sample_name(index)`.
     """
-    if hasattr(source, "sample_name"):
-        about = [{"name": source.sample_name(index)} for index in range(len(source))]
-    else:
-        about = [source.describe(index, None) for index in range(len(source))]
+    name = getattr(source, "sample_name", None)
+    about = [{"name": name(index)} if name else source.describe(index, None) for index in range(len(source))]
     names = [str(one["name"]) for one in about]
     if len(set(names)) == len(names):
         return names
     places = relative_paths([one.get("path") or "." for one in about])
     folders = [os.path.dirname(place) for place in places]
-    names = _told_apart(names, [f"{folder}/{name}" if folder else name for folder, name in zip(folders, names, strict=True)])
+    names = _told_apart(
+        names, [f"{folder}/{name}" if folder else name for folder, name in zip(folders, names, strict=True)]
+    )
     starts = [f" at {one['start_s']:.9f} s" if one.get("start_s") is not None else "" for one in about]
-    names = _told_apart(names, [name + start for name, start in zip(names, starts, strict=True)])
-    before, numbered = Counter(), []
-    for name in names:
-        before[name] += 1
-        numbered.append(f"{name} #{before[name]}")
-    return _told_apart(names, numbered)
+    names = _told_apart(names, map(str.__add__, names, starts))
+    numbers = defaultdict(lambda: itertools.count(1))
+    return _told_apart(names, [f"{name} #{next(numbers[name])}" for name in names])
 
 
 def relative_paths(paths):
-    """Paths as seen from the folder that all of them lie in, with forward slashes."""
+    """Paths relative to their common folder, with forward slashes."""
     paths = [os.path.abspath(path) for path in paths]
     root = os.path.commonpath({os.path.dirname(path) for path in paths}) if paths else ""
     seen = {path: Path(os.path.relpath(path, root)).as_posix() for path in set(paths)}
@@ -225,7 +211,7 @@ def relative_paths(paths):
 
 
 def _told_apart(names, longer):
-    """The longer name for those that repeat."""
+    """The longer name for each name that repeats."""
     count = Counter(names)
     return [more if count[name] > 1 else name for name, more in zip(names, longer, strict=True)]
 
@@ -239,21 +225,21 @@ def _few(names):
 
 
 def _in_groups(column, split_by, test_groups):
-    """Which samples are of the groups: bool [N]."""
+    """Whether each sample is in the test groups: bool [N]."""
     there = np.unique(column).tolist()
     if unknown := [group for group in test_groups if group not in there]:
         raise UserError(f"--test_groups: expected groups of the column {split_by} ({_few(there)}); found {_few(unknown)}")
     if set(there) == set(test_groups):
-        raise UserError(f"--test_groups: expected to leave a group of the column {split_by} to train on; found all of "
-                        f"{_few(there)}")  # fmt: skip
+        expected = f"expected to leave a group of the column {split_by} to train on"
+        raise UserError(f"--test_groups: {expected}; found all of {_few(there)}")
     return np.isin(column, test_groups)
 
 
 def _draw(left, fractions, whole, labels, seed):
-    """Draw parts out of the samples `left`, by shares of units: of samples, or of groups that stay whole.
+    """Draw parts from the samples `left`, by shares of units: samples, or groups that stay whole.
 
     Returns:
-        number of units; dict of the parts' names and "train" to indices.
+        (number of units, {part or "train": indices}).
     """
     unit = np.arange(len(left)) if whole is None else np.unique(np.asarray(whole)[left], return_inverse=True)[1]
     units = int(unit.max()) + 1 if len(unit) else 0
@@ -262,13 +248,13 @@ def _draw(left, fractions, whole, labels, seed):
         lowest, highest = np.full(units, labels.max()), np.zeros(units, np.int64)
         np.minimum.at(lowest, unit, labels[left])
         np.maximum.at(highest, unit, labels[left])
-        if np.array_equal(lowest, highest):  # groups of several classes, such as days, can only be drawn as they are
+        if np.array_equal(lowest, highest):  # groups of several classes, such as days, are not stratified
             stratum = lowest
     part_of = np.zeros(units, np.int64)  # 0: train
     for label in np.unique(stratum):
         order = Stream(seed, SPLIT, int(label)).generator().permutation(np.flatnonzero(stratum == label))
         counts = [max(1, round(fraction * len(order))) for fraction in fractions.values()]
-        while counts and sum(counts) >= len(order):  # training has the first claim, validation the last
+        while counts and sum(counts) >= len(order):  # of few units, training gets the first, validation the last
             counts[max(range(len(counts)), key=lambda number: (counts[number], number))] -= 1
         part_of[order[: sum(counts)]] = np.repeat(np.arange(1, len(counts) + 1), counts)
     return units, {name: left[part_of[unit] == number] for number, name in enumerate(("train", *fractions))}

@@ -1,4 +1,4 @@
-"""Scenes made while training: a new one for every sample of every epoch."""
+"""Scenes made during training: each sample of each epoch is a new scene."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -8,30 +8,28 @@ import torch
 
 from data.sampling import DECIBELS, Source
 from radio.carriers import paint
-from radio.rng import TRAINING, VALIDATION, Stream
+from radio.rng import TEST, TRAINING, VALIDATION, Stream
 from radio.scenes.config import PRESETS, SceneConfig, with_settings
 from radio.scenes.draw import draw
 from radio.scenes.scene import render
 from util.errors import UserError
 
+KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}  # of scenes, by part
+
 
 @dataclass(frozen=True)
 class SceneMaker:
-    """Scenes of one configuration and seed, by kind (`radio.rng.TRAINING`, ...) and number.
+    """Scenes of one configuration and seed, by kind (see `KINDS`) and number.
 
-    As the kind of a sample it has the scene made where the batch is: called with numbers int64 [n, 2] of (kind, number),
-    the front end and the device, it gives their spectrograms in dB, float32 [n, 1, F, T].
+    As the kind of a sample, it makes the scene on the training device: called with int64 [n, 2] of (kind,
+    number), the front end and the device, it returns spectrograms in dB, float32 [n, 1, F, T].
     """
 
     config: SceneConfig
     seed: int
 
     def check(self, front_end):
-        """See that the shortest scene holds an FFT.
-
-        Raises:
-            UserError: it does not.
-        """
+        """Raise a `UserError` if the shortest scene is shorter than an FFT."""
         shortest = round(min(self.config.duration_ms) * 1e-3 * min(self.config.sample_rates_hz))
         if shortest < front_end.n_fft:
             raise UserError(f"--n_fft: expected at most {shortest}, the shortest scene; found {front_end.n_fft}")
@@ -50,17 +48,12 @@ class SceneMaker:
 
 
 class SyntheticScenes(Source):
-    """Scenes as training reads them. An epoch has `count`, none of which any other epoch, worker or process makes.
+    """Scenes as a source. No two epochs, workers or processes make the same training scene.
 
     Args:
-        maker: says which scenes.
-        count: scenes in an epoch.
-        front_end: makes the spectrograms.
-        on_device: make scenes where the batches go, instead of in the loader's workers.
-        kind: training scenes, or held-out ones: these are the same in every epoch.
-
-    Raises:
-        UserError: see `SceneMaker.check`.
+        maker: a `SceneMaker`; count: scenes in an epoch.
+        on_device: make scenes on the training device, instead of in the loader's workers.
+        kind: of the scenes; only training scenes differ between epochs.
     """
 
     def __init__(self, maker, count, front_end, on_device=False, kind=TRAINING):
@@ -73,7 +66,7 @@ class SyntheticScenes(Source):
         return self.count
 
     def number(self, index, epoch):
-        """Number of an epoch's scene; held-out ones are numbered alike in all epochs."""
+        """Number of a sample's scene."""
         return index + (epoch * self.count if self.kind == TRAINING else 0)
 
     def load(self, index, rng, epoch=0):
@@ -83,7 +76,7 @@ class SyntheticScenes(Source):
         return DECIBELS, self.maker.decibels(self.maker.draw(self.kind, number), self.front_end).numpy()
 
     def mask(self, index, epoch=0):
-        """What `load` gives, in classes: uint8 [F, T]."""
+        """Class ids of the scene that `load` makes: uint8 [F, T]."""
         return scene_mask(self.maker.draw(self.kind, self.number(index, epoch)), self.front_end)
 
     target = mask
@@ -91,24 +84,18 @@ class SyntheticScenes(Source):
     def describe(self, index, rng, epoch=0):
         number = self.number(index, epoch)
         scene = self.maker.draw(self.kind, number)
-        return {
-            "name": f"scene {number} of seed {self.maker.seed}",
-            "start_s": 0.0,
-            "num_samples": scene.num_samples,
-            "sample_rate_hz": scene.sample_rate_hz,
-            "center_freq_hz": scene.center_freq_hz,
-            "scene": scene.parameters(),
-        }
+        name = f"scene {number} of seed {self.maker.seed}"
+        return {"name": name, **scene_metadata(scene), "scene": scene.parameters()}
 
     def split(self, fraction, seed):
-        """All of it for training, and scenes of their own held out: `fraction` of their number, to add."""
+        """Itself, and further scenes to hold out: `fraction` of its number."""
         held_out = max(1, round(fraction * self.count))
         return self, SyntheticScenes(self.maker, held_out, self.front_end, self.on_device, VALIDATION)
 
 
 @contextlib.contextmanager
 def one_thread():
-    """Have torch compute as in a loader's worker: with more threads sums add up in another order, to other last bits."""
+    """Compute on one thread, like a worker: more threads sum in another order, to other last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -117,16 +104,22 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
+def scene_metadata(scene):
+    return {
+        "start_s": 0.0,
+        "sample_rate_hz": scene.sample_rate_hz,
+        "num_samples": scene.num_samples,
+        "center_freq_hz": scene.center_freq_hz,
+    }
+
+
 def scene_mask(scene, front_end):
     """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
     return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
 
 
 def scene_config(preset, window_ms=None, settings=()):
-    """A preset's configuration, with all scenes of one length where that is given, and then with `--set`'s settings.
-
-    Raises:
-        UserError: no such preset, or a setting that cannot be.
+    """The `SceneConfig` of a preset, changed by `--window_ms`, if given, and then by the settings of `--set`.
     """
     if preset not in PRESETS:
         raise UserError(f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}")

@@ -1,4 +1,4 @@
-"""The table of tasks: what labelled data each takes, and how its three parts are made."""
+"""The table of tasks: the labelled data of each task, and its parts."""
 
 import argparse
 import functools
@@ -19,52 +19,49 @@ from data.labelled import Part
 from data.mathworks import MIXED, PROTOCOLS, MathWorksFrames
 from data.mathworks_files import holds_frames
 from data.spectrogram_set import SpectrogramSet
-from data.splits import RECORDING, Splits, load_splits, make_splits, sample_names
-from data.synthetic import SceneMaker, SyntheticScenes, scene_config
+from data.splits import PARTS, RECORDING, Splits, load_splits, make_splits, sample_names
+from data.synthetic import KINDS, SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
-from radio.rng import TEST, TRAINING, VALIDATION
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
 from util.files import write_json
 
-PARTS = ("train", "val", "test")
-ROW_N_FFT = "row_n_fft"  # in the settings of rows: samples of an FFT
-KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
+ROW_N_FFT = "row_n_fft"  # key of the samples of an FFT in the settings of rows of IQ
 
 
 def add_label_arguments(parser):
-    """The flags that say what labelled data is and how it is divided."""
+    """The flags of labels and splits."""
     group = parser.add_argument_group("labels and splits")
     group.add_argument("--classes", metavar="NAME,NAME",
-                       help=f"labels of annotations to learn, first the background; {','.join(CLASS_NAMES)} where not given")
-    group.add_argument("--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; mixed where not given")
-    group.add_argument("--split", metavar="FILE", help="split.json of another run, to divide the data as it did")
-    group.add_argument("--val_fraction", type=float, default=0.1, help="share of the samples that the model is chosen on")
-    group.add_argument("--test_fraction", type=float, default=0.2, help="share that is looked at once, at the end")
+                       help=f"labels of annotations to learn, the background first; default {','.join(CLASS_NAMES)}")
+    group.add_argument("--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; default mixed")
+    group.add_argument("--split", metavar="FILE", help="split.json of another run, to divide the data in the same way")
+    group.add_argument("--val_fraction", type=float, default=0.1, help="share of the samples for validation")
+    group.add_argument("--test_fraction", type=float, default=0.2, help="share of the samples for the final test")
     group.add_argument("--split_by", metavar="COLUMN", help="keep a column's groups together: recording, day, user, ...")
-    group.add_argument("--test_groups", metavar="NAME,NAME", help="groups to test on; drawn where not given")
+    group.add_argument("--test_groups", metavar="NAME,NAME", help="groups to test on; default: drawn at random")
     group.add_argument("--label_fraction", type=float, default=1.0, help="share of the training labels to use")
-    group.add_argument("--labels_per_class", type=int, help="number of the training labels of each class to use")
+    group.add_argument("--labels_per_class", type=int, help="training labels of each class to use")
     return group
 
 
 @dataclass
 class Labelled:
-    """Labelled data, opened: parts by name, and what a model needs to know of them."""
+    """Opened data of a task: parts by name, and what a model needs to know about them."""
 
     parts: dict
     class_names: list
     front_end: Spectrogram
     settings: dict  # of the front end, for the checkpoint
-    fresh: bool = False  # training samples are made anew in every epoch
+    fresh: bool = False  # each epoch has new training samples
 
     @property
     def source(self):
         return self.parts["train"].source
 
     def save_split(self, path, seed):
-        """Write which samples are in which part, by name; see `data.splits`."""
+        """Write the names of the samples in each part; see `data.splits`."""
         if len({id(part.source) for part in self.parts.values()}) == 1:
             Splits({name: part.indices for name, part in self.parts.items()}, seed).save(path, self.source)
             return
@@ -77,19 +74,18 @@ class Labelled:
 
     @functools.cached_property
     def fingerprint(self):
-        """A digest of which samples are in which part, by their names; "" of samples that are made anew."""
+        """A digest of the names of the samples in each part; "" if each epoch has new samples."""
         return "" if self.fresh else hashlib.sha256(json.dumps(self._names()).encode()).hexdigest()
 
     def fit(self, saved=None):
-        """Take the statistics of sources that have some from the training part, or from a checkpoint's settings."""
-        sources = {id(part.source): part.source for part in self.parts.values()}.values()
+        """Set the statistics of CSI sources: those `saved` in a checkpoint, else the training part's."""
         if not hasattr(self.source, "fit"):
             return
         if saved is None:
             self.source.fit(self.parts["train"].indices)
             saved = self.source.normalization()
-        for source in sources:
-            source.set_normalization(saved)
+        for part in self.parts.values():
+            part.source.set_normalization(saved)
         self.settings["normalization"] = saved
 
 
@@ -98,16 +94,19 @@ def open_labelled(args, pretrained=None, on_device=False):
 
     Args:
         args: of a parser with `registry.add_data_arguments` and `add_label_arguments`, `task` and `seed`.
-        pretrained: front-end settings of the weights to start from, or None.
-        on_device: make scenes where the batches go.
-
-    Raises:
-        UserError: the data is not what the task takes, or cannot be divided.
+        pretrained: front-end settings of the pretrained weights, or None.
+        on_device: make scenes on the training device.
     """
+    if args.task != "segmentation" and len(args.data_path) != 1:
+        raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
     opened = TASKS[args.task](args, pretrained, on_device)
     source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
-    for flag, kind, what in (("set", SyntheticScenes, "synthetic"), ("protocol", MathWorksFrames, "MathWorks' frames"),
-                             ("classes", AnnotatedWindows, "annotated recordings")):  # fmt: skip
+    needs = {
+        "set": (SyntheticScenes, "synthetic"),
+        "protocol": (MathWorksFrames, "MathWorks' frames"),
+        "classes": (AnnotatedWindows, "annotated recordings"),
+    }
+    for flag, (kind, what) in needs.items():
         if getattr(args, flag) and not isinstance(source, kind):
             raise UserError(f"--{flag}: expected {what} as --data_path; found {' '.join(args.data_path)}")
     if isinstance(opened.parts, dict):
@@ -130,7 +129,7 @@ def _whole(source):
 
 def _segmentation(args, pretrained, on_device):
     if len(args.data_path) == 1 and Path(args.data_path[0]).is_dir() and holds_frames(args.data_path[0]):
-        size = _image_size(args, pretrained)
+        size = _image_size(args, pretrained, default=None)
         source = MathWorksFrames(args.data_path[0], args.protocol or MIXED, size, args.test_fraction, args.seed)
         return _images(source, "mathworks")
     found = registry.find(args.data_path)
@@ -141,8 +140,10 @@ def _segmentation(args, pretrained, on_device):
     front_end = registry.front_end_for(found, args, pretrained)
     if found.presets:
         maker = SceneMaker(scene_config(found.presets[0], args.window_ms, args.set), args.seed)
-        parts = {name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
-                 for name, count in _counts(args, 1).items()}
+        parts = {
+            name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
+            for name, count in _counts(args, 1).items()
+        }
         return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
@@ -152,62 +153,60 @@ def _segmentation(args, pretrained, on_device):
 
 
 def _counts(args, least):
-    """How many samples to make for each part: `--scenes` to train on, and shares of their number besides."""
+    """Samples of each part: `--scenes` to train on, and shares of that number to validate and test on."""
     shares = (1.0, args.val_fraction, args.test_fraction)
     return {name: max(least, round(args.scenes * share)) for name, share in zip(PARTS, shares, strict=True)}
 
 
 def _set(source, path, front_end, what):
-    """The spectrogram set that a path is, to be divided, or the sets train, val and test in a folder."""
+    """A spectrogram set, which is then divided, or a folder with the sets train, val and test.
+
+    Args:
+        what: the targets, "masks" or "labels".
+    """
     sources = {"train": source}
     if is_spectrogram_set(Path(path, "train")):
         there = [name for name in PARTS if is_spectrogram_set(Path(path, name))]
         if len(there) not in (1, len(PARTS)):
             raise UserError(f"{path}: expected the sets {', '.join(PARTS)}, or train alone; found {' and '.join(there)}")
-        # A set sees to it that the one which it holds out agrees with it.
+        # A set checks that its held-out set agrees with it.
         sources |= {name: SpectrogramSet(source.path, Path(path, name)).held_out for name in there[1:]}
     for one in sources.values():
         if getattr(one, what) is None:
             raise UserError(f"{one.path}: expected a spectrogram set with {what}.npy; found none")
         setattr(one, "labels" if what == "masks" else "masks", None)  # targets of another task
-        one.groups = _recordings(one)
+        paths = [str(line.get("path")) for line in one.metadata]
+        one.groups = {RECORDING: np.array(paths)} if 1 < len(set(paths)) < len(paths) else {}
     parts = {name: _whole(one) for name, one in sources.items()} if len(sources) > 1 else source
     return Labelled(parts, source.class_names, front_end, front_end.settings())
 
 
-def _recordings(source):
-    """The column that keeps the spectrograms of a recording in one part, of a set made of several recordings."""
-    paths = [str(line.get("path")) for line in source.metadata]
-    return {RECORDING: np.array(paths)} if 1 < len(set(paths)) < len(paths) else {}
-
-
-def _image_size(args, pretrained, default=None):
-    """(rows, columns) for data of no certain size: the flag's, else that of the weights, else the default."""
-    size = args.input_size or (pretrained or {}).get("image_size") or default
-    if size and (len(size) > 2 or min(size) < 1):
-        raise UserError(f"--input_size: expected one or two positive numbers; found {size}")
-    return size and (*size, *size)[:2]
+def _image_size(args, pretrained, default=registry.DEFAULT_IMAGE_SIZE):
+    """(rows, columns) for data of any size: the flag's, else the weights', else the default."""
+    return registry.image_size(args) or tuple((pretrained or {}).get("image_size") or ()) or default
 
 
 def _images(source, kind):
-    """A source that makes its images without the front end."""
-    return Labelled(source, source.class_names, Spectrogram(image_size=source.image_size),
-                    {"kind": kind, "image_size": list(source.image_size)})  # fmt: skip
+    """A source of images, which need no front end."""
+    settings = {"kind": kind, "image_size": list(source.image_size)}
+    return Labelled(source, source.class_names, Spectrogram(image_size=source.image_size), settings)
 
 
 def _hdf5(path, args, pretrained):
-    """Rows of an HDF5 file; those of IQ, each of which is a window, go through the front end.
+    """Rows of an HDF5 file. A row of IQ is a window, and goes through the front end.
 
-    Their sample rate is not known, so that weights trained on windows of so many milliseconds say nothing of the FFT.
+    The sample rate of rows is unknown, so a front end in milliseconds says nothing about their FFT.
     """
     source = open_hdf5(path)
-    size = _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)
+    size = _image_size(args, pretrained)
     if isinstance(source, Hdf5Images):
         source.image_size = size
         return _images(source, "csi" if source.data == "csi" else "images")
     if args.window_ms is not None:
-        raise UserError(f"--window_ms: expected none with {path}, whose rows of {source.num_samples} samples are the "
-                        f"windows; found {args.window_ms:g}")  # fmt: skip
+        raise UserError(
+            f"--window_ms: expected none with {path}, whose rows of {source.num_samples} samples are the "
+            f"windows; found {args.window_ms:g}"
+        )
     theirs = pretrained or {}
     trained = theirs.get(ROW_N_FFT) if theirs.get("row_samples") == source.num_samples else None
     if args.n_fft and trained and args.n_fft != trained:
@@ -217,8 +216,10 @@ def _hdf5(path, args, pretrained):
         raise UserError(f"--n_fft: expected 2 to {source.num_samples}, the samples in a row of {path}; found {n_fft}")
     other = theirs.get("n_fft", theirs.get(ROW_N_FFT, n_fft))
     if other != n_fft:
-        warn(f"{path}: rows of {source.num_samples} samples go through --n_fft {n_fft}; the weights were trained with "
-             f"{other}")  # fmt: skip
+        warn(
+            f"{path}: rows of {source.num_samples} samples go through --n_fft {n_fft}; "
+            f"the weights were trained with {other}"
+        )
     source.image_size = size
     front_end = Spectrogram(n_fft, source.num_samples, size)  # at a sample rate of 1 Hz
     settings = {"kind": "iq_rows", "image_size": list(size), ROW_N_FFT: n_fft, "row_samples": source.num_samples}
@@ -226,8 +227,8 @@ def _hdf5(path, args, pretrained):
 
 
 def _sensing(args, pretrained, on_device):
-    [path] = _one_path(args)
-    size = _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)
+    [path] = args.data_path
+    size = _image_size(args, pretrained)
     if path == registry.SYNTHETIC:
         sources = {name: SyntheticCsi(count, args.seed, KINDS[name], size) for name, count in _counts(args, 6).items()}
         opened = _images(sources["train"], "csi")
@@ -242,14 +243,14 @@ def _sensing(args, pretrained, on_device):
 
 
 def _classification(args, pretrained, on_device):
-    [path] = _one_path(args)
+    [path] = args.data_path
     if is_spectrogram_set(path) or is_spectrogram_set(Path(path, "train")):
         found = registry.find([path])
         return _set(found.sets[0], path, registry.front_end_for(found, args, pretrained), "labels")
     if Path(path).is_file() and is_hdf5_name(path):
         return _hdf5(path, args, pretrained)
     refuse_formats(path, "a folder for each class, a spectrogram set or one .h5 file")
-    sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained, registry.DEFAULT_IMAGE_SIZE)})
+    sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained)})
     front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained, silent=True)
     source = ClassFolders(path, front_end, args.sample_rate, args.datatype)
     if source.holds_images:
@@ -258,12 +259,5 @@ def _classification(args, pretrained, on_device):
     return Labelled(source, source.class_names, front_end, front_end.settings())
 
 
-def _one_path(args):
-    if len(args.data_path) != 1:
-        raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
-    return args.data_path
-
-
-# What a task's data is, and whether it has a class for each cell or for each sample.
 TASKS = {"segmentation": _segmentation, "sensing": _sensing, "classification": _classification}
 HEADS = {"segmentation": "segmentation", "sensing": "classification", "classification": "classification"}

@@ -1,4 +1,4 @@
-"""Windows of IQ from recordings: drawn at random in training, tiled in validation."""
+"""Windows of IQ from recordings: drawn at random in training, side by side in validation."""
 
 import numpy as np
 
@@ -10,74 +10,84 @@ from util.files import read_pieces
 class RecordingWindows(Source):
     """Windows of one duration from recordings of any sample rate.
 
-    An epoch has as many windows of a recording as fit into it side by side. In training each starts anywhere in its
-    recording; without a generator they are those side by side.
+    An epoch has as many windows of a recording as fit side by side. A training window starts anywhere in its
+    recording. Without a generator, windows lie side by side. A span shorter than a window is one window.
 
     Args:
-        spans: list of (recording, first sample, last sample + 1), each at least a window long.
-        front_end: says how many samples a window has at a sample rate.
+        spans: list of (recording, first sample, last sample + 1).
+        front_end: gives the samples of a window at a sample rate.
     """
 
     def __init__(self, spans, front_end):
-        self.spans = spans
-        self.front_end = front_end
+        self.spans, self.front_end = spans, front_end
         self.image_size = front_end.image_size
-        self.window_samples = np.array([front_end.num_samples(span[0].sample_rate_hz) for span in spans])
+        windows = [front_end.num_samples(recording.sample_rate_hz) for recording, _, _ in spans]
         lengths = np.array([stop - start for _, start, stop in spans])
+        self.window_samples = np.minimum(windows, lengths)
         self.counts = lengths // self.window_samples
         self.ends = np.cumsum(self.counts)
 
     @classmethod
     def from_recordings(cls, recordings, front_end):
-        """All windows of the recordings; those too short for one are left out with a warning.
-
-        Raises:
-            UserError: no recording holds a window, or an FFT is longer than a window.
-        """
+        """All windows of the recordings. Recordings shorter than a window are skipped with a warning."""
         spans, short = [], []
         for recording in recordings:
             window = front_end.num_samples(recording.sample_rate_hz)
             fits = front_end.n_fft <= window <= recording.num_samples
             (spans if fits else short).append((recording, 0, recording.num_samples))
         if short:
-            why = f"shorter than a window of {front_end.duration_s * 1e3:g} ms or a window shorter than an FFT"
-            names = ", ".join(recording.name for recording, _, _ in short[:4]) + (", ..." if len(short) > 4 else "")
+            duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names([one[0] for one in short])
             if not spans:
                 longest = max(recording.duration_s for recording, _, _ in short)
                 raise UserError(
-                    f"--window_ms: expected recordings of at least {front_end.duration_s * 1e3:g} ms and windows of at "
-                    f"least {front_end.n_fft} samples; found none (longest {longest * 1e3:g} ms: {names})"
+                    f"--window_ms: expected recordings of at least {duration} and windows of at least "
+                    f"{front_end.n_fft} samples; found none (longest {longest * 1e3:g} ms: {names})"
                 )
-            warn(f"{len(short)} of {len(recordings)} recordings skipped, {why}: {names}")
+            warn(
+                f"{len(short)} of {len(recordings)} recordings skipped, shorter than a window of {duration} "
+                f"or a window shorter than an FFT: {names}"
+            )
         return cls(spans, front_end)
 
     def __len__(self):
         return int(self.ends[-1])
 
-    def _window(self, index, rng):
+    def window(self, index, rng=None):
         """(recording, first sample, samples) of a window."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         recording, start, stop = self.spans[number]
         count = int(self.window_samples[number])
         if rng is None:
-            offset = (index - (int(self.ends[number - 1]) if number else 0)) * count
+            offset = (int(index) - int(self.ends[number] - self.counts[number])) * count
         else:
             offset = int(rng.integers(stop - start - count + 1))
         return recording, start + offset, count
 
     @property
     def sample_bytes(self):
-        return largest_window(((span[0], int(count)) for span, count in zip(self.spans, self.window_samples, strict=True)))
+        used = zip(self.spans, self.window_samples.tolist(), strict=True)
+        return max(recording.layout.stored_bytes * samples for (recording, _, _), samples in used)
 
     def load(self, index, rng, epoch=0):
-        recording, start, count = self._window(index, rng)
+        """(IQ, complex64 [samples])."""
+        recording, start, count = self.window(index, rng)
         return IQ, recording.read(start, count)
 
     def load_many(self, indices, rng_of, epoch):
-        return read_windows([self._window(index, rng_of(place)) for place, index in enumerate(indices)])
+        """IQ in its stored type. Each file is opened once and read from beginning to end."""
+        windows = [self.window(index, rng_of(place)) for place, index in enumerate(indices)]
+        groups = {}
+        for place, (recording, _, count) in enumerate(windows):
+            groups.setdefault((recording.layout.stored_dtype, count), []).append(place)
+        parts = []
+        for (dtype, count), places in groups.items():
+            rows = np.empty((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
+            _fill(rows, [windows[place][:2] for place in places])
+            parts.append((IQ, rows, places))
+        return parts
 
     def describe(self, index, rng, epoch=0):
-        recording, start, count = self._window(index, rng)
+        recording, start, count = self.window(index, rng)
         return {
             "name": recording.name,
             "path": str(recording.path),
@@ -89,7 +99,7 @@ class RecordingWindows(Source):
         }
 
     def split(self, fraction, seed):
-        """Hold out whole recordings (files: their channels and stretches share the air), or of a single one the end."""
+        """Hold out whole files, whose channels and stretches share the air; of one file, hold out the end."""
         paths = [str(recording.path) for recording, _, _ in self.spans]
         if len(set(paths)) > 1:
             held_out = hold_out(paths, fraction, seed)
@@ -102,8 +112,10 @@ class RecordingWindows(Source):
 
     def _split_in_time(self, fraction):
         training, held_out = [], []
-        for (recording, start, stop), window, count in zip(self.spans, self.window_samples, self.counts, strict=True):
-            border = stop - int(window) * max(1, round(fraction * int(count)))
+        for (recording, start, stop), window, count in zip(
+            self.spans, self.window_samples.tolist(), self.counts.tolist(), strict=True
+        ):
+            border = stop - window * max(1, round(fraction * count))
             if border - start >= window:
                 training.append((recording, start, border))
                 held_out.append((recording, border, stop))
@@ -118,26 +130,9 @@ class RecordingWindows(Source):
         return training, held_out
 
 
-def read_windows(windows):
-    """Windows of IQ as `data.sampling.Source.load_many` gives them, in the type that they are stored in.
-
-    Each file is opened once, and read from its beginning to its end.
-
-    Args:
-        windows: a list of (recording, first sample, samples).
-
-    Raises:
-        UserError: a file was deleted or truncated since, or samples are not finite.
-    """
-    groups = {}
-    for place, (recording, _, count) in enumerate(windows):
-        groups.setdefault((recording.layout.stored_dtype, count), []).append(place)
-    parts = []
-    for (dtype, count), places in groups.items():
-        rows = np.empty((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
-        _fill(rows, [windows[place][:2] for place in places])
-        parts.append((IQ, rows, places))
-    return parts
+def few_names(recordings):
+    """The first names of a list of recordings, for a message."""
+    return ", ".join(recording.name for recording in recordings[:4]) + ", ..." * (len(recordings) > 4)
 
 
 def _fill(rows, windows):
@@ -163,8 +158,3 @@ def _fill(rows, windows):
         for _, row in of_file:
             recording, start = windows[row]
             recording.check_finite(rows[row], start)
-
-
-def largest_window(windows):
-    """Bytes of the largest of (recording, samples)."""
-    return max(count * recording.layout.stored_bytes for recording, count in windows)
