@@ -133,12 +133,12 @@ def write_recording(path, iq, scene):
         metadata.add_annotation(start, length, metadata=annotation)
     metadata.validate()
     data_path = path.with_suffix(".sigmf-data")
-    files = {data_path: values, path: f"{metadata.dumps(pretty=True)}\n".encode()}  # the metadata last
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for file, content in files.items():
-            with atomic_path(file) as temporary:
-                temporary.write_bytes(content)
+        with atomic_path(data_path) as temporary:
+            temporary.write_bytes(values)
+        with atomic_path(path) as temporary:
+            temporary.write_text(metadata.dumps(pretty=True) + "\n")
     except OSError as error:
         data_path.unlink(missing_ok=True)
         raise UserError(f"{data_path}: expected room for {values.nbytes / 1e6:.3g} MB; {error}") from error
