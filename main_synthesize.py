@@ -54,18 +54,32 @@ DATATYPES = {0: ("cf32_le", "<f4", 1), 8: ("ci8", "i1", 2**7), 12: CI16, 16: CI1
 
 def get_args_parser():
     parser = Parser("Make labelled scenes of 5G NR and LTE.")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="writes the sets FOLDER/train, val and test")
-    parser.add_argument("--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="ranges to draw scenes from")
+    parser.add_argument(
+        "--output", required=True, metavar="FOLDER", help="writes the sets FOLDER/train, val and test"
+    )
+    parser.add_argument(
+        "--preset", default=registry.DEFAULT_PRESET, choices=PRESETS, help="ranges to draw scenes from"
+    )
     registry.add_scene_arguments(parser)
     registry.add_front_end_arguments(parser)
     parser.add_argument("--train", type=int, default=8000, metavar="N", help="scenes to train on")
     parser.add_argument("--val", type=int, default=1000, metavar="N", help="scenes to validate on")
     parser.add_argument("--test", type=int, default=1000, metavar="N", help="scenes to test on")
-    parser.add_argument("--iq", nargs="?", const="too", choices=("too", "only"),
-                        help="also write SigMF recordings to FOLDER/iq, or write only these")
+    parser.add_argument(
+        "--iq",
+        nargs="?",
+        const="too",
+        choices=("too", "only"),
+        help="also write SigMF recordings to FOLDER/iq, or write only these",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="worker processes; 0: work in the main process")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="worker processes; 0: work in the main process",
+    )
     return parser
 
 
@@ -102,7 +116,11 @@ class Scenes(Dataset):
             "scene": scene.parameters(),
         }
         # Tensors go through shared memory. An orphaned worker would block on the pipe that arrays go through.
-        return self.front_end.decibels(iq[None])[0], metadata, torch.from_numpy(scene_mask(scene, self.front_end))
+        return (
+            self.front_end.decibels(iq[None])[0],
+            metadata,
+            torch.from_numpy(scene_mask(scene, self.front_end)),
+        )
 
 
 def recording_path(folder, number):
@@ -160,7 +178,9 @@ def open_output(folder, description):
             except ValueError as error:
                 raise UserError(f"{run_file}: expected what the run in this folder makes; {error}") from error
             if changes:
-                shown = "; ".join(changes[:SHOWN_CHANGES]) + (f"; {len(changes)} in all" if changes[SHOWN_CHANGES:] else "")
+                shown = "; ".join(changes[:SHOWN_CHANGES]) + (
+                    f"; {len(changes)} in all" if changes[SHOWN_CHANGES:] else ""
+                )
                 raise UserError(
                     f"--output {folder}: expected to go on with the scenes there; found that they are made with "
                     f"other arguments ({shown}): give another folder"
@@ -195,8 +215,12 @@ def write_split(split, count, maker, front_end, folder, args, description):
 
 def made(scenes, num_workers, name, count):
     """Iterate scenes in order, with a bar that counts to `count`: the other scenes exist already."""
-    loader = DataLoader(scenes, batch_size=None, num_workers=min(num_workers, len(scenes)), collate_fn=_as_it_is)
-    with tqdm(loader, desc=name, unit=" scenes", initial=count - len(scenes), total=count, smoothing=0.05) as bar:
+    loader = DataLoader(
+        scenes, batch_size=None, num_workers=min(num_workers, len(scenes)), collate_fn=_as_it_is
+    )
+    with tqdm(
+        loader, desc=name, unit=" scenes", initial=count - len(scenes), total=count, smoothing=0.05
+    ) as bar:
         yield from bar
 
 
@@ -222,8 +246,14 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
         sent = about["scene"]["transmissions"]
         if sent and len(sent) == len(about["carriers"]):  # else some carriers are silent in this window
             title += ", SNR " + ", ".join(f"{one['snr_db']:.0f}" for one in sent) + " dB"
-        rows.append({"title": title, "extent": front_end.extent(rate, 0.0, num_samples), "mask": np.asarray(mask),
-                     "image": front_end.from_decibels(decibels[None])[0, 0].numpy()})  # fmt: skip
+        rows.append(
+            {
+                "title": title,
+                "extent": front_end.extent(rate, 0.0, num_samples),
+                "mask": np.asarray(mask),
+                "image": front_end.from_decibels(decibels[None])[0, 0].numpy(),
+            }
+        )
     with writing(f"--output {folder}"), atomic_path(folder / SHEET) as temporary:
         scene_sheet(rows, CLASS_NAMES).savefig(temporary, format="png")
 
@@ -243,7 +273,9 @@ def main(args):
     maker = SceneMaker(config, args.seed)
     maker.check(front_end)
     description = {"seed": args.seed, **counts, "preset": args.preset, "front_end": front_end.settings()}
-    description = json.loads(json.dumps(description | {"scenes": dataclasses.asdict(config)}))  # as read from a file
+    description = json.loads(
+        json.dumps(description | {"scenes": dataclasses.asdict(config)})
+    )  # as read from a file
 
     folder = Path(args.output)
     open_output(folder, description)
@@ -263,7 +295,9 @@ def main(args):
             f"--num_workers {args.num_workers}: expected memory for as many scenes at once; found a worker killed; "
             "the same command with fewer workers resumes"
         ) from error
-    print(f"{folder}: {', '.join(f'{count} {split}' for split, count in asked.items())} scenes; see {folder / SHEET}")
+    print(
+        f"{folder}: {', '.join(f'{count} {split}' for split, count in asked.items())} scenes; see {folder / SHEET}"
+    )
 
 
 if __name__ == "__main__":

@@ -58,15 +58,29 @@ def get_args_parser():
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus_per_node", type=int, default=1, help="one process per GPU; 0: train on CPUs")
     parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; default 1")
-    parser.add_argument("--cpus_per_process", type=int, default=8, help="cores for each process and its data loading")
-    parser.add_argument("--timeout_min", type=int, default=1440, help="time limit, after which the job is requeued")
-    parser.add_argument("--max_timeouts", type=int, default=20, help="requeues after a time limit; not pre-emptions")
-    parser.add_argument("--max_restarts", type=int, default=3, help="restarts within a job after a process failed")
+    parser.add_argument(
+        "--cpus_per_process", type=int, default=8, help="cores for each process and its data loading"
+    )
+    parser.add_argument(
+        "--timeout_min", type=int, default=1440, help="time limit, after which the job is requeued"
+    )
+    parser.add_argument(
+        "--max_timeouts", type=int, default=20, help="requeues after a time limit; not pre-emptions"
+    )
+    parser.add_argument(
+        "--max_restarts", type=int, default=3, help="restarts within a job after a process failed"
+    )
     parser.add_argument("--partition", help="partition; default: the cluster's")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION[=VALUE]", help="another sbatch option")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION[=VALUE]", help="another sbatch option"
+    )
     parser.add_argument("--job_dir", default="./jobs", help="folder of logs and submitit's files")
-    parser.add_argument("--executor", default="auto", choices=("auto", "slurm", "local", "debug"),
-                        help="auto: slurm if srun exists, else local; debug: in this process")
+    parser.add_argument(
+        "--executor",
+        default="auto",
+        choices=("auto", "slurm", "local", "debug"),
+        help="auto: slurm if srun exists, else local; debug: in this process",
+    )
     parser.add_argument("script", metavar="|".join(TRAINERS), help="the trainer")
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="...", help="the trainer's flags")
     return parser
@@ -85,7 +99,10 @@ def check_args(args):
 
 def check_trainer(script, flags):
     """Check a trainer's flags, as far as possible without its data."""
-    if Path(script).name not in TRAINERS or ROOT not in (Path(os.path.abspath(script)).parent, ROOT / Path(script).parent):
+    if Path(script).name not in TRAINERS or ROOT not in (
+        Path(os.path.abspath(script)).parent,
+        ROOT / Path(script).parent,
+    ):
         raise UserError(f"expected {' or '.join(TRAINERS)} after the flags of the job; found {script}")
 
     def refuse(message):
@@ -119,7 +136,9 @@ class Run:
     def line(self, job):
         """The command of this node."""
         # The port is below the ephemeral ports of the kernel.
-        meet = f"{job.hostnames[0]}:{10000 + int(job.raw_job_id) % 20000}" if self.nodes > 1 else "localhost:0"
+        meet = (
+            f"{job.hostnames[0]}:{10000 + int(job.raw_job_id) % 20000}" if self.nodes > 1 else "localhost:0"
+        )
         size = [f"--nnodes={self.nodes}", f"--nproc_per_node={self.processes}"]
         rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint={meet}", f"--rdzv_id={job.job_id}"]
         return [*self.torchrun, *size, *rendezvous, f"--max-restarts={self.max_restarts}", *self.command]
@@ -138,8 +157,13 @@ class Run:
                 signal.signal(number, signal.SIG_IGN)
             end_with_parent()
 
-        environment = {"TORCHELASTIC_ERROR_FILE": str(error_file), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S)}
-        process = subprocess.Popen(self.line(job), cwd=self.folder, env=os.environ | environment, preexec_fn=prepare)
+        environment = {
+            "TORCHELASTIC_ERROR_FILE": str(error_file),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S),
+        }
+        process = subprocess.Popen(
+            self.line(job), cwd=self.folder, env=os.environ | environment, preexec_fn=prepare
+        )
         while process.poll() is None and not received:
             time.sleep(0.1)
         if received:
@@ -153,7 +177,9 @@ class Run:
         if not received or failed not in (None, StoppedError.status):
             status = failed or status
             name = Path(self.command[0]).name
-            error = RunError(f"{name}: expected it to end well; found status {status}, {message or 'see above'}")
+            error = RunError(
+                f"{name}: expected it to end well; found status {status}, {message or 'see above'}"
+            )
             error.status = status if status > 0 else 128 - status
             raise error
         names = ", ".join(number.name for number in received)
@@ -191,13 +217,17 @@ def queue_state(job):
 
 
 def make_executor(args, processes):
-    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])  # for a job to find this file from any folder
+    paths = filter(
+        None, [str(ROOT), os.environ.get("PYTHONPATH")]
+    )  # for a job to find this file from any folder
     python = shlex.join(["env", f"PYTHONPATH={os.pathsep.join(paths)}", sys.executable])
     each = {}
     for executor in ("slurm", "local"):
         each |= {f"{executor}_python": python, f"{executor}_max_num_timeout": args.max_timeouts}
     try:
-        executor = submitit.AutoExecutor(args.job_dir, None if args.executor == "auto" else args.executor, **each)
+        executor = submitit.AutoExecutor(
+            args.job_dir, None if args.executor == "auto" else args.executor, **each
+        )
     except RuntimeError as error:
         raise UserError(f"--executor {args.executor}: {one_line(error)}") from error
     options = {"requeue": True}
@@ -206,11 +236,20 @@ def make_executor(args, processes):
         options[name.replace("-", "_")] = value or True
     cores = args.cpus_per_process * processes
     executor.update_parameters(
-        name="radio-mae", nodes=args.nodes, tasks_per_node=1, gpus_per_node=args.gpus_per_node or None, cpus_per_task=cores,
-        timeout_min=args.timeout_min, stderr_to_stdout=True, slurm_partition=args.partition,
-        slurm_signal_delay_s=SIGNAL_DELAY_S, slurm_additional_parameters=options,
-        slurm_srun_args=[f"--cpus-per-task={cores}"],  # since Slurm 22.05, srun does not inherit it from sbatch
-    )  # fmt: skip
+        name="radio-mae",
+        nodes=args.nodes,
+        tasks_per_node=1,
+        gpus_per_node=args.gpus_per_node or None,
+        cpus_per_task=cores,
+        timeout_min=args.timeout_min,
+        stderr_to_stdout=True,
+        slurm_partition=args.partition,
+        slurm_signal_delay_s=SIGNAL_DELAY_S,
+        slurm_additional_parameters=options,
+        slurm_srun_args=[
+            f"--cpus-per-task={cores}"
+        ],  # since Slurm 22.05, srun does not inherit it from sbatch
+    )
     return executor
 
 
@@ -227,12 +266,16 @@ def main(args):
             with contextlib.redirect_stderr(io.StringIO()):  # the error repeats sbatch's message
                 job = executor.submit(run)
         except (RuntimeError, OSError) as error:
-            raise UserError(f"expected {executor.cluster} to take the job; found {one_line(error)}") from error
+            raise UserError(
+                f"expected {executor.cluster} to take the job; found {one_line(error)}"
+            ) from error
     if executor.cluster == "debug":
         job.results()
         return
     stop = f"scancel {job.job_id}" if executor.cluster == "slurm" else f"kill {job.job_id}"
-    print(f"job {job.job_id} ({executor.cluster}): {Path(args.script).name}, {args.nodes} x {processes} processes")
+    print(
+        f"job {job.job_id} ({executor.cluster}): {Path(args.script).name}, {args.nodes} x {processes} processes"
+    )
     print(f"its log: tail -F {shlex.quote(str(job.paths.stdout))}")
     print(f"to cancel it, saved: {stop}")
 

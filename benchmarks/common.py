@@ -42,7 +42,9 @@ def get_parser(description, repeats=None):
     parser = Parser(description)
     if repeats:
         parser.add_argument("--repeats", type=positive, default=repeats, help="turns of each candidate")
-    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results"), metavar="FOLDER", help="of the JSON files")
+    parser.add_argument(
+        "--output", default=str(ROOT / "benchmarks" / "results"), metavar="FOLDER", help="of the JSON files"
+    )
     return parser
 
 

@@ -107,14 +107,19 @@ class AnnotatedWindows(TiledRecordings):
                     ) from error
                 if carrier is None:
                     bare.add(key)
-                elif carrier.freq_lower_hz >= center + half_band or carrier.freq_upper_hz <= center - half_band:
+                elif (
+                    carrier.freq_lower_hz >= center + half_band or carrier.freq_upper_hz <= center - half_band
+                ):
                     outside.add(key)
                 else:
                     painted.add(key)
                     kept.append(annotation)
         background, names = self.class_names[0], ", ".join(self.class_names[1:])
         left_out = [f"{label} ({count})" for label, count in Counter(others.values()).most_common(8)]
-        for keys, why in ((bare, "no frequency edges"), (outside - painted, "edges outside of the recorded band")):
+        for keys, why in (
+            (bare, "no frequency edges"),
+            (outside - painted, "edges outside of the recorded band"),
+        ):
             left_out += [f"{len(keys)} with {why}"] if keys else []
         found = ", ".join(left_out)
         if all(key[1] == background for key in painted):

@@ -16,7 +16,9 @@ from util.errors import UserError, warn
 from util.files import walk
 
 RECORDINGS = "recordings"
-KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy spectrograms"} | dict.fromkeys(PICTURES, "PNG or JPEG")
+KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".npy": ".npy spectrograms"} | dict.fromkeys(
+    PICTURES, "PNG or JPEG"
+)
 
 # What follows the class in a file's name: a number that stands alone and all after it, or the last digits.
 AFTER_LABEL = re.compile(r"[ _-]+\(?\d+\)?(?![A-Za-z0-9]).*|[ _.-]*\d+$")
@@ -51,7 +53,9 @@ class ClassFolders(ClassSource):
                 for name in self.class_names
             }
         if others:
-            found = ", ".join(f"{suffix or 'no suffix'} ({count})" for suffix, count in sorted(others.items()))
+            found = ", ".join(
+                f"{suffix or 'no suffix'} ({count})" for suffix, count in sorted(others.items())
+            )
             warn(f"{path}: files that are neither recordings nor images are left out: {found}")
         self.holds_images = self._kind(files) != RECORDINGS
         if self.holds_images:
@@ -67,7 +71,9 @@ class ClassFolders(ClassSource):
         place = np.repeat(np.arange(len(files)), [len(own) for own in files.values()])[file_of_sample]
         if empty := sorted(set(range(len(files))) - set(place.tolist())):
             folder = self._folder(*list(files)[empty[0]])
-            raise UserError(f"{folder}: expected recordings of at least {front_end.n_fft} samples; found none")
+            raise UserError(
+                f"{folder}: expected recordings of at least {front_end.n_fft} samples; found none"
+            )
         part, self.labels = np.divmod(place, len(self.class_names))
         if None not in parts:
             self._parts = {name: np.flatnonzero(part == number) for number, name in enumerate(parts)}
@@ -113,7 +119,9 @@ def _entries(folder):
         folders = [entry.name for entry in entries if entry.is_dir()]
         return folders, [entry.name for entry in entries if _is_sample(entry) and entry.name not in folders]
     except OSError as error:
-        raise UserError(f"{folder}: expected a folder with a folder for each class; {error.strerror}") from error
+        raise UserError(
+            f"{folder}: expected a folder with a folder for each class; {error.strerror}"
+        ) from error
 
 
 def _part_folders(path):
@@ -123,7 +131,9 @@ def _part_folders(path):
         return {None: path}
     if names == ["train"] or "train" not in names or set(names) - set(PARTS):
         found = ", ".join(names)
-        raise UserError(f"{path}: expected folders of classes, or train with val, test or both; found {found}")
+        raise UserError(
+            f"{path}: expected folders of classes, or train with val, test or both; found {found}"
+        )
     return {name: path / name for name in PARTS if name in names}
 
 
@@ -133,7 +143,9 @@ def _class_names(parts):
     for part, folder in parts.items():
         names[part], loose = _entries(folder)
         if names[part] and loose:
-            warn(f"{folder}: {len(loose)} files beside the folders have no class and are left out: {loose[0]}, ...")
+            warn(
+                f"{folder}: {len(loose)} files beside the folders have no class and are left out: {loose[0]}, ..."
+            )
     first, *others = parts
     for part in others:
         for ours, theirs in ((first, part), (part, first)):
@@ -184,7 +196,9 @@ def _by_name(path, files):
     }
     for (part, name), own in found.items():
         if not own:
-            raise UserError(f"{path / part}: expected images of each class of {path}; found none named {name}")
+            raise UserError(
+                f"{path / part}: expected images of each class of {path}; found none named {name}"
+            )
     return names, found
 
 

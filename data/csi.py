@@ -77,7 +77,9 @@ class CsiSource(ClassSource):
     def set_normalization(self, settings):
         """Use the statistics that `normalization` returned, instead of `fit`."""
         mean, std = (np.array(settings[key], np.float64) for key in ("mean", "std"))
-        expected = tuple(1 if axis in self._pooled_axes else size for axis, size in enumerate(self._values(0).shape))
+        expected = tuple(
+            1 if axis in self._pooled_axes else size for axis, size in enumerate(self._values(0).shape)
+        )
         if mean.shape != expected or std.shape != expected:
             raise UserError(
                 f"{self.owner}: expected a model of CSI of {list(expected)} statistics, like this data; "
@@ -138,7 +140,9 @@ class NtuFiHar(CsiSource):
             names = {path: re.match("[a-z]*", path.stem.lower())[0] for path in filter(_is_mat, entries)}
             files = [(path, self._class(path, name)) for path, name in names.items()]
         if not files:
-            raise UserError(f"{folder}: expected .mat files, in class folders or named like box12.mat; found none")
+            raise UserError(
+                f"{folder}: expected .mat files, in class folders or named like box12.mat; found none"
+            )
         labels = {label for _, label in files}
         if missing := [name for number, name in enumerate(self.class_names) if number not in labels]:
             raise UserError(

@@ -15,7 +15,9 @@ HDF5_EXPECTED = "X and Y (RadioML 2018.01A), or image, csi, sample or iq with la
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 MATLAB_HEADER_BYTES = 512  # before the HDF5 of a .mat of version 7.3
 # A pickled dict or list, by protocol: 0; 1; 2 and 3; 4 and 5, which begin with their length.
-PICKLE = re.compile(rb"\([dl]p?\d*\n|[}\]]q\x00|\x80[\x02\x03][}\]]q|\x80[\x04\x05]\x95.{8}[}\]\x8c]", re.DOTALL)
+PICKLE = re.compile(
+    rb"\([dl]p?\d*\n|[}\]]q\x00|\x80[\x02\x03][}\]]q|\x80[\x04\x05]\x95.{8}[}\]\x8c]", re.DOTALL
+)
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 # A folder is refused if all files have one of these suffixes and the first is of a format that is not read.
 SUFFIXES = (".h5", ".hdf5", ".mat", ".dat", *PICKLE_SUFFIXES)

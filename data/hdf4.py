@@ -42,7 +42,9 @@ def _raster(data):
         ref = next((ref for tag, ref in elements if tag in (IMAGE_8, RUN_LENGTH_IMAGE_8)), None)
         members = {tag: ref for tag in (DIMENSIONS_8, IMAGE_8, RUN_LENGTH_IMAGE_8) if (tag, ref) in elements}
 
-    image = next((tag for tag in (IMAGE, COMPRESSED_IMAGE, IMAGE_8, RUN_LENGTH_IMAGE_8) if tag in members), None)
+    image = next(
+        (tag for tag in (IMAGE, COMPRESSED_IMAGE, IMAGE_8, RUN_LENGTH_IMAGE_8) if tag in members), None
+    )
     if image is None:
         raise ValueError(f"found none among the tags {sorted({tag for tag, _ in elements})}")
     rows, columns, method = _dimensions(data, elements, members)
@@ -100,13 +102,17 @@ def _dimensions(data, elements, members):
 def _element(data, elements, tag, ref):
     if (tag, ref) not in elements:
         is_special = (tag | SPECIAL, ref) in elements
-        raise ValueError(f"found tag {tag}, reference {ref} {'in a special element' if is_special else 'missing'}")
+        raise ValueError(
+            f"found tag {tag}, reference {ref} {'in a special element' if is_special else 'missing'}"
+        )
     return _bytes(data, *elements[tag, ref])
 
 
 def _bytes(data, offset, length):
     if offset + length > len(data):
-        raise ValueError(f"found a cut file: {length} bytes from byte {offset} on are needed, {len(data)} are there")
+        raise ValueError(
+            f"found a cut file: {length} bytes from byte {offset} on are needed, {len(data)} are there"
+        )
     return data[offset : offset + length]
 
 

@@ -81,7 +81,9 @@ class Hdf5Source(ClassSource):
         rows = file[data]
         self.row_shape = rows.shape[1:]
         if rows.dtype.kind not in "fi" or 0 in rows.shape or not self._fits(rows.shape):
-            self._fail(f"numbers {self.SHAPES[self.is_radioml]} in {data}", f"{rows.dtype} {list(rows.shape)}")
+            self._fail(
+                f"numbers {self.SHAPES[self.is_radioml]} in {data}", f"{rows.dtype} {list(rows.shape)}"
+            )
         chunk = rows.chunks or (1,)
         if rows.compression and chunk[0] > 1 and np.prod(chunk) * rows.dtype.itemsize > SLOW_CHUNK_BYTES:
             one = "x".join(map(str, (1, *self.row_shape)))
@@ -90,7 +92,9 @@ class Hdf5Source(ClassSource):
                 f"h5repack -l {data}:CHUNK={one} makes a faster file"
             )
         names = self._listed_names(file)
-        self.labels, count = self._one_hot(file["Y"]) if self.is_radioml else self._class_ids(file["label"], names)
+        self.labels, count = (
+            self._one_hot(file["Y"]) if self.is_radioml else self._class_ids(file["label"], names)
+        )
         if names and (len(names) != count or len(set(names)) < count):
             self._fail(f"{count} names that differ in the attribute labels", ", ".join(names))
         if not names and self.is_radioml and count == len(RADIOML_CLASSES):
@@ -120,13 +124,19 @@ class Hdf5Source(ClassSource):
             wrong = ((block != 0).sum(axis=1) != 1) | (block.max(axis=1) != 1)
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
-                self._fail(f"a single 1 in each row of Y, the others 0, as in row {first + row}", block[row].tolist())
+                self._fail(
+                    f"a single 1 in each row of Y, the others 0, as in row {first + row}", block[row].tolist()
+                )
             labels[first : first + BLOCK_ROWS] = block.argmax(axis=1)
         return labels, flags.shape[1]
 
     def _class_ids(self, ids, names):
         """(class of each row, number of classes)."""
-        if ids.dtype.kind not in "iu" or not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[1] == 1)) or not len(ids):
+        if (
+            ids.dtype.kind not in "iu"
+            or not (ids.ndim == 1 or (ids.ndim == 2 and ids.shape[1] == 1))
+            or not len(ids)
+        ):
             found = f"{ids.dtype} {list(ids.shape)}"
             self._fail("label of integers [N], a class for each row (regression is no task here)", found)
         labels = ids[()].ravel().astype(np.int64)

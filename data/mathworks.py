@@ -69,12 +69,18 @@ class MathWorksFrames(Source):
         frames = find_frames(path)
         divided = frames[0].part is not None
         if divided and protocol == SINGLE_TO_COMBINED:
-            raise UserError(f"--protocol {protocol}: expected frames without folders train and val; found {path}")
+            raise UserError(
+                f"--protocol {protocol}: expected frames without folders train and val; found {path}"
+            )
         counts = {name: sum(frame.technology == name for frame in frames) for name in TECHNOLOGIES}
         singles = len(frames) - counts[COMBINED]
         lacks_kind = not counts[COMBINED] or (protocol != COMBINED_ONLY and not singles)
         if lacks_kind and not (divided and protocol == MIXED):
-            kinds = f"{COMBINED} frames" if protocol == COMBINED_ONLY else f"frames of one technology and {COMBINED} frames"
+            kinds = (
+                f"{COMBINED} frames"
+                if protocol == COMBINED_ONLY
+                else f"frames of one technology and {COMBINED} frames"
+            )
             found = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(f"{path}: expected {kinds} for --protocol {protocol}; found {found}")
         self.frames = [frame for frame in frames if protocol != COMBINED_ONLY or frame.technology == COMBINED]
@@ -111,12 +117,16 @@ class MathWorksFrames(Source):
         frame = self.frames[index]
         values, size = _read_labels(frame), _image_shape(frame)
         if values.shape != size:
-            raise UserError(f"{frame.labels}: expected labels of {list(size)}, as the image of {frame.name} has it; "
-                            f"found {list(values.shape)}")  # fmt: skip
+            raise UserError(
+                f"{frame.labels}: expected labels of {list(size)}, as the image of {frame.name} has it; "
+                f"found {list(values.shape)}"
+            )
         classes = self._classes[values]
         if classes.max() == 255:
-            raise UserError(f"{frame.labels}: expected the values {_values(self.class_names)} for {self.class_names}; "
-                            f"found {int(values[classes == 255][0])} in {frame.name}")  # fmt: skip
+            raise UserError(
+                f"{frame.labels}: expected the values {_values(self.class_names)} for {self.class_names}; "
+                f"found {int(values[classes == 255][0])} in {frame.name}"
+            )
         classes = torch.from_numpy(_turned(classes))[None, None]
         if classes.shape[2:] != self.image_size:
             # "nearest" samples the cells' corners: labels would lie half a cell off the image.
@@ -162,7 +172,9 @@ class MathWorksFrames(Source):
         """Whether each frame has a held-out number: bool [len(indices)]."""
         numbers = np.array([self.frames[index].number for index in indices])
         if len(np.unique(numbers)) < 2:
-            raise UserError(f"{self.frames[0].image.parent}: expected at least two frame numbers to hold one out; found one")
+            raise UserError(
+                f"{self.frames[0].image.parent}: expected at least two frame numbers to hold one out; found one"
+            )
         return np.isin(numbers, list(hold_out(numbers.tolist(), fraction, seed)))
 
 
@@ -196,7 +208,9 @@ def _read_image(frame):
         # .mat arrays are in Fortran order, in which some processors sum the product in another order.
         values = np.ascontiguousarray(values, np.float32) @ LUMA
     if values.ndim != 2:
-        raise UserError(f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}")
+        raise UserError(
+            f"{frame.image}: expected [rows, columns], or 3 colours of it; found {list(values.shape)}"
+        )
     values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{frame.image}: expected finite values; found NaN or infinity")

@@ -9,8 +9,14 @@ from util.errors import UserError
 from util.files import walk
 
 NAME = re.compile(r"(LTE_NR|LTE|NR)_(?:(spect|labels|metadata)_frame_(\d+)\.mat|frame_(\d+)\.(png|hdf|mat))")
-ROLES = {"png": "image", "hdf": "labels", "mat": "parameters",
-         "spect": "image", "labels": "labels", "metadata": "parameters"}  # fmt: skip
+ROLES = {
+    "png": "image",
+    "hdf": "labels",
+    "mat": "parameters",
+    "spect": "image",
+    "labels": "labels",
+    "metadata": "parameters",
+}
 COMBINED = "LTE_NR"
 TECHNOLOGIES = ("NR", "LTE", COMBINED)
 
@@ -50,25 +56,37 @@ def find_frames(path):
             files = found.setdefault(key, {})
             role = ROLES[resaved or suffix]
             if role in files:
-                raise UserError(f"{path}: expected one {role} file of {technology} frame {key[1]}; found {files[role]} and "
-                                f"{file}")  # fmt: skip
+                raise UserError(
+                    f"{path}: expected one {role} file of {technology} frame {key[1]}; found {files[role]} and "
+                    f"{file}"
+                )
             files[role] = file
     if not found:
-        raise UserError(f"{path}: expected MathWorks frames (NR_frame_1.png and NR_frame_1.hdf, or "
-                        f"LTE_NR_spect_frame_1.mat and LTE_NR_labels_frame_1.mat); found none")  # fmt: skip
+        raise UserError(
+            f"{path}: expected MathWorks frames (NR_frame_1.png and NR_frame_1.hdf, or "
+            f"LTE_NR_spect_frame_1.mat and LTE_NR_labels_frame_1.mat); found none"
+        )
     parts = sorted({part for part, _, _ in found}, key=["", *PARTS].index)
     if len(parts) > 1 and ("" in parts or "train" not in parts):
-        raise UserError(f"{path}: expected frames in train with val, test or both, or in none of these; found frames in "
-                        f"{', '.join(part or 'others' for part in parts)}")  # fmt: skip
+        raise UserError(
+            f"{path}: expected frames in train with val, test or both, or in none of these; found frames in "
+            f"{', '.join(part or 'others' for part in parts)}"
+        )
     frames = []
-    for (part, number, kind), files in sorted(found.items(), key=lambda one: (parts.index(one[0][0]), one[0])):
+    for (part, number, kind), files in sorted(
+        found.items(), key=lambda one: (parts.index(one[0][0]), one[0])
+    ):
         for role in ("image", "labels"):
             if role not in files:
                 other = next(iter(files.values()))
-                raise UserError(f"{other.with_name(_name(other, role))}: expected the {role} of {TECHNOLOGIES[kind]} frame "
-                                f"{number}; found no such file beside {other.name}")  # fmt: skip
+                raise UserError(
+                    f"{other.with_name(_name(other, role))}: expected the {role} of {TECHNOLOGIES[kind]} frame "
+                    f"{number}; found no such file beside {other.name}"
+                )
         part = part if len(parts) > 1 else None
-        frames.append(Frame(part, TECHNOLOGIES[kind], number, files["image"], files["labels"], files.get("parameters")))
+        frames.append(
+            Frame(part, TECHNOLOGIES[kind], number, files["image"], files["labels"], files.get("parameters"))
+        )
     return frames
 
 
@@ -82,5 +100,7 @@ def _files(path):
 def _name(file, role):
     """Name of the same frame's file with another role."""
     if NAME.fullmatch(file.name).group(2):
-        return re.sub("_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name)
+        return re.sub(
+            "_(spect|labels|metadata)_", {"image": "_spect_", "labels": "_labels_"}[role], file.name
+        )
     return file.stem + {"image": ".png", "labels": ".hdf"}[role]

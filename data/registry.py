@@ -24,8 +24,13 @@ READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or ima
 def add_data_arguments(parser, required=True):
     """The flags of the data that a command reads; returns their group."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", nargs="+", required=required, metavar="PATH",
-                       help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes")
+    group.add_argument(
+        "--data_path",
+        nargs="+",
+        required=required,
+        metavar="PATH",
+        help="recordings, spectrogram sets or images: files and folders; synthetic[:classic] for scenes",
+    )
     add_recording_arguments(group)
     add_scene_arguments(group)
     group.add_argument("--scenes", type=int, default=4096, help="scenes in an epoch of --data_path synthetic")
@@ -35,21 +40,35 @@ def add_data_arguments(parser, required=True):
 
 def add_recording_arguments(group):
     """The flags of recordings whose files lack a rate or datatype."""
-    group.add_argument("--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings")
+    group.add_argument(
+        "--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings"
+    )
     group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
 
 
 def add_scene_arguments(group):
     """The flags of synthetic scenes."""
-    group.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
-                       help="fields of radio/scenes/config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2")
+    group.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of radio/scenes/config.py for synthetic scenes, e.g. snr_db=0,20 lte_ports=2",
+    )
 
 
 def add_front_end_arguments(group):
-    group.add_argument("--window_ms", type=float, help="length of a window; default 16, or that of the set or scenes")
+    group.add_argument(
+        "--window_ms", type=float, help="length of a window; default 16, or that of the set or scenes"
+    )
     group.add_argument("--n_fft", type=int, help="samples per FFT; default 1024, or those of the set")
-    group.add_argument("--input_size", type=int, nargs="+", metavar="CELLS",
-                       help="image size: one number, or rows and columns; default 224, or that of the set")
+    group.add_argument(
+        "--input_size",
+        type=int,
+        nargs="+",
+        metavar="CELLS",
+        help="image size: one number, or rows and columns; default 224, or that of the set",
+    )
 
 
 @dataclass
@@ -86,7 +105,9 @@ def find(paths):
         images = [file for file in files if file not in known and has_image_suffix(file)]
         if is_spectrogram_set(Path(path, "train")):
             held_out = Path(path, "val")
-            found.sets.append(SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None))
+            found.sets.append(
+                SpectrogramSet(Path(path, "train"), held_out if is_spectrogram_set(held_out) else None)
+            )
         elif sets:
             found.sets += map(SpectrogramSet, sets)
         elif recordings:
@@ -108,7 +129,9 @@ def scene_settings(preset, args):
 
 
 def _refused(error):
-    raise UserError(f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}") from error
+    raise UserError(
+        f"--data_path {error.filename}: expected a folder that can be read; {error.strerror}"
+    ) from error
 
 
 def image_size(args):
@@ -138,7 +161,12 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         "duration_s": args.window_ms and args.window_ms / 1e3,
         "image_size": size and list(size),
     }
-    flags = {"n_fft": "--n_fft", "duration_s": "--window_ms", "image_size": "--input_size", "normalize": "normalize"}
+    flags = {
+        "n_fft": "--n_fft",
+        "duration_s": "--window_ms",
+        "image_size": "--input_size",
+        "normalize": "normalize",
+    }
     settings = {key: value for key, value in given.items() if value is not None}
     for preset in found.presets:
         durations = scene_settings(preset, args).duration_ms
@@ -189,7 +217,11 @@ def compare(ours, theirs):
 def _cells(settings):
     """(the front end in words, time and bandwidth of a cell, relative)."""
     (rows, columns), duration_s = settings["image_size"], settings["duration_s"]
-    return f"{1e3 * duration_s:g} ms as {rows} x {columns}, FFT {settings['n_fft']}", duration_s / columns, 1 / rows
+    return (
+        f"{1e3 * duration_s:g} ms as {rows} x {columns}, FFT {settings['n_fft']}",
+        duration_s / columns,
+        1 / rows,
+    )
 
 
 def _shown(key, value):
@@ -204,7 +236,9 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         on_device: make scenes on the training device.
     """
     if found.images and (found.sets or found.recordings or found.presets):
-        raise UserError("--data_path: expected images alone, or recordings, spectrogram sets and scenes; found both")
+        raise UserError(
+            "--data_path: expected images alone, or recordings, spectrogram sets and scenes; found both"
+        )
     if args.set and not found.presets:
         raise UserError(f"--set: expected --data_path {SYNTHETIC} with it; found none")
     sources = list(found.sets)

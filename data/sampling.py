@@ -135,7 +135,9 @@ class Concatenated(Source):
         return [
             (kind, values, [places[there] for there in theirs])
             for source, (places, inner) in own.items()
-            for kind, values, theirs in source.load_many(inner, lambda there, at=places: rng_of(at[there]), epoch)
+            for kind, values, theirs in source.load_many(
+                inner, lambda there, at=places: rng_of(at[there]), epoch
+            )
         ]
 
     def describe(self, index, rng, epoch=0):
@@ -157,7 +159,9 @@ def hold_out(groups, fraction, seed):
 def split_by_group(source, groups, fraction, seed, what):
     """(training, held-out) subsets of a source, by a group name for each sample; see `hold_out`."""
     if len(set(groups)) < 2:
-        raise UserError(f"--val_fraction: expected at least two {what} to hold one out; found {len(set(groups))}")
+        raise UserError(
+            f"--val_fraction: expected at least two {what} to hold one out; found {len(set(groups))}"
+        )
     held_out = hold_out(groups, fraction, seed)
     is_held_out = np.array([group in held_out for group in groups])
     return Subset(source, np.flatnonzero(~is_held_out)), Subset(source, np.flatnonzero(is_held_out))

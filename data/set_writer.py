@@ -124,7 +124,9 @@ class SetWriter:
         for name in values.keys() - {SPECTROGRAMS}:
             ids = values[name]  # floats would be interpolated ids
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= num_classes:
-                raise ValueError(f"{name}: expected class ids below {num_classes}: {ids.dtype} {np.unique(ids)}")
+                raise ValueError(
+                    f"{name}: expected class ids below {num_classes}: {ids.dtype} {np.unique(ids)}"
+                )
         line = json.dumps({**metadata, "level_db": round(level_db, 3)}) + "\n"
         with writing(self._path):
             for name, value in values.items():
@@ -154,7 +156,9 @@ class SetWriter:
         try:
             fcntl.flock(self._files[METADATA], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{self._path}: expected no other writer; a process is writing {folder}") from error
+            raise UserError(
+                f"{self._path}: expected no other writer; a process is writing {folder}"
+            ) from error
         except OSError:
             pass  # a file system without locks
         present = sorted(os.listdir(folder))
@@ -164,7 +168,9 @@ class SetWriter:
         if stored:
             self._resume(folder / stored[0])
         elif foreign:
-            raise UserError(f"{self._path}: expected {folder} to be an unfinished set; found {foreign[0]} in it")
+            raise UserError(
+                f"{self._path}: expected {folder} to be an unfinished set; found {foreign[0]} in it"
+            )
         self._is_ours = not stored
         if not stored:
             for name in set(present) - {METADATA}:

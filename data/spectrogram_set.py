@@ -43,13 +43,19 @@ class SpectrogramSet(Source):
             image_size = tuple(Spectrogram(**self.front_end_settings).image_size)
             parts = array_parts(self.description)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path / DESCRIPTION}: expected a spectrogram set's description; {error}") from error
+            raise UserError(
+                f"{self.path / DESCRIPTION}: expected a spectrogram set's description; {error}"
+            ) from error
         if found != FORMAT:
             raise UserError(f"{self.path / DESCRIPTION}: expected format {FORMAT}; found {found}")
         arrays = {name: open_npy(self.path / name, *part) for name, part in parts.items()}
-        self.spectrograms, self.masks, self.labels = (arrays.get(name) for name in (SPECTROGRAMS, MASKS, LABELS))
+        self.spectrograms, self.masks, self.labels = (
+            arrays.get(name) for name in (SPECTROGRAMS, MASKS, LABELS)
+        )
         if not self.shape[0] or self.shape[2:] != image_size:
-            raise UserError(f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}")
+            raise UserError(
+                f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}"
+            )
         if self.labels is not None:
             _check_classes(self.path / LABELS, np.load(self.path / LABELS), self.class_names)
         self.in_chans = self.shape[1]
@@ -59,7 +65,9 @@ class SpectrogramSet(Source):
             for key in ("front_end", "class_names"):
                 ours, theirs = self.description[key], self.held_out.description[key]
                 if ours != theirs:
-                    raise UserError(f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}")
+                    raise UserError(
+                        f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}"
+                    )
 
     @functools.cached_property
     def metadata(self):
@@ -71,7 +79,9 @@ class SpectrogramSet(Source):
             raise UserError(f"{path}: expected a line a spectrogram; {error}") from error
         found = whole_lines(lines)
         if not len(self) == len(found) == len(lines):
-            raise UserError(f"{path}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole")
+            raise UserError(
+                f"{path}: expected {len(self)} lines; found {len(lines)}, the first {len(found)} whole"
+            )
         return found
 
     def __len__(self):
@@ -115,7 +125,9 @@ class SpectrogramSet(Source):
             return split_by_group(self, recordings, fraction, seed, "recordings")
         border = len(self) - max(1, round(fraction * len(self)))
         if not border:
-            raise UserError(f"--val_fraction: expected two spectrograms or more in {self.path}; found {len(self)}")
+            raise UserError(
+                f"--val_fraction: expected two spectrograms or more in {self.path}; found {len(self)}"
+            )
         return Subset(self, range(border)), Subset(self, range(border, len(self)))
 
 
@@ -132,7 +144,9 @@ def array_parts(description):
 
 def _check_classes(owner, ids, class_names):
     if ids.min() < 0 or ids.max() >= len(class_names):
-        raise UserError(f"{owner}: expected class ids below {len(class_names)}; found {ids.min()} to {ids.max()}")
+        raise UserError(
+            f"{owner}: expected class ids below {len(class_names)}; found {ids.min()} to {ids.max()}"
+        )
 
 
 def whole_lines(lines):
@@ -202,7 +216,9 @@ def open_npy(path, shape, dtype):
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.shape != shape or array.dtype != dtype:
-            raise UserError(f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}")
+            raise UserError(
+                f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}"
+            )
         if not array.flags.c_contiguous:
             raise UserError(f"{path}: expected an array in C order; found one in Fortran order")
         return ArrayFile(path, shape, dtype, array.offset)

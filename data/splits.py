@@ -74,7 +74,9 @@ def load_splits(path, source):
     if sha256 != _hash(names):
         expected = f"the data it was made of, {content.get('num_samples')} samples"
         refuse(expected, f"{len(names)}, not the same ones")
-    return Splits({part: np.sort(np.array([place[name] for name in listed[part]], np.int64)) for part in PARTS}, seed)
+    return Splits(
+        {part: np.sort(np.array([place[name] for name in listed[part]], np.int64)) for part in PARTS}, seed
+    )
 
 
 def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_groups=None):
@@ -108,7 +110,11 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
             is_test = _in_groups(column, split_by, test_groups)
             known, left = {"test": np.flatnonzero(is_test)}, np.flatnonzero(~is_test)
 
-    fractions = {part: fraction for part, fraction in (("test", test_fraction), ("val", val_fraction)) if part not in known}
+    fractions = {
+        part: fraction
+        for part, fraction in (("test", test_fraction), ("val", val_fraction))
+        if part not in known
+    }
     shares = ", ".join(f"--{part}_fraction {fraction:g}" for part, fraction in fractions.items())
     if not all(fraction > 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
         raise UserError(f"{shares}: expected shares above 0 that leave some to train on")
@@ -125,9 +131,13 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
         found = ", ".join(f"{size} in {part}" for part, size in sizes.items())
         expected = f"{shares or 'published parts'}: expected samples in train, val and test"
         raise UserError(f"{expected}; found {found}, drawn by {what} out of {units}")
-    if labels is not None and (lacking := sorted(set(labels.tolist()) - set(labels[parts["train"]].tolist()))):
+    if labels is not None and (
+        lacking := sorted(set(labels.tolist()) - set(labels[parts["train"]].tolist()))
+    ):
         names = _few([source.class_names[label] for label in lacking])
-        raise UserError(f"{shares or 'published parts'}: expected samples of each class in train; found none of {names}")
+        raise UserError(
+            f"{shares or 'published parts'}: expected samples of each class in train; found none of {names}"
+        )
     return Splits({part: parts[part] for part in PARTS}, seed)
 
 
@@ -142,7 +152,9 @@ def classes_of(source):
     if has_masks(source):
         return None
     labels = getattr(source, "labels", None)
-    return np.array([source.target(index) for index in range(len(source))] if labels is None else labels, np.int64)
+    return np.array(
+        [source.target(index) for index in range(len(source))] if labels is None else labels, np.int64
+    )
 
 
 def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, class_names=None):
@@ -162,7 +174,9 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
     if not 0 < fraction <= 1:
         raise UserError(f"--label_fraction: expected a number above 0, 1 at most; found {fraction:g}")
     if per_class is not None and fraction < 1:
-        raise UserError(f"--labels_per_class: expected it without --label_fraction; found {per_class} and {fraction:g}")
+        raise UserError(
+            f"--labels_per_class: expected it without --label_fraction; found {per_class} and {fraction:g}"
+        )
     if per_class is not None and targets is None:
         raise UserError("--labels_per_class: expected samples with a class each; found masks")
     if per_class is not None and per_class < 1:
@@ -175,7 +189,9 @@ def fewer_labels(indices, targets=None, fraction=None, per_class=None, seed=0, c
         count = max(1, round(fraction * len(own))) if per_class is None else per_class
         if count > len(own):
             name = class_names[label] if class_names is not None else f"class {label}"
-            raise UserError(f"--labels_per_class: expected at most {len(own)}, all there are of {name}; found {count}")
+            raise UserError(
+                f"--labels_per_class: expected at most {len(own)}, all there are of {name}; found {count}"
+            )
         kept.append(Stream(seed, FEWER, int(label)).generator().permutation(own)[:count])
     return np.sort(np.concatenate(kept)) if kept else indices
 
@@ -228,7 +244,9 @@ def _in_groups(column, split_by, test_groups):
     """Whether each sample is in the test groups: bool [N]."""
     there = np.unique(column).tolist()
     if unknown := [group for group in test_groups if group not in there]:
-        raise UserError(f"--test_groups: expected groups of the column {split_by} ({_few(there)}); found {_few(unknown)}")
+        raise UserError(
+            f"--test_groups: expected groups of the column {split_by} ({_few(there)}); found {_few(unknown)}"
+        )
     if set(there) == set(test_groups):
         expected = f"expected to leave a group of the column {split_by} to train on"
         raise UserError(f"--test_groups: {expected}; found all of {_few(there)}")
@@ -241,7 +259,9 @@ def _draw(left, fractions, whole, labels, seed):
     Returns:
         (number of units, {part or "train": indices}).
     """
-    unit = np.arange(len(left)) if whole is None else np.unique(np.asarray(whole)[left], return_inverse=True)[1]
+    unit = (
+        np.arange(len(left)) if whole is None else np.unique(np.asarray(whole)[left], return_inverse=True)[1]
+    )
     units = int(unit.max()) + 1 if len(unit) else 0
     stratum = np.zeros(units, np.int64)
     if labels is not None and units:
@@ -254,7 +274,9 @@ def _draw(left, fractions, whole, labels, seed):
     for label in np.unique(stratum):
         order = Stream(seed, SPLIT, int(label)).generator().permutation(np.flatnonzero(stratum == label))
         counts = [max(1, round(fraction * len(order))) for fraction in fractions.values()]
-        while counts and sum(counts) >= len(order):  # of few units, training gets the first, validation the last
+        while counts and sum(counts) >= len(
+            order
+        ):  # of few units, training gets the first, validation the last
             counts[max(range(len(counts)), key=lambda number: (counts[number], number))] -= 1
         part_of[order[: sum(counts)]] = np.repeat(np.arange(1, len(counts) + 1), counts)
     return units, {name: left[part_of[unit] == number] for number, name in enumerate(("train", *fractions))}

@@ -32,7 +32,9 @@ class SceneMaker:
         """Raise a `UserError` if the shortest scene is shorter than an FFT."""
         shortest = round(min(self.config.duration_ms) * 1e-3 * min(self.config.sample_rates_hz))
         if shortest < front_end.n_fft:
-            raise UserError(f"--n_fft: expected at most {shortest}, the shortest scene; found {front_end.n_fft}")
+            raise UserError(
+                f"--n_fft: expected at most {shortest}, the shortest scene; found {front_end.n_fft}"
+            )
 
     def draw(self, kind, number):
         """The `Scene` of a number."""
@@ -119,9 +121,10 @@ def scene_mask(scene, front_end):
 
 
 def scene_config(preset, window_ms=None, settings=()):
-    """The `SceneConfig` of a preset, changed by `--window_ms`, if given, and then by the settings of `--set`.
-    """
+    """The `SceneConfig` of a preset, changed by `--window_ms`, if given, and then by the settings of `--set`."""
     if preset not in PRESETS:
-        raise UserError(f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}")
+        raise UserError(
+            f"--data_path synthetic:{preset}: expected one of the presets {', '.join(PRESETS)}; found {preset}"
+        )
     config = PRESETS[preset] if window_ms is None else replace(PRESETS[preset], duration_ms=(window_ms,))
     return with_settings(config, settings)

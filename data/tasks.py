@@ -33,15 +33,30 @@ ROW_N_FFT = "row_n_fft"  # key of the samples of an FFT in the settings of rows 
 def add_label_arguments(parser):
     """The flags of labels and splits."""
     group = parser.add_argument_group("labels and splits")
-    group.add_argument("--classes", metavar="NAME,NAME",
-                       help=f"labels of annotations to learn, the background first; default {','.join(CLASS_NAMES)}")
-    group.add_argument("--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; default mixed")
-    group.add_argument("--split", metavar="FILE", help="split.json of another run, to divide the data in the same way")
+    group.add_argument(
+        "--classes",
+        metavar="NAME,NAME",
+        help=f"labels of annotations to learn, the background first; default {','.join(CLASS_NAMES)}",
+    )
+    group.add_argument(
+        "--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; default mixed"
+    )
+    group.add_argument(
+        "--split", metavar="FILE", help="split.json of another run, to divide the data in the same way"
+    )
     group.add_argument("--val_fraction", type=float, default=0.1, help="share of the samples for validation")
-    group.add_argument("--test_fraction", type=float, default=0.2, help="share of the samples for the final test")
-    group.add_argument("--split_by", metavar="COLUMN", help="keep a column's groups together: recording, day, user, ...")
-    group.add_argument("--test_groups", metavar="NAME,NAME", help="groups to test on; default: drawn at random")
-    group.add_argument("--label_fraction", type=float, default=1.0, help="share of the training labels to use")
+    group.add_argument(
+        "--test_fraction", type=float, default=0.2, help="share of the samples for the final test"
+    )
+    group.add_argument(
+        "--split_by", metavar="COLUMN", help="keep a column's groups together: recording, day, user, ..."
+    )
+    group.add_argument(
+        "--test_groups", metavar="NAME,NAME", help="groups to test on; default: drawn at random"
+    )
+    group.add_argument(
+        "--label_fraction", type=float, default=1.0, help="share of the training labels to use"
+    )
     group.add_argument("--labels_per_class", type=int, help="training labels of each class to use")
     return group
 
@@ -112,7 +127,9 @@ def open_labelled(args, pretrained=None, on_device=False):
     if isinstance(opened.parts, dict):
         given = [f"--{name}" for name in ("split", "split_by", "test_groups") if getattr(args, name)]
         if given:
-            raise UserError(f"{given[0]}: expected data that is not divided already; found {args.data_path[0]}")
+            raise UserError(
+                f"{given[0]}: expected data that is not divided already; found {args.data_path[0]}"
+            )
         return opened
     if args.split:
         splits = load_splits(args.split, source)
@@ -130,13 +147,17 @@ def _whole(source):
 def _segmentation(args, pretrained, on_device):
     if len(args.data_path) == 1 and Path(args.data_path[0]).is_dir() and holds_frames(args.data_path[0]):
         size = _image_size(args, pretrained, default=None)
-        source = MathWorksFrames(args.data_path[0], args.protocol or MIXED, size, args.test_fraction, args.seed)
+        source = MathWorksFrames(
+            args.data_path[0], args.protocol or MIXED, size, args.test_fraction, args.seed
+        )
         return _images(source, "mathworks")
     found = registry.find(args.data_path)
     kinds = (found.sets, found.recordings, found.presets)
     if found.images or sum(map(bool, kinds)) != 1 or max(len(found.sets), len(found.presets)) > 1:
-        raise UserError("--data_path: expected one spectrogram set, synthetic, annotated recordings or MathWorks' frames; "
-                        f"found {', '.join(map(str, args.data_path))}")  # fmt: skip
+        raise UserError(
+            "--data_path: expected one spectrogram set, synthetic, annotated recordings or MathWorks' frames; "
+            f"found {', '.join(map(str, args.data_path))}"
+        )
     front_end = registry.front_end_for(found, args, pretrained)
     if found.presets:
         maker = SceneMaker(scene_config(found.presets[0], args.window_ms, args.set), args.seed)
@@ -148,7 +169,9 @@ def _segmentation(args, pretrained, on_device):
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
-        return Labelled(AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings())
+        return Labelled(
+            AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings()
+        )
     return _set(found.sets[0], args.data_path[0], front_end, "masks")
 
 
@@ -168,7 +191,9 @@ def _set(source, path, front_end, what):
     if is_spectrogram_set(Path(path, "train")):
         there = [name for name in PARTS if is_spectrogram_set(Path(path, name))]
         if len(there) not in (1, len(PARTS)):
-            raise UserError(f"{path}: expected the sets {', '.join(PARTS)}, or train alone; found {' and '.join(there)}")
+            raise UserError(
+                f"{path}: expected the sets {', '.join(PARTS)}, or train alone; found {' and '.join(there)}"
+            )
         # A set checks that its held-out set agrees with it.
         sources |= {name: SpectrogramSet(source.path, Path(path, name)).held_out for name in there[1:]}
     for one in sources.values():
@@ -210,10 +235,14 @@ def _hdf5(path, args, pretrained):
     theirs = pretrained or {}
     trained = theirs.get(ROW_N_FFT) if theirs.get("row_samples") == source.num_samples else None
     if args.n_fft and trained and args.n_fft != trained:
-        raise UserError(f"--n_fft: expected {trained}, which the weights were trained with; found {args.n_fft}")
+        raise UserError(
+            f"--n_fft: expected {trained}, which the weights were trained with; found {args.n_fft}"
+        )
     n_fft = args.n_fft or trained or source.default_n_fft
     if not 2 <= n_fft <= source.num_samples:
-        raise UserError(f"--n_fft: expected 2 to {source.num_samples}, the samples in a row of {path}; found {n_fft}")
+        raise UserError(
+            f"--n_fft: expected 2 to {source.num_samples}, the samples in a row of {path}; found {n_fft}"
+        )
     other = theirs.get("n_fft", theirs.get(ROW_N_FFT, n_fft))
     if other != n_fft:
         warn(
@@ -222,7 +251,12 @@ def _hdf5(path, args, pretrained):
         )
     source.image_size = size
     front_end = Spectrogram(n_fft, source.num_samples, size)  # at a sample rate of 1 Hz
-    settings = {"kind": "iq_rows", "image_size": list(size), ROW_N_FFT: n_fft, "row_samples": source.num_samples}
+    settings = {
+        "kind": "iq_rows",
+        "image_size": list(size),
+        ROW_N_FFT: n_fft,
+        "row_samples": source.num_samples,
+    }
     return Labelled(source, source.class_names, front_end, settings)
 
 
@@ -230,12 +264,17 @@ def _sensing(args, pretrained, on_device):
     [path] = args.data_path
     size = _image_size(args, pretrained)
     if path == registry.SYNTHETIC:
-        sources = {name: SyntheticCsi(count, args.seed, KINDS[name], size) for name, count in _counts(args, 6).items()}
+        sources = {
+            name: SyntheticCsi(count, args.seed, KINDS[name], size)
+            for name, count in _counts(args, 6).items()
+        }
         opened = _images(sources["train"], "csi")
         opened.parts = {name: _whole(source) for name, source in sources.items()}
         return opened
     if not Path(path).exists():
-        raise UserError(f"--data_path {path}: expected a folder of NTU-Fi HAR, a .npz of CSI or an .h5 file; found none")
+        raise UserError(
+            f"--data_path {path}: expected a folder of NTU-Fi HAR, a .npz of CSI or an .h5 file; found none"
+        )
     if Path(path).is_file() and is_hdf5_name(path):
         return _hdf5(path, args, pretrained)
     refuse_formats(path, "a folder of NTU-Fi HAR, a .npz of CSI or one .h5 file")

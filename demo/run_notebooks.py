@@ -1,7 +1,7 @@
 """Run the notebooks of this folder, save what they show in them, and take the pictures of README.md from there.
 
-    pip install -r requirements-dev.txt
-    python demo/run_notebooks.py
+pip install -r requirements-dev.txt
+python demo/run_notebooks.py
 """
 
 import base64
@@ -29,7 +29,9 @@ def run(path):
 def pictures(notebook):
     """The files of the pictures that a notebook shows, in their order."""
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
-    return [base64.b64decode(data[kind]) for data in shown for kind in ("image/png", "image/jpeg") if kind in data]
+    return [
+        base64.b64decode(data[kind]) for data in shown for kind in ("image/png", "image/jpeg") if kind in data
+    ]
 
 
 if __name__ == "__main__":

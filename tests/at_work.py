@@ -40,10 +40,19 @@ def exchange(args, device):
     state = {"a": [torch.arange(3), 2.5], "b": torch.zeros(2, 2, dtype=torch.bfloat16), "c": ()}
     tensors = distributed.broadcast(lambda: state)
     found = {
-        "world_size": distributed.world_size(), "device": str(device), "sum": distributed.all_reduce_sum([1.0, number]),
-        "max": distributed.all_reduce_max(number), "gather": distributed.all_gather(f"rank {number}"),
+        "world_size": distributed.world_size(),
+        "device": str(device),
+        "sum": distributed.all_reduce_sum([1.0, number]),
+        "max": distributed.all_reduce_max(number),
+        "gather": distributed.all_gather(f"rank {number}"),
         "added": distributed.all_reduce_sum_(torch.tensor([number, 1])).tolist(),
-        "main": [tensors["a"][0].tolist(), tensors["a"][1], list(tensors["b"].shape), str(tensors["b"].dtype), tensors["c"]],
+        "main": [
+            tensors["a"][0].tolist(),
+            tensors["a"][1],
+            list(tensors["b"].shape),
+            str(tensors["b"].dtype),
+            tensors["c"],
+        ],
     }
     seen = distributed.all_gather(found)
     print(json.dumps(seen))

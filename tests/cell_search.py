@@ -87,7 +87,9 @@ def find_nr(iq, sample_rate_hz, ssb_center_hz=0.0, spacing_hz=30e3, max_offset_h
     """
     case = case or {15e3: "A", 30e3: "C"}[spacing_hz]
     if (spacing_hz == 15e3) != (case == "A") or num_ssb not in (4, 8):
-        raise ValueError(f"expected case A for 15 kHz, B or C for 30 kHz, 4 or 8 SSBs: {spacing_hz=} {case=} {num_ssb=}")
+        raise ValueError(
+            f"expected case A for 15 kHz, B or C for 30 kHz, 4 or 8 SSBs: {spacing_hz=} {case=} {num_ssb=}"
+        )
     nr = _nr(spacing_hz)
     bins = _Bins(iq, sample_rate_hz, nr.rate_hz)
     best = _best_cell(bins, nr, ssb_center_hz, max_offset_hz)
@@ -101,7 +103,9 @@ def find_nr(iq, sample_rate_hz, ssb_center_hz=0.0, spacing_hz=30e3, max_offset_h
             best.again += (later,)
             dmrs += found[1]
     _refine(best, nr, _known(best, nr) + dmrs)
-    best.residual_hz += _prefix_residual_hz(best, nr) / 2  # errors of their own in both: the mean is better than either
+    best.residual_hz += (
+        _prefix_residual_hz(best, nr) / 2
+    )  # errors of their own in both: the mean is better than either
     ssb, half = (index, 0) if num_ssb == 8 else (index % 4, index // 4)
     symbol = 28 * (ssb // 4) + ((4, 8, 16, 20) if case == "B" else (2, 8, 16, 22))[ssb % 4]
     modulo_s = 0.005 if num_ssb == 8 else 0.01
@@ -177,7 +181,9 @@ class _Bins:
         if sample_rate_hz < rate_hz / 2:
             raise ValueError(f"expected at least half of {rate_hz} Hz: {sample_rate_hz=}")
         # The mean goes: receivers' DC can be far above everything else, and rings where the zeros begin.
-        self.bins = fft.fft(np.asarray(iq, np.complex64) - np.complex64(np.mean(iq, dtype=complex)), self.total)
+        self.bins = fft.fft(
+            np.asarray(iq, np.complex64) - np.complex64(np.mean(iq, dtype=complex)), self.total
+        )
 
     def cut(self, center_hz):
         """Bins around the one nearest to center_hz: complex64 [count] in FFT order, and that bin's frequency."""
@@ -225,11 +231,15 @@ def _best_cell(bins, standard, center_hz, max_offset_hz):
         return None
     first = max(cells, key=lambda cell: cell.metric)
     _refine(first, standard, _known(first, standard))
-    cell = _best_sss(first.iq, bins.rate_hz, standard, first.cell_id % 3, round(first.start), first.residual_hz)
+    cell = _best_sss(
+        first.iq, bins.rate_hz, standard, first.cell_id % 3, round(first.start), first.residual_hz
+    )
     if cell is None or cell.metric < THRESHOLD:
         return None
     cell.mixed_hz, cell.residual_hz = first.mixed_hz, first.residual_hz
-    others = [one for one in cells if one.cell_id == cell.cell_id and one is not first and one.metric >= THRESHOLD]
+    others = [
+        one for one in cells if one.cell_id == cell.cell_id and one is not first and one.metric >= THRESHOLD
+    ]
     cell.others = tuple(sorted(others, key=lambda one: -one.metric))
     _refine(cell, standard, _known(cell, standard))
     return cell
@@ -264,7 +274,9 @@ def _pss_candidates(bins, standard, hypotheses_hz):
         for root in range(3):
             likeness = np.abs(fft.ifft(cut * matched[root])[:places]) ** 2 / power
             evidence = np.zeros(repeats * period)
-            evidence[:places] = -(dimensions - 1) * np.log1p(-np.minimum(likeness, 0.999))  # exponential for noise
+            evidence[:places] = -(dimensions - 1) * np.log1p(
+                -np.minimum(likeness, 0.999)
+            )  # exponential for noise
             evidence = (evidence.reshape(repeats, period).sum(axis=0) - heard) / np.sqrt(heard)
             blocks = np.pad(evidence, (0, -period % size), constant_values=-np.inf).reshape(-1, size)
             best = np.argsort(blocks.max(axis=1))[-CANDIDATES:]
@@ -299,7 +311,9 @@ def _pss_starts(iq, standard, start, after):
     """Starts of the PSS `start` and those whole periods away, of which this recording also has the SSS."""
     period = standard.period or len(iq)
     starts = np.arange(start % period, len(iq), period)
-    whole = (np.minimum(starts, starts + after) >= 0) & (np.maximum(starts, starts + after) + standard.size <= len(iq))
+    whole = (np.minimum(starts, starts + after) >= 0) & (
+        np.maximum(starts, starts + after) + standard.size <= len(iq)
+    )
     return starts[whole]
 
 
@@ -317,7 +331,10 @@ def _best_sss(iq, rate_hz, standard, root, start, residual_hz):
         symbol = _symbols(iq, rate_hz, standard, starts + after, residual_hz, tones)
         product = symbol * np.exp(-1j * np.angle(channel))
         # At most 1, and that only if all tones are equally strong: a spur on a few of them looks like many an SSS.
-        power = len(tones) * np.maximum((np.abs(product) ** 2).sum(axis=1), np.finfo(np.float32).tiny)[:, None, None]
+        power = (
+            len(tones)
+            * np.maximum((np.abs(product) ** 2).sum(axis=1), np.finfo(np.float32).tiny)[:, None, None]
+        )
         likeness = np.abs(np.einsum("st,hit->shi", product, sss, optimize=True)) ** 2 / power
         # For noise, 1 - likeness is beta distributed with (tones - 1, 1): this is exponential, and its sum gamma.
         evidence = -(len(tones) - 1) * np.log1p(-np.minimum(likeness, 1 - 1e-6))  # (starts, halves, N_ID_1)
@@ -343,7 +360,10 @@ def _known(cell, standard):
     starts = _pss_starts(cell.iq, standard, round(cell.start), after)
     starts = np.r_[starts, [start + later for start in starts for later in cell.again]].astype(int)
     halves = (np.arange(len(starts)) + cell.half) % len(standard.sss)
-    return [(starts, standard.tones, standard.pss[root]), (starts + after, standard.tones, standard.sss[halves, id_1, root])]
+    return [
+        (starts, standard.tones, standard.pss[root]),
+        (starts + after, standard.tones, standard.sss[halves, id_1, root]),
+    ]
 
 
 def _refine(cell, standard, known):
@@ -351,19 +371,29 @@ def _refine(cell, standard, known):
 
     The PSS of LTE alone mistakes a frequency offset for a delay.
     """
+
     def channels(residual_hz):  # [starts, tones] for each of `known`
-        return [_symbols(cell.iq, cell.rate_hz, standard, starts, residual_hz, tones) * values.conj()
-                for starts, tones, values in known]
+        return [
+            _symbols(cell.iq, cell.rate_hz, standard, starts, residual_hz, tones) * values.conj()
+            for starts, tones, values in known
+        ]
 
     residuals_hz = cell.residual_hz + standard.spacing_hz * np.linspace(-0.4, 0.4, 33)
     delays = np.arange(-8, 8.01, 0.125)
     steering = [np.exp(2j * np.pi / standard.size * np.outer(tones, delays)) for _, tones, _ in known]
-    power = np.stack([
-        sum((np.abs(channel @ steer) ** 2).sum(axis=0) for channel, steer in zip(channels(hz), steering, strict=True))
-        for hz in residuals_hz
-    ])  # (residuals, delays)
+    power = np.stack(
+        [
+            sum(
+                (np.abs(channel @ steer) ** 2).sum(axis=0)
+                for channel, steer in zip(channels(hz), steering, strict=True)
+            )
+            for hz in residuals_hz
+        ]
+    )  # (residuals, delays)
     row, column = np.unravel_index(power.argmax(), power.shape)
-    cell.residual_hz = float(residuals_hz[row] + _vertex(power[:, column], row) * (residuals_hz[1] - residuals_hz[0]))
+    cell.residual_hz = float(
+        residuals_hz[row] + _vertex(power[:, column], row) * (residuals_hz[1] - residuals_hz[0])
+    )
     cell.start = float(known[0][0][0] + delays[column] + _vertex(power[row], column) * 0.125)
     if standard.period:
         # The phase from PSS to SSS is finer, but repeats. NR gives each symbol a phase of its own (TS 38.211 5.4).
@@ -399,8 +429,10 @@ def _known_dmrs(cell, standard, later=0):
     starts, tones = round(cell.start) + later + 274 * np.array([1, 2, 3]), (every, outer, every)
     if starts[-1] + standard.size > len(cell.iq):
         return None
-    pilots = [_symbols(cell.iq, cell.rate_hz, standard, [start], cell.residual_hz, part)[0]
-              for start, part in zip(starts, tones, strict=True)]
+    pilots = [
+        _symbols(cell.iq, cell.rate_hz, standard, [start], cell.residual_hz, part)[0]
+        for start, part in zip(starts, tones, strict=True)
+    ]
     index = np.arange(8)
     bits = _gold((index + 1) * (cell.cell_id // 4 + 1) * 2**11 + (index + 1) * 2**6 + shift, 288)
     dmrs = (1 - 2 * bits[:, ::2] + 1j * (1 - 2 * bits[:, 1::2])) / np.sqrt(2)  # (8, 144)
@@ -411,4 +443,6 @@ def _known_dmrs(cell, standard, later=0):
     if likeness.max() < DMRS_THRESHOLD:
         return None
     parts = np.split(dmrs[likeness.argmax()], [60, 84])
-    return int(likeness.argmax()), [([start], *part) for start, *part in zip(starts, tones, parts, strict=True)]
+    return int(likeness.argmax()), [
+        ([start], *part) for start, *part in zip(starts, tones, parts, strict=True)
+    ]

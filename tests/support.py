@@ -40,8 +40,15 @@ ROOT = Path(__file__).parents[1]
 CAPTURES = ROOT.parent / "shared" / "data" / "recordings"
 
 # A model of which a step takes milliseconds, for `models_mae.PRESETS` and `models_vit.PRESETS`.
-NANO = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
-        "decoder_embed_dim": 8, "decoder_depth": 3, "decoder_num_heads": 2}  # fmt: skip
+NANO = {
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "decoder_embed_dim": 8,
+    "decoder_depth": 3,
+    "decoder_num_heads": 2,
+}
 
 CLASSES = ["Noise", "NR", "LTE"]
 FRONT_END = Spectrogram(n_fft=64, duration_s=0.01, image_size=(16, 16))
@@ -49,20 +56,37 @@ ACTIVITIES = ["box", "circle", "clean", "fall", "run", "walk"]
 WAVESFM_NAMES = ["run", "walk", "fall", "box", "circle", "clean"]
 FRAME_RATE_HZ = 61.44e6  # of MathWorks' frames
 # An annotation of what `write_ci16` writes.
-BAND = {"core:sample_start": 0, "core:sample_count": 3000, "core:freq_lower_edge": 2.39998e9,
-        "core:freq_upper_edge": 2.40002e9, "core:label": "NR"}  # fmt: skip
+BAND = {
+    "core:sample_start": 0,
+    "core:sample_count": 3000,
+    "core:freq_lower_edge": 2.39998e9,
+    "core:freq_upper_edge": 2.40002e9,
+    "core:label": "NR",
+}
 
-needs_captures = pytest.mark.skipif(not CAPTURES.is_dir(), reason=f"the shared captures are not there ({CAPTURES.name})")
+needs_captures = pytest.mark.skipif(
+    not CAPTURES.is_dir(), reason=f"the shared captures are not there ({CAPTURES.name})"
+)
 
 
-def write_sigmf(folder: Path, data: bytes, datatype="cu8", name="a", captures=({"core:sample_start": 0},), annotations=(),
-                data_name=None, **info) -> Path:
+def write_sigmf(
+    folder: Path,
+    data: bytes,
+    datatype="cu8",
+    name="a",
+    captures=({"core:sample_start": 0},),
+    annotations=(),
+    data_name=None,
+    **info,
+) -> Path:
     """`info` without "core:"; a value of None leaves the key out. Returns the .sigmf-meta."""
     info = {"datatype": datatype, "version": "1.2.0", "sample_rate": 1e6, **info}
     info = {f"core:{key}": value for key, value in info.items() if value is not None}
     (folder / (data_name or f"{name}.sigmf-data")).write_bytes(data)
     meta = folder / f"{name}.sigmf-meta"
-    meta.write_text(json.dumps({"global": info, "captures": list(captures), "annotations": list(annotations)}))
+    meta.write_text(
+        json.dumps({"global": info, "captures": list(captures), "annotations": list(annotations)})
+    )
     return meta
 
 
@@ -75,17 +99,23 @@ def write_ci16(folder, name="a", duration_s=0.1, sample_rate_hz=200e3, seed=0, l
     iq += level * np.exp(2j * np.pi * (seed + 1) * 7e3 * time_s) * (time_s * 100 % 1 < 0.5)
     parts = np.stack([iq.real, iq.imag], axis=1) * 2**15
     captures = [{"core:sample_start": 0, "core:frequency": 2.4e9}]
-    return write_sigmf(folder, parts.astype("<i2").tobytes(), "ci16_le", name, captures, sample_rate=sample_rate_hz, **info)
+    return write_sigmf(
+        folder, parts.astype("<i2").tobytes(), "ci16_le", name, captures, sample_rate=sample_rate_hz, **info
+    )
 
 
 # Sets of spectrograms
 
 
-def write_labelled_set(path, count=12, masks=True, labels=False, class_names=CLASSES, front_end=FRONT_END, recordings=0):
+def write_labelled_set(
+    path, count=12, masks=True, labels=False, class_names=CLASSES, front_end=FRONT_END, recordings=0
+):
     """Sample i has label i % 3, and a mask of that class on its upper half."""
     with spectrogram_set_writer(path, count, front_end, 1, class_names, masks, labels) as packed:
         for index in range(count):
-            values = np.random.default_rng(index).normal(-60, 5, (1, *front_end.image_size)).astype(np.float32)
+            values = (
+                np.random.default_rng(index).normal(-60, 5, (1, *front_end.image_size)).astype(np.float32)
+            )
             about = {"name": f"{path.name} {index}"}
             if recordings:
                 about |= {"name": "window", "path": f"r{index % recordings}", "start_s": index / 100}
@@ -98,17 +128,32 @@ def write_labelled_set(path, count=12, masks=True, labels=False, class_names=CLA
 def write_scenes(folder, count=20, kinds=("masks",), classes=CLASSES, used=3, size=16):
     """Spectrograms with a bright band whose level tells its class; labels are that class."""
     front_end = FRONT_END if size == 16 else Spectrogram(64, 0.01, (size, size))
-    with spectrogram_set_writer(folder, count, front_end, 1, classes, "masks" in kinds, "labels" in kinds) as packed:
+    with spectrogram_set_writer(
+        folder, count, front_end, 1, classes, "masks" in kinds, "labels" in kinds
+    ) as packed:
         for index in range(count):
             rng, label = np.random.default_rng(index), index % used
             first = rng.integers(0, size // 2)
             mask = np.zeros((size, size), np.uint8)
             mask[first : first + size // 4] = label
             values = rng.normal(0, 1, (1, size, size)) + 12.0 * mask
-            about = {"name": f"s{index}", "sample_rate_hz": 200e3, "center_freq_hz": 2.4e9, "num_samples": 2000}
-            scene = {"transmissions": [{"snr_db": -2.0 + 10 * label, "technology": CLASSES[label]}] if label else []}
-            packed.add(values, about | {"scene": scene}, *([mask] if "masks" in kinds else [None]),
-                       *([label] if "labels" in kinds else []))  # fmt: skip
+            about = {
+                "name": f"s{index}",
+                "sample_rate_hz": 200e3,
+                "center_freq_hz": 2.4e9,
+                "num_samples": 2000,
+            }
+            scene = {
+                "transmissions": [{"snr_db": -2.0 + 10 * label, "technology": CLASSES[label]}]
+                if label
+                else []
+            }
+            packed.add(
+                values,
+                about | {"scene": scene},
+                *([mask] if "masks" in kinds else [None]),
+                *([label] if "labels" in kinds else []),
+            )
     return folder
 
 
@@ -128,13 +173,27 @@ def write_pngs(folder, classes=("zigbee", "LTE", "ble"), count=3, **kwargs):
 
 
 # Every 16th colour of MATLAB's parula(256) (R2017a and later), and the last.
-PARULA = np.array([
-    [0.2422, 0.1504, 0.6603], [0.2704, 0.2138, 0.8346], [0.2813, 0.2985, 0.9397], [0.2710, 0.3860, 0.9898],
-    [0.2006, 0.4803, 0.9906], [0.1716, 0.5655, 0.9393], [0.1288, 0.6408, 0.8910], [0.0433, 0.7039, 0.8242],
-    [0.0770, 0.7468, 0.7224], [0.2061, 0.7808, 0.6065], [0.3671, 0.8021, 0.4563], [0.5886, 0.7913, 0.2833],
-    [0.7945, 0.7554, 0.1570], [0.9523, 0.7284, 0.2237], [0.9938, 0.7974, 0.1974], [0.9601, 0.8963, 0.1507],
-    [0.9769, 0.9839, 0.0805],
-])  # fmt: skip
+PARULA = np.array(
+    [
+        [0.2422, 0.1504, 0.6603],
+        [0.2704, 0.2138, 0.8346],
+        [0.2813, 0.2985, 0.9397],
+        [0.2710, 0.3860, 0.9898],
+        [0.2006, 0.4803, 0.9906],
+        [0.1716, 0.5655, 0.9393],
+        [0.1288, 0.6408, 0.8910],
+        [0.0433, 0.7039, 0.8242],
+        [0.0770, 0.7468, 0.7224],
+        [0.2061, 0.7808, 0.6065],
+        [0.3671, 0.8021, 0.4563],
+        [0.5886, 0.7913, 0.2833],
+        [0.7945, 0.7554, 0.1570],
+        [0.9523, 0.7284, 0.2237],
+        [0.9938, 0.7974, 0.1974],
+        [0.9601, 0.8963, 0.1507],
+        [0.9769, 0.9839, 0.0805],
+    ]
+)
 
 
 def through_parula(levels):
@@ -251,7 +310,10 @@ def write_ntu_fi(folder, parts=("train_amp", "test_amp"), count=1, level=42):
 
 def write_npz(path, count=6, **arrays):
     rng = np.random.default_rng(0)
-    held = {"x": rng.uniform(10, 20, (count, 4, 10)), "label": np.array(["sit", "lie", "walk"] * (count // 3))}
+    held = {
+        "x": rng.uniform(10, 20, (count, 4, 10)),
+        "label": np.array(["sit", "lie", "walk"] * (count // 3)),
+    }
     np.savez(path, **{name: values for name, values in (held | arrays).items() if values is not None})
     return path
 
@@ -269,8 +331,11 @@ def write_radioml(path, classes=24, snrs=(-20, 0, 18), each=4, samples=1024, see
     for row, (label, _) in enumerate(rows):
         tone = np.exp(2j * np.pi * (label + 0.5 - classes / 2) / classes * time)
         iq[row] += np.stack([tone.real, tone.imag], axis=1)
-    content = {"X": iq.astype(np.float32), "Y": np.eye(classes, dtype=np.int64)[[label for label, _ in rows]],
-               "Z": np.array([[snr] for _, snr in rows], np.int64)} | changes  # fmt: skip
+    content = {
+        "X": iq.astype(np.float32),
+        "Y": np.eye(classes, dtype=np.int64)[[label for label, _ in rows]],
+        "Z": np.array([[snr] for _, snr in rows], np.int64),
+    } | changes
     return write_hdf5(path, content)
 
 
@@ -348,7 +413,11 @@ def largest_file(size_bytes):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def results(folder):
@@ -381,7 +450,9 @@ def assert_same_run(first, second):
         ours, theirs = dict(leaves(first[part])), dict(leaves(second[part]))
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            same = (
+                torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            )
             assert same, f"{part}{name}"
 
 
@@ -389,7 +460,9 @@ def assert_same_run(first, second):
 
 # Forks of a server that has imported torch, which takes seconds
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["support", "at_work", "pytest", "main_finetune", "torch.utils.tensorboard", "sigmf"])
+_context.set_forkserver_preload(
+    ["support", "at_work", "pytest", "main_finetune", "torch.utils.tensorboard", "sigmf"]
+)
 SHALLOW = NANO | {"decoder_depth": 1}
 
 
@@ -414,7 +487,9 @@ def _begin(module, flags, environment, output):
     models_mae.PRESETS["mae_vit_nano"] = models_vit.PRESETS["vit_nano"] = SHALLOW
     flops.SIDE = {"cpu": 16, "cuda": 16}
     engine_reconstruct.reconstruction_figure = lambda *_: Figure(figsize=(1, 1))
-    engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = engine_reconstruct.reconstruction_figure
+    engine_evaluate.confusion_figure = engine_evaluate.prediction_sheet = (
+        engine_reconstruct.reconstruction_figure
+    )
     module = importlib.import_module(module)
     with reported():
         module.main(module.get_args_parser().parse_args(flags))
@@ -455,8 +530,12 @@ def start(folder, world_size, module, *flags, **environment):
     folder.mkdir(parents=True, exist_ok=True)
     shared = {"OMP_NUM_THREADS": "1"}
     if world_size > 1:
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
-                   "LOCAL_WORLD_SIZE": str(world_size)}  # fmt: skip
+        shared |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+        }
     ranks = []
     for rank in range(world_size):
         own = shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}) | environment
@@ -478,7 +557,9 @@ def wait(ranks, timeout_s=120):
     for rank in ranks:
         rank.process.kill()
         rank.process.join()
-    assert not late, f"ranks {late} did not end within {timeout_s} s: {[ranks[number].err[-2000:] for number in late]}"
+    assert not late, (
+        f"ranks {late} did not end within {timeout_s} s: {[ranks[number].err[-2000:] for number in late]}"
+    )
     return [rank.status for rank in ranks]
 
 

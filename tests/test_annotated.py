@@ -25,8 +25,13 @@ def front_end(**kwargs):
 
 
 def annotation(start, count, low, high, label="LTE"):
-    found = {"core:sample_start": start, "core:sample_count": count, "core:freq_lower_edge": low,
-             "core:freq_upper_edge": high, "core:label": label}  # fmt: skip
+    found = {
+        "core:sample_start": start,
+        "core:sample_count": count,
+        "core:freq_lower_edge": low,
+        "core:freq_upper_edge": high,
+        "core:label": label,
+    }
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -51,17 +56,32 @@ def test_masks_are_where_the_power_is(tmp_path, capsys):
     """Two channels, two frequencies, indices that begin at core:offset, and edges at RF."""
     rng, total, offset = np.random.default_rng(0), 4 * WINDOW, 1000
     iq = rng.standard_normal((2, total, 2)) @ [1, 1j] * 1e-3
-    lte, nr = (3000, 3500, 20e3, 60e3), (5000, 2100, -80e3, -30e3)  # LTE: over the border between the captures
+    lte, nr = (
+        (3000, 3500, 20e3, 60e3),
+        (5000, 2100, -80e3, -30e3),
+    )  # LTE: over the border between the captures
     iq += band(rng, *lte[:2], total, *lte[2:]) + band(rng, *nr[:2], total, *nr[2:])
     codes = np.round(np.stack([iq.real, iq.imag], -1).transpose(1, 0, 2) / 8 * 2**15).astype("<i2")
-    captures = [{"core:sample_start": offset, "core:frequency": 2.4e9},
-                {"core:sample_start": offset + 2 * WINDOW, "core:frequency": 2.41e9}]  # fmt: skip
+    captures = [
+        {"core:sample_start": offset, "core:frequency": 2.4e9},
+        {"core:sample_start": offset + 2 * WINDOW, "core:frequency": 2.41e9},
+    ]
     # What is annotated at the RF of one capture is out of the other's band: there it is annotated anew.
-    annotations = [annotation(offset + 3000, 3500, 2.4e9 + 20e3, 2.4e9 + 60e3),
-                   annotation(offset + 4000, 2500, 2.41e9 + 20e3, 2.41e9 + 60e3),
-                   annotation(offset + 5000, 2100, 2.41e9 - 80e3, 2.41e9 - 30e3, "NR")]  # fmt: skip
-    write_sigmf(tmp_path, codes.tobytes(), "ci16_le", captures=captures, annotations=annotations, sample_rate=RATE,
-                num_channels=2, offset=offset)  # fmt: skip
+    annotations = [
+        annotation(offset + 3000, 3500, 2.4e9 + 20e3, 2.4e9 + 60e3),
+        annotation(offset + 4000, 2500, 2.41e9 + 20e3, 2.41e9 + 60e3),
+        annotation(offset + 5000, 2100, 2.41e9 - 80e3, 2.41e9 - 30e3, "NR"),
+    ]
+    write_sigmf(
+        tmp_path,
+        codes.tobytes(),
+        "ci16_le",
+        captures=captures,
+        annotations=annotations,
+        sample_rate=RATE,
+        num_channels=2,
+        offset=offset,
+    )
     source = AnnotatedWindows(find_recordings(tmp_path), front_end())
     assert len(source) == 8  # 2 captures, 2 channels, 2 windows
     assert set(source.groups["recording"]) == {"a.sigmf-meta"}
@@ -85,15 +105,32 @@ def test_masks_are_where_the_power_is(tmp_path, capsys):
 
 
 def test_annotations_count_from_their_stretch_and_end_with_their_capture(tmp_path):
-    captures = [{"core:sample_start": 0, "core:frequency": 1e6}, {"core:sample_start": 30, "core:frequency": 1e6},
-                {"core:sample_start": 50, "core:frequency": 2e6}]  # fmt: skip
-    annotations = [annotation(10, None, 0, 1, "a"), annotation(35, None, 0, 1, "b"), annotation(60, None, 0, 1, "c"),
-                   annotation(20, 60, 0, 1, "d"), annotation(49, 0, 0, 1, "e"), annotation(10, 40, 0, 1, "f")]  # fmt: skip
+    captures = [
+        {"core:sample_start": 0, "core:frequency": 1e6},
+        {"core:sample_start": 30, "core:frequency": 1e6},
+        {"core:sample_start": 50, "core:frequency": 2e6},
+    ]
+    annotations = [
+        annotation(10, None, 0, 1, "a"),
+        annotation(35, None, 0, 1, "b"),
+        annotation(60, None, 0, 1, "c"),
+        annotation(20, 60, 0, 1, "d"),
+        annotation(49, 0, 0, 1, "e"),
+        annotation(10, 40, 0, 1, "f"),
+    ]
     found = open_recording(write_sigmf(tmp_path, bytes(200), captures=captures, annotations=annotations))
-    spans = [{one["core:label"]: (one["core:sample_start"], one["core:sample_count"]) for one in recording.annotations}
-             for recording in found]  # fmt: skip
+    spans = [
+        {
+            one["core:label"]: (one["core:sample_start"], one["core:sample_count"])
+            for one in recording.annotations
+        }
+        for recording in found
+    ]
     # The first two captures are one stretch, but an annotation without a count ends with its capture.
-    assert spans == [{"a": (10, 20), "b": (35, 15), "d": (20, 60), "f": (10, 40)}, {"c": (10, 40), "d": (-30, 60)}]
+    assert spans == [
+        {"a": (10, 20), "b": (35, 15), "d": (20, 60), "f": (10, 40)},
+        {"c": (10, 40), "d": (-30, 60)},
+    ]
 
 
 def test_annotations_are_read_of_archives_and_of_no_other_format(tmp_path):
@@ -123,7 +160,14 @@ def test_windows_lie_side_by_side_and_short_recordings_are_used_whole(tmp_path, 
     recordings = find_recordings(tmp_path)
     source = AnnotatedWindows(recordings, front_end())
     long, short, _, two = recordings
-    wanted = [(long, 0, 2000), (long, 2000, 2000), (long, 4000, 2000), (short, 0, 800), (two, 0, 2000), (two, 2000, 2000)]
+    wanted = [
+        (long, 0, 2000),
+        (long, 2000, 2000),
+        (long, 4000, 2000),
+        (short, 0, 800),
+        (two, 0, 2000),
+        (two, 2000, 2000),
+    ]
     assert len(source) == len(wanted)
     for index, (recording, start, count) in enumerate(wanted):
         assert np.array_equal(source.load(index, None)[1], recording.read(start, count))
@@ -134,7 +178,9 @@ def test_windows_lie_side_by_side_and_short_recordings_are_used_whole(tmp_path, 
     warnings = capsys.readouterr().err.splitlines()
     assert "1 of 4 recordings skipped" in warnings[0]
     assert "tiny.sigmf-meta" in warnings[0]
-    assert "1 of 4 recordings are shorter than a window of 10 ms and used whole: short.sigmf-meta" in warnings[1]
+    assert (
+        "1 of 4 recordings are shorter than a window of 10 ms and used whole: short.sigmf-meta" in warnings[1]
+    )
     assert len(warnings) == 2
 
 
@@ -152,8 +198,15 @@ def test_classes_are_those_asked_for_and_others_are_counted(tmp_path, capsys):
     low, high = 2.4e9 - 50e3, 2.4e9 + 50e3
     outside = annotation(0, 100, 2.5e9, 2.6e9)
     time_alone = {"core:sample_start": 0, "core:label": "LTE"}
-    notes = [annotation(0, 4000, low, high), annotation(0, 4000, low, high, "WiFi"), annotation(0, 9, low, high, "WiFi"),
-             annotation(3000, 500, low, 2.4e9, "DAB"), time_alone, outside, annotation(0, 1, low, high, None)]  # fmt: skip
+    notes = [
+        annotation(0, 4000, low, high),
+        annotation(0, 4000, low, high, "WiFi"),
+        annotation(0, 9, low, high, "WiFi"),
+        annotation(3000, 500, low, 2.4e9, "DAB"),
+        time_alone,
+        outside,
+        annotation(0, 1, low, high, None),
+    ]
     source = AnnotatedWindows(folder_of(tmp_path, *notes), front_end(), ["air", "DAB", "LTE"])
     assert source.class_names == ["air", "DAB", "LTE"]
     assert source.target(0).max() == source.target(0)[20, 25] == 2  # WiFi over it leaves LTE what it is
@@ -186,7 +239,11 @@ def test_empty_annotations_mean_the_first_class(tmp_path, capsys):
         ([annotation(0, 9, 0, 1, "other")], ["Noise", "LTE"], ["--classes", "other (1)"]),
         ([annotation(0, 9, 2.4e9, 2.4e9 + 1, "Noise")], ["Noise", "LTE"], ["--classes", "LTE", "found none"]),
         ([annotation(0, 9, 0, 1)], ["Noise", "LTE"], ["1 with edges outside"]),
-        ([annotation(0, 9, 2.4e9 + 1, 2.4e9)], ["Noise", "LTE"], ["a.sigmf-meta", "annotation LTE at sample 0", "edges"]),
+        (
+            [annotation(0, 9, 2.4e9 + 1, 2.4e9)],
+            ["Noise", "LTE"],
+            ["a.sigmf-meta", "annotation LTE at sample 0", "edges"],
+        ),
         ([annotation(0, 9, "low", 1)], ["Noise", "LTE"], ["a.sigmf-meta", "'low'"]),
         ([annotation(0, 9, 0, 1)], ["LTE"], ["--classes", "2 to 256", "LTE"]),
         ([annotation(0, 9, 0, 1)], ["LTE", "LTE"], ["--classes", "LTE,LTE"]),
@@ -222,7 +279,12 @@ def listed():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 5 and re.fullmatch(r"[\d.]+", cells[2]):
             edges = re.findall(r"(\w+) ([-+][\d.]+)…([-+][\d.]+)", cells[4])
-            yield cells[0], float(cells[2]), float(cells[3]), [(one[0], float(one[1]), float(one[2])) for one in edges]
+            yield (
+                cells[0],
+                float(cells[2]),
+                float(cells[3]),
+                [(one[0], float(one[1]), float(one[2])) for one in edges],
+            )
 
 
 @needs_captures
@@ -240,7 +302,9 @@ def test_shared_captures_have_the_masks_that_their_table_says(capsys):
         for number, name in ((1, "NR"), (2, "LTE")):
             edges = np.clip([one[1:] for one in carriers if one[0] == name] or [(0, 0)], -msps / 2, msps / 2)
             width = np.diff(edges).sum() / msps * 224
-            assert (mask[:, 0] == number).sum() == pytest.approx(width, abs=len(edges) + 0.3)  # MHz are rounded to 0.01
+            assert (mask[:, 0] == number).sum() == pytest.approx(
+                width, abs=len(edges) + 0.3
+            )  # MHz are rounded to 0.01
         assert source.describe(index, None)["num_samples"] == pytest.approx(min(ms, 10) * msps * 1e3, abs=2)
     parts = make_splits(source, 0, 0.2, 0.2).parts
     found = [set(source.groups["recording"][indices]) for indices in parts.values()]

@@ -32,12 +32,22 @@ print("the same")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which torch brings on Linux")
-@pytest.mark.skipif(torch.__version__ < "2.12" and np.lib.NumpyVersion(np.__version__) >= "2.5.0",
-                    reason="the interpreter of torch 2.11's triton fails with numpy 2.5")  # fmt: skip
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton, which torch brings on Linux"
+)
+@pytest.mark.skipif(
+    torch.__version__ < "2.12" and np.lib.NumpyVersion(np.__version__) >= "2.5.0",
+    reason="the interpreter of torch 2.11's triton fails with numpy 2.5",
+)
 def test_it_is_attention():
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT, check=False,
-                         env={"TRITON_INTERPRET": "1", "PATH": ""})  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env={"TRITON_INTERPRET": "1", "PATH": ""},
+    )
     assert run.stdout.strip() == "the same", run.stderr
 
 
@@ -65,8 +75,10 @@ def test_blocks_of_one_shape_are_compiled_once():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("batch", "tokens", "heads", "width", "chunk"),
-                         [(5, 50, 2, 32, 2 * 2 * 50**2 * 2), (2, 197, 4, 16, 1), (3, 33, 1, 64, 2**20)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width", "chunk"),
+    [(5, 50, 2, 32, 2 * 2 * 50**2 * 2), (2, 197, 4, 16, 1), (3, 33, 1, 64, 2**20)],
+)
 def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, chunk):
     """As near to those in double precision as bf16 lets them be, scores far from 0 included; chunks with a remainder."""
     monkeypatch.setattr(attention, "CHUNK_BYTES", chunk)
@@ -87,7 +99,9 @@ def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, ch
 
 def test_a_model_takes_it_in_bf16_alone(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0])
+    monkeypatch.setattr(
+        attention.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0]
+    )
     block = Block(32, 2)
     attention.use([block])
     block(torch.zeros(1, 3, 32))

@@ -39,12 +39,18 @@ def test_centre_bandwidth_and_end():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"duration_s": -1e-9}, "duration_s=-1e-09"), ({"duration_s": math.nan}, "duration_s=nan"),
-     ({"start_s": math.inf}, "start_s=inf"), ({"start_s": math.nan}, "start_s=nan"),
-     ({"freq_lower_hz": 2.0}, "freq_lower_hz=2.0"),
-     ({"freq_upper_hz": math.inf}, "freq_upper_hz=inf"), ({"freq_upper_hz": math.nan}, "freq_upper_hz=nan"),
-     ({"confidence": 1.01}, "confidence=1.01"), ({"confidence": math.nan}, "confidence=nan")],
-)  # fmt: skip
+    [
+        ({"duration_s": -1e-9}, "duration_s=-1e-09"),
+        ({"duration_s": math.nan}, "duration_s=nan"),
+        ({"start_s": math.inf}, "start_s=inf"),
+        ({"start_s": math.nan}, "start_s=nan"),
+        ({"freq_lower_hz": 2.0}, "freq_lower_hz=2.0"),
+        ({"freq_upper_hz": math.inf}, "freq_upper_hz=inf"),
+        ({"freq_upper_hz": math.nan}, "freq_upper_hz=nan"),
+        ({"confidence": 1.01}, "confidence=1.01"),
+        ({"confidence": math.nan}, "confidence=nan"),
+    ],
+)
 def test_rectangles_that_are_none(changes, words):
     with pytest.raises(ValueError, match=words):
         replace(Carrier(NR, 0.0, 1.0, 0.0, 1.0), **changes)
@@ -102,15 +108,25 @@ def test_no_end_is_the_end_of_the_capture():
     assert annotation["core:sample_start"] == 50
     assert "core:sample_count" not in annotation
     assert from_annotation(annotation, 100.0) == Carrier(NR, 0.5, math.inf, 0.0, 1.0)
-    assert to_annotation(Carrier(NR, 0.5, math.inf, 0.0, 1.0), 100.0, num_samples=80)["core:sample_count"] == 30
+    assert (
+        to_annotation(Carrier(NR, 0.5, math.inf, 0.0, 1.0), 100.0, num_samples=80)["core:sample_count"] == 30
+    )
 
 
 def test_annotations_of_others():
-    found = {"core:sample_start": 10, "core:sample_count": 20, "core:freq_lower_edge": -5, "core:freq_upper_edge": 5}
+    found = {
+        "core:sample_start": 10,
+        "core:sample_count": 20,
+        "core:freq_lower_edge": -5,
+        "core:freq_upper_edge": 5,
+    }
     assert from_annotation(found, 10.0) == Carrier("", 1.0, 2.0, -5.0, 5.0)
     assert from_annotation(found | {"core:label": "other"}, 10.0, 30).start_s == -2.0
     for missing in ({"lower"}, {"upper"}, {"lower", "upper"}):
-        assert from_annotation({key: found[key] for key in found if key.split("_")[-2] not in missing}, 10.0) is None
+        assert (
+            from_annotation({key: found[key] for key in found if key.split("_")[-2] not in missing}, 10.0)
+            is None
+        )
     for edge in ("5", [5], {}):
         with pytest.raises(ValueError, match=r"core:freq_lower_edge.*edges="):
             from_annotation(found | {"core:freq_upper_edge": edge}, 10.0)
@@ -120,22 +136,39 @@ def test_annotations_of_others():
 
 @pytest.mark.parametrize(
     ("comment", "confidence"),
-    [("confidence=0.25", 0.25), ("pci=301; confidence=1e-05", 1e-5), ("confidence=1.0; n_rb=100", 1.0),
-     ("confidence=95", None), ("confidence=..", None), ("no confidence=0.5 here", None), ("overconfidence=0.5", None),
-     ("", None)],
-)  # fmt: skip
+    [
+        ("confidence=0.25", 0.25),
+        ("pci=301; confidence=1e-05", 1e-5),
+        ("confidence=1.0; n_rb=100", 1.0),
+        ("confidence=95", None),
+        ("confidence=..", None),
+        ("no confidence=0.5 here", None),
+        ("overconfidence=0.5", None),
+        ("", None),
+    ],
+)
 def test_confidence_is_part_of_a_comment(comment, confidence):
-    found = {"core:sample_start": 0, "core:sample_count": 1, "core:freq_lower_edge": 0, "core:freq_upper_edge": 1}
+    found = {
+        "core:sample_start": 0,
+        "core:sample_count": 1,
+        "core:freq_lower_edge": 0,
+        "core:freq_upper_edge": 1,
+    }
     assert from_annotation(found | {"core:comment": comment}, 1.0).confidence == confidence
 
 
 @pytest.mark.parametrize("offset", [0, 12345])
 def test_sigmf_takes_what_is_written_and_recordings_open(tmp_path, offset):
     rate, stretches = 1e6, ((0, 600), (600, 1000))
-    captures = [{"core:sample_start": first + offset, "core:frequency": 2e9 + first} for first, _ in stretches]
+    captures = [
+        {"core:sample_start": first + offset, "core:frequency": 2e9 + first} for first, _ in stretches
+    ]
     recordings = open_recording(write_sigmf(tmp_path, bytes(2000), captures=captures, offset=offset))
     assert [one.sample_start for one in recordings] == [0, 600]
-    carriers = [Carrier(LTE, 1e-4, math.inf, 2e9 - 1e5, 2e9 + 1e5, 0.875), Carrier(NR, 2.5e-4, 1.5e-4, 2e9, 2e9 + 2e5)]
+    carriers = [
+        Carrier(LTE, 1e-4, math.inf, 2e9 - 1e5, 2e9 + 1e5, 0.875),
+        Carrier(NR, 2.5e-4, 1.5e-4, 2e9, 2e9 + 2e5),
+    ]
     annotations = [
         to_annotation(one, rate, recording.sample_start + offset, num_samples=recording.num_samples)
         for one, recording in zip(carriers, recordings, strict=True)
@@ -148,17 +181,23 @@ def test_sigmf_takes_what_is_written_and_recordings_open(tmp_path, offset):
     starts = [(one["core:sample_start"] - offset, one["core:sample_count"]) for one in read]
     assert starts == [(100, 500), (850, 150)]
     assert {one["core:generator"] for one in read} == {"radio-mae"}
-    back = [from_annotation(one, rate, first + offset) for one, (first, _) in zip(read, stretches, strict=True)]
+    back = [
+        from_annotation(one, rate, first + offset) for one, (first, _) in zip(read, stretches, strict=True)
+    ]
     assert back == [replace(carriers[0], duration_s=5e-4), carriers[1]]
 
 
 # Masks
 
 FRONT_ENDS = [  # n_fft, image size, sample rate, samples
-    (64, (64, 50), 1.92e6, 30720), (1024, (224, 224), 19.2e6, 307200), (63, (63, 20), 1e6, 5000),
-    (65, (40, 33), 2.4e6, 7001), (100, (7, 11), 44.1e3, 999), (128, (256, 64), 61.44e6, 60000),
+    (64, (64, 50), 1.92e6, 30720),
+    (1024, (224, 224), 19.2e6, 307200),
+    (63, (63, 20), 1e6, 5000),
+    (65, (40, 33), 2.4e6, 7001),
+    (100, (7, 11), 44.1e3, 999),
+    (128, (256, 64), 61.44e6, 60000),
     (512, (31, 1), 11.52e6, 2048),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("n_fft", "size", "rate", "num_samples"), FRONT_ENDS)
@@ -167,7 +206,9 @@ def test_edges_are_right_to_half_a_cell(n_fft, size, rate, num_samples):
     # Rows share the FFT's bins, each of which reaches half its width to both sides of its frequency.
     lowest_hz = np.fft.fftshift(np.fft.fftfreq(n_fft, 1 / rate))[0] - rate / n_fft / 2
     row_hz, column_s = rate / size[0], num_samples / rate / size[1]
-    half_frame_s = n_fft / rate / 2  # the STFT cannot place borders better, and its frames end where the window does
+    half_frame_s = (
+        n_fft / rate / 2
+    )  # the STFT cannot place borders better, and its frames end where the window does
     for _ in range(100):
         low, high = np.sort(rng.uniform(0, 1, 2)) * rate + lowest_hz
         first, last = np.sort(rng.uniform(0, 1, 2)) * num_samples / rate
@@ -189,13 +230,19 @@ def test_edges_are_right_to_half_a_cell(n_fft, size, rate, num_samples):
 def test_a_cell_has_the_class_of_its_centre(n_fft, size, rate, num_samples):
     front_end, rng = Spectrogram(n_fft, image_size=size), np.random.default_rng(n_fft)
     carriers = list(random_carriers(rng, rate, num_samples, 5))
-    carriers = [replace(one, label=label) for one, label in zip(carriers, (NR, LTE, NR, NOISE, LTE), strict=True)]
+    carriers = [
+        replace(one, label=label) for one, label in zip(carriers, (NR, LTE, NR, NOISE, LTE), strict=True)
+    ]
     mask = paint(carriers, front_end, rate, num_samples, 3.4321e9)
     frequencies = front_end.frequency_axis_hz(rate, 3.4321e9).tolist()
     times = front_end.time_axis_s(rate, num_samples).tolist()
     for row, column in rng.integers(0, size, (300, 2)):
-        inside = [one.label for one in carriers
-                  if one.freq_lower_hz <= frequencies[row] < one.freq_upper_hz and one.start_s <= times[column] < one.end_s]
+        inside = [
+            one.label
+            for one in carriers
+            if one.freq_lower_hz <= frequencies[row] < one.freq_upper_hz
+            and one.start_s <= times[column] < one.end_s
+        ]
         assert mask[row, column] == ("Noise", "NR", "LTE").index(inside[-1] if inside else "Noise")
 
 
@@ -211,9 +258,14 @@ def test_low_frequencies_and_early_times_come_first():
 
 def test_masks_do_not_depend_on_where_the_centre_is():
     front_end, rng = Spectrogram(100, image_size=(50, 30)), np.random.default_rng(1)
-    carriers = [replace(one, freq_lower_hz=one.freq_lower_hz - 3.4321e9, freq_upper_hz=one.freq_upper_hz - 3.4321e9)
-                for one in random_carriers(rng, 1e6, 9999, 3)]  # fmt: skip
-    at_rf = [replace(one, freq_lower_hz=one.freq_lower_hz + 5e9, freq_upper_hz=one.freq_upper_hz + 5e9) for one in carriers]
+    carriers = [
+        replace(one, freq_lower_hz=one.freq_lower_hz - 3.4321e9, freq_upper_hz=one.freq_upper_hz - 3.4321e9)
+        for one in random_carriers(rng, 1e6, 9999, 3)
+    ]
+    at_rf = [
+        replace(one, freq_lower_hz=one.freq_lower_hz + 5e9, freq_upper_hz=one.freq_upper_hz + 5e9)
+        for one in carriers
+    ]
     expected = paint(carriers, front_end, 1e6, 9999)
     assert expected.any()
     assert np.array_equal(paint(carriers, front_end, 1e6, 9999, None), expected)
@@ -237,8 +289,12 @@ def test_later_carriers_lie_over_earlier_and_neighbours_share_no_cell():
 
 def test_what_is_outside_is_cut():
     front_end = Spectrogram(64, image_size=(32, 16))
-    outside = [Carrier(NR, 0.0, 1.0, 0.6e6, 0.9e6), Carrier(NR, 0.0, 1.0, -0.9e6, -0.6e6),
-               Carrier(NR, -1.0, 0.9, -1e6, 1e6), Carrier(NR, 0.006, 1.0, -1e6, 1e6)]  # fmt: skip
+    outside = [
+        Carrier(NR, 0.0, 1.0, 0.6e6, 0.9e6),
+        Carrier(NR, 0.0, 1.0, -0.9e6, -0.6e6),
+        Carrier(NR, -1.0, 0.9, -1e6, 1e6),
+        Carrier(NR, 0.006, 1.0, -1e6, 1e6),
+    ]
     assert not paint(outside, front_end, 1e6, 5000).any()
     upper = paint([Carrier(NR, -1.0, 9.0, 0.25e6, 9e6)], front_end, 1e6, 5000)
     assert np.flatnonzero(upper.all(axis=1)).tolist() == list(range(24, 32))
@@ -285,14 +341,18 @@ def test_painted_cells_hold_the_energy(n_fft, size):
 # From README.md of the captures: (label, lowest and highest MHz from the centre).
 ANNOTATED = {
     "lte-f1815.3-s19.2-bw20-0.08s-hackrf": [("LTE", -8.99, 9.01)],
-    "lte-f796-s19.2-bw20-0.08s-hackrf": [("LTE", -4.49, 4.51), ("LTE", 5.5, 9.6), ("other", -5.05, -4.75),
-                                         ("other", 5.0, 5.3)],
+    "lte-f796-s19.2-bw20-0.08s-hackrf": [
+        ("LTE", -4.49, 4.51),
+        ("LTE", 5.5, 9.6),
+        ("other", -5.05, -4.75),
+        ("other", 5.0, 5.3),
+    ],
     "lte-f806-s19.2-bw20-0.08s-hackrf": [("LTE", -4.49, 4.51), ("LTE", 5.5, 9.6), ("LTE", -9.6, -5.5)],
     "lte-signal.1.92M": [("LTE", -0.54, 0.54)],
     "nr-srsran-n78-3502.8MHz-46.08Msps": [("NR", 6.24, 13.44)],
     "nr-amarisoft-n78-20MHz-23.04Msps": [("NR", -9.18, 9.18)],
     "noise-noise": [],
-}  # fmt: skip
+}
 
 
 @needs_captures
@@ -323,6 +383,8 @@ def test_real_annotations_are_read_and_painted(name):
         share = sum(high - low for low, high in bands) * 1e6 / rate
         assert (mask == CLASS_NAMES.index(label)).mean() == pytest.approx(share, abs=(len(bands) + 0.1) / 192)
     if name == "lte-f796-s19.2-bw20-0.08s-hackrf":
-        power = front_end.decibels(torch.from_numpy(recording.read(0, samples))[None])[0, 0].mean(dim=1).numpy()
+        power = (
+            front_end.decibels(torch.from_numpy(recording.read(0, samples))[None])[0, 0].mean(dim=1).numpy()
+        )
         is_lte = mask[:, 0] == CLASS_NAMES.index(LTE)
         assert np.median(power[is_lte]) > np.median(power[~is_lte]) + 3

@@ -64,7 +64,9 @@ def qpsk(rng, *shape):
 def modulate(grid, prefixes, size):
     """grid: [symbols, size], its middle column at 0 Hz -> samples, with the prefixes given for each symbol."""
     symbols = np.fft.ifft(np.fft.ifftshift(grid, axes=1), norm="ortho")
-    return np.concatenate([np.r_[one[size - prefix :], one] for one, prefix in zip(symbols, prefixes, strict=True)])
+    return np.concatenate(
+        [np.r_[one[size - prefix :], one] for one, prefix in zip(symbols, prefixes, strict=True)]
+    )
 
 
 def received(frame, repeats, made_hz, sample_rate_hz, delay_s, offset_hz, snr_db, rng):
@@ -78,7 +80,9 @@ def received(frame, repeats, made_hz, sample_rate_hz, delay_s, offset_hz, snr_db
     iq = np.tile(np.fft.ifft(resampled) * count / len(frame), repeats)
     iq *= np.exp(2j * np.pi * offset_hz / sample_rate_hz * np.arange(len(iq)))
     # A subcarrier of power 1 in the grid has the power spectral density of noise with a power of 1 at made_hz.
-    return (iq * 10 ** (snr_db / 20) + noise(len(iq), rng) * np.sqrt(sample_rate_hz / made_hz)).astype(np.complex64)
+    return (iq * 10 ** (snr_db / 20) + noise(len(iq), rng) * np.sqrt(sample_rate_hz / made_hz)).astype(
+        np.complex64
+    )
 
 
 def noise(count, rng):
@@ -113,10 +117,18 @@ def nr_frame(cell_id, spacing_hz, firsts, numbers, rng, half=0, center=40, block
         block[2, :48], block[2, 192:] = qpsk(rng, 2, 48)
         block[0, 56:183], block[2, 56:183] = nr_pss(cell_id % 3), nr_sss(cell_id)
         k = np.arange(cell_id % 4, 240, 4)
-        places = [(1, one) for one in k] + [(2, one) for one in k if one < 48 or one >= 192] + [(3, one) for one in k]
+        places = (
+            [(1, one) for one in k]
+            + [(2, one) for one in k if one < 48 or one >= 192]
+            + [(3, one) for one in k]
+        )
         block[tuple(np.transpose(places))] = pbch_dmrs(cell_id, number)
-        grid[first + 10 * per_half_ms * half + np.arange(4), 1024 + center - 120 : 1024 + center + 120] = block
-    grid *= np.exp(2j * np.pi * 0.3 * np.arange(len(grid)))[:, None]  # TS 38.211 5.4: any phase from symbol to symbol
+        grid[first + 10 * per_half_ms * half + np.arange(4), 1024 + center - 120 : 1024 + center + 120] = (
+            block
+        )
+    grid *= np.exp(2j * np.pi * 0.3 * np.arange(len(grid)))[
+        :, None
+    ]  # TS 38.211 5.4: any phase from symbol to symbol
     longer = round(16 * spacing_hz / 15e3)
     prefixes = np.tile(np.array([144 + longer] + [144] * (per_half_ms - 1)), 20)
     return modulate(grid, prefixes, 2048)
@@ -134,7 +146,9 @@ def test_every_sequence_is_the_one_written_here():
     assert len(cell_search.LTE.sss[0]) == 168
     for cell_id in range(504):
         for half in range(2):
-            np.testing.assert_array_equal(cell_search.LTE.sss[half, cell_id // 3, cell_id % 3], lte_sss(cell_id, half))
+            np.testing.assert_array_equal(
+                cell_search.LTE.sss[half, cell_id // 3, cell_id % 3], lte_sss(cell_id, half)
+            )
     nr = cell_search._nr(30e3)
     assert len(nr.sss[0]) == 336
     for cell_id in range(1008):
@@ -260,7 +274,9 @@ def test_nothing_is_found_in_what_is_no_cell(kind):
     if kind == "nothing":
         iq[:] = 0
     elif kind == "tone":
-        iq += 1000 * np.exp(2j * np.pi * np.array([0.01, -0.0031, 3e-5])[:, None] * np.arange(count)).sum(axis=0)
+        iq += 1000 * np.exp(2j * np.pi * np.array([0.01, -0.0031, 3e-5])[:, None] * np.arange(count)).sum(
+            axis=0
+        )
     elif kind == "pulses":
         iq[:: 7680 // 20] += 1000
     elif kind == "OFDM":  # of an LTE cell, but without PSS and SSS; 15 kHz, loaded

@@ -42,7 +42,9 @@ def profile(model):
 
 def random_grid(ports=1, symbols=8, subcarriers=64, seed=0):
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.standard_normal((ports, symbols, subcarriers, 2)) @ [1, 1j] / 2**0.5).to(torch.complex64)
+    return torch.from_numpy(rng.standard_normal((ports, symbols, subcarriers, 2)) @ [1, 1j] / 2**0.5).to(
+        torch.complex64
+    )
 
 
 def decibels(power):
@@ -119,7 +121,9 @@ def test_model_none_is_one_path_of_gain_one():
 
 
 def test_ports_and_seeds_fade_independently():
-    gains = torch.stack([taps(Fading("flat", 0.0, 10.0, seed), 3, 1, 1e-3)[0].flatten() for seed in range(3000)]).numpy()
+    gains = torch.stack(
+        [taps(Fading("flat", 0.0, 10.0, seed), 3, 1, 1e-3)[0].flatten() for seed in range(3000)]
+    ).numpy()
     neighbours = np.concatenate([gains[:-1], gains[1:]], axis=1)  # (2999, 6): three ports of two seeds
     correlation = neighbours.conj().T @ neighbours / len(neighbours)
     np.testing.assert_allclose(correlation, np.eye(6), atol=0.08)  # 4 sigma
@@ -131,7 +135,9 @@ def test_correlation_over_frequency_is_the_transform_of_the_delay_profile(model)
     frequencies_hz = 60e3 * torch.arange(64, dtype=torch.float64)
     gains, delays_s = taps(Fading(model, 200e-9, 0.0, 9), 4000, 1, 1e-3)
     ones = torch.ones(1, 4000, 64, dtype=torch.complex64)
-    response = propagate(ones, frequencies_hz, gains.permute(2, 1, 0), delays_s).numpy()  # ports in the place of symbols
+    response = propagate(
+        ones, frequencies_hz, gains.permute(2, 1, 0), delays_s
+    ).numpy()  # ports in the place of symbols
     correlation = (response * response[:, :1].conj()).mean(axis=0)
     expected = np.exp(-2j * np.pi * np.outer(frequencies_hz.numpy(), delays * 200e-9)) @ powers
     np.testing.assert_allclose(correlation, expected, atol=0.06)
@@ -140,7 +146,9 @@ def test_correlation_over_frequency_is_the_transform_of_the_delay_profile(model)
 def test_gains_are_a_function_of_the_seed_and_leave_torchs_generator_alone(monkeypatch):
     state, dtype = torch.get_rng_state(), torch.get_default_dtype()
     channel._profile.cache_clear()
-    monkeypatch.setitem(sys.modules, "sionna.phy", None)  # importing it would fail: it seeds generators and starts CUDA
+    monkeypatch.setitem(
+        sys.modules, "sionna.phy", None
+    )  # importing it would fail: it seeds generators and starts CUDA
     first, second, other = (taps(Fading("TDL-C", 1e-7, 30.0, seed), 2, 20, 1e-3)[0] for seed in (77, 77, 78))
     assert torch.equal(first, second)
     assert (first - other).abs().min() > 0
@@ -151,16 +159,21 @@ def test_gains_are_a_function_of_the_seed_and_leave_torchs_generator_alone(monke
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"model": "TDL-F"}, {"delay_spread_s": -1e-9}, {"delay_spread_s": 1e-3}, {"doppler_hz": -1.0}, {"doppler_hz": 1e6},
-     {"doppler_hz": float("nan")}, {"seed": 2**31}, {"seed": -1}],
-)  # fmt: skip
+    [
+        {"model": "TDL-F"},
+        {"delay_spread_s": -1e-9},
+        {"delay_spread_s": 1e-3},
+        {"doppler_hz": -1.0},
+        {"doppler_hz": 1e6},
+        {"doppler_hz": float("nan")},
+        {"seed": 2**31},
+        {"seed": -1},
+    ],
+)
 def test_wrong_fading_names_the_field_and_its_value(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value!r}".replace("+", r"\+")):
         Fading(**wrong)
-
-
-
 
 
 # Propagation
@@ -190,7 +203,9 @@ def test_a_delay_makes_the_signal_late():
     frequencies_hz = 15e3 * torch.arange(256, dtype=torch.float64)
     delay_s = torch.tensor([9 / (256 * 15e3)], dtype=torch.float64)
     arrived = propagate(values, frequencies_hz, torch.ones(1, 1, 1, dtype=torch.complex64), delay_s)
-    torch.testing.assert_close(torch.fft.ifft(arrived), torch.fft.ifft(values[0]).roll(9, dims=1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.fft.ifft(arrived), torch.fft.ifft(values[0]).roll(9, dims=1), rtol=0, atol=1e-6
+    )
 
 
 class Sizes(TorchDispatchMode):
@@ -206,7 +221,9 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])  # the second stands for an accelerator: sizes without numbers
+@pytest.mark.parametrize(
+    "device", ["cpu", "meta"]
+)  # the second stands for an accelerator: sizes without numbers
 def test_no_more_than_two_million_values_of_the_response_live_at_once(device):
     values = torch.ones(4, 1200, 1200, dtype=torch.complex64, device=device)
     gains, delays_s = taps(Fading("TDL-C", 1e-7, 30.0), 4, 1200, 1e-3)
@@ -218,8 +235,12 @@ def test_no_more_than_two_million_values_of_the_response_live_at_once(device):
 def test_propagation_wants_shapes_that_match():
     gains, delays_s = taps(Fading("TDL-A", 1e-7), 1, 8, 1e-3)
     frequencies_hz = torch.arange(64.0).double()
-    for wrong in [(random_grid(symbols=9), frequencies_hz, gains), (random_grid(ports=2), frequencies_hz, gains),
-                  (random_grid(), frequencies_hz[1:], gains), (random_grid(), frequencies_hz, gains[:, 1:])]:  # fmt: skip
+    for wrong in [
+        (random_grid(symbols=9), frequencies_hz, gains),
+        (random_grid(ports=2), frequencies_hz, gains),
+        (random_grid(), frequencies_hz[1:], gains),
+        (random_grid(), frequencies_hz, gains[:, 1:]),
+    ]:
         with pytest.raises(ValueError, match="that match"):
             propagate(*wrong, delays_s)
 

@@ -20,7 +20,9 @@ from util.pretrained import read_weights
 def state(value=0.0, step=0):
     dicts = {key: {} for key in ("optimizer", "args", "front_end", "progress")}
     weights = {"weight": torch.full((3,), value)}
-    return dict.fromkeys(checkpoint.KEYS) | dicts | {"model": weights, "format": checkpoint.FORMAT, "step": step}
+    return (
+        dict.fromkeys(checkpoint.KEYS) | dicts | {"model": weights, "format": checkpoint.FORMAT, "step": step}
+    )
 
 
 def names(folder):
@@ -93,17 +95,20 @@ def test_a_byte_that_changes_is_noticed_or_does_no_harm(tmp_path):
     assert whole_step(path) == 3
 
 
-@pytest.mark.parametrize("damage", [
-    lambda whole: whole[: len(whole) // 2],
-    lambda whole: whole[:-1],
-    lambda whole: b"",
-    lambda whole: whole + b"0",
-    lambda whole: b"0" + whole,
-    lambda whole: whole[:200] + whole[300:],
-    lambda whole: whole[:200] + b"more" + whole[200:],
-    lambda whole: whole[-90:],
-    lambda whole: whole[:700] + bytes(100) + whole[800:],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: b"",
+        lambda whole: whole + b"0",
+        lambda whole: b"0" + whole,
+        lambda whole: whole[:200] + whole[300:],
+        lambda whole: whole[:200] + b"more" + whole[200:],
+        lambda whole: whole[-90:],
+        lambda whole: whole[:700] + bytes(100) + whole[800:],
+    ],
+)
 def test_a_file_of_another_size_or_content_is_refused(tmp_path, damage):
     path = saved(tmp_path, (checkpoint.LAST, 3)) / checkpoint.LAST
     path.write_bytes(damage(path.read_bytes()))
@@ -119,7 +124,9 @@ def test_a_checkpoint_of_an_older_version_is_whole(tmp_path):
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         comment = archive.comment
-    older = comment[: comment.index(b"check=")] + b"length=%016d crc32=0123abcd" % (len(content) - len(comment))
+    older = comment[: comment.index(b"check=")] + b"length=%016d crc32=0123abcd" % (
+        len(content) - len(comment)
+    )
     path.write_bytes(content[: -len(comment) - 2] + len(older).to_bytes(2, "little") + older)
     assert whole_step(path) == 3
     assert checkpoint.newest(tmp_path) == path
@@ -131,7 +138,9 @@ def test_weights_are_not_taken_from_a_damaged_checkpoint(tmp_path):
     place = content.index(torch.full((3,), 3.0).numpy().tobytes())
     flip(path, place)
     assert torch.load(path)["model"]["weight"][0] != 3  # torch does not notice
-    with pytest.raises(UserError, match="expected a file of weights; found a damaged file, with a checksum that differs"):
+    with pytest.raises(
+        UserError, match="expected a file of weights; found a damaged file, with a checksum that differs"
+    ):
         read_weights(path)
 
 
@@ -145,7 +154,9 @@ def test_a_checkpoint_of_the_first_format_is_named_as_such(tmp_path):
     with pytest.raises(UserError, match=r"old\.pth: expected checkpoint format 2; found 1$"):
         checkpoint.load(tmp_path / "old.pth")
     torch.save(state(), tmp_path / "new.pth")
-    with pytest.raises(UserError, match=r"new\.pth: expected a whole checkpoint; found no number of its save"):
+    with pytest.raises(
+        UserError, match=r"new\.pth: expected a whole checkpoint; found no number of its save"
+    ):
         checkpoint.load(tmp_path / "new.pth")
 
 
@@ -156,7 +167,13 @@ def test_the_newest_is_of_the_latest_save(tmp_path):
     assert checkpoint.newest(tmp_path).name == "checkpoint-9.pth"
     saved(tmp_path, ("checkpoint-10.pth", 100))
     assert checkpoint.newest(tmp_path).name == "checkpoint-10.pth"
-    saved(tmp_path, (checkpoint.PREVIOUS, 101), (checkpoint.LAST, 102), (checkpoint.BEST, 200), ("checkpoint-x.pth", 300))
+    saved(
+        tmp_path,
+        (checkpoint.PREVIOUS, 101),
+        (checkpoint.LAST, 102),
+        (checkpoint.BEST, 200),
+        ("checkpoint-x.pth", 300),
+    )
     assert checkpoint.newest(tmp_path).name == checkpoint.LAST
     # A run that went back to an earlier checkpoint: its steps are fewer, its saves later.
     saved(tmp_path, (checkpoint.LAST, 91))
@@ -171,12 +188,20 @@ def test_the_newest_is_of_the_latest_save(tmp_path):
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
 def test_damaged_ones_are_passed_over_with_a_warning(tmp_path, capsys, damage):
-    saved(tmp_path, ("checkpoint-1.pth", 10), ("checkpoint-2.pth", 20), (checkpoint.PREVIOUS, 21), (checkpoint.LAST, 22))
+    saved(
+        tmp_path,
+        ("checkpoint-1.pth", 10),
+        ("checkpoint-2.pth", 20),
+        (checkpoint.PREVIOUS, 21),
+        (checkpoint.LAST, 22),
+    )
 
     def chosen():
         name = checkpoint.newest(tmp_path).name
         warnings = capsys.readouterr().err.splitlines()
-        assert all(line.startswith("warning: ") and f"passed over for {name} of step" in line for line in warnings)
+        assert all(
+            line.startswith("warning: ") and f"passed over for {name} of step" in line for line in warnings
+        )
         return name, [line.split(":")[1].rpartition("/")[2] for line in warnings]
 
     assert chosen() == (checkpoint.LAST, [])
@@ -207,14 +232,20 @@ def test_without_a_whole_one_there_is_no_newest(tmp_path):
     saved(tmp_path, ("checkpoint-2.pth", 20), (checkpoint.LAST, 22))
     flip(tmp_path / "checkpoint-2.pth")
     cut(tmp_path / checkpoint.LAST)
-    with pytest.raises(UserError, match=f"^{tmp_path}: expected a whole checkpoint; found 2 damaged, the newest "
-                                        f"{checkpoint.LAST} with no archive"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=f"^{tmp_path}: expected a whole checkpoint; found 2 damaged, the newest "
+        f"{checkpoint.LAST} with no archive",
+    ):
         checkpoint.newest(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_one(tmp_path):
     saved(tmp_path, (checkpoint.LAST, 1))
-    with largest_file(1 << 16), pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: File too"):
+    with (
+        largest_file(1 << 16),
+        pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: File too"),
+    ):
         checkpoint.save(state(step=2) | {"model": {"weight": torch.zeros(1 << 15)}}, tmp_path)
     assert names(tmp_path) == [checkpoint.LAST]
     assert whole_step(tmp_path / checkpoint.LAST) == 1
@@ -231,7 +262,9 @@ def test_an_error_that_passes_is_one_all_the_same(tmp_path, monkeypatch):
             return super().write(data)
 
     monkeypatch.setattr(checkpoint, "open", lambda path, mode: Flaky(path, mode), raising=False)
-    with pytest.raises(UserError, match=r"last\.pth: the checkpoint could not be written: Input/output error$"):
+    with pytest.raises(
+        UserError, match=r"last\.pth: the checkpoint could not be written: Input/output error$"
+    ):
         checkpoint.save(state(), tmp_path)
     assert not names(tmp_path)
 

@@ -93,13 +93,28 @@ def test_jpeg_lies_beside_png(tmp_path):
 # Images named by their class
 
 
-@pytest.mark.parametrize(("name", "label"), [
-    ("AM_001", "AM"), ("bluetooth-12", "bluetooth"), ("wifi3", "wifi"), ("LTE_NR_12", "LTE_NR"), ("802.11ax_3", "802.11ax"),
-    ("qpsk-0001", "qpsk"), ("QAM16_12", "QAM16"), ("8PSK 7", "8PSK"), ("5G-NR_7", "5G-NR"),
-    ("RS41-Radiosonde_3", "RS41-Radiosonde"), ("ads-b_4", "ads-b"),
-    ("fm_103.7_001", "fm"), ("AM_3_b", "AM"), ("lora (2)", "lora"), ("vor", "vor"), ("AM-SSB", "AM-SSB"),
-    ("0012", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("AM_001", "AM"),
+        ("bluetooth-12", "bluetooth"),
+        ("wifi3", "wifi"),
+        ("LTE_NR_12", "LTE_NR"),
+        ("802.11ax_3", "802.11ax"),
+        ("qpsk-0001", "qpsk"),
+        ("QAM16_12", "QAM16"),
+        ("8PSK 7", "8PSK"),
+        ("5G-NR_7", "5G-NR"),
+        ("RS41-Radiosonde_3", "RS41-Radiosonde"),
+        ("ads-b_4", "ads-b"),
+        ("fm_103.7_001", "fm"),
+        ("AM_3_b", "AM"),
+        ("lora (2)", "lora"),
+        ("vor", "vor"),
+        ("AM-SSB", "AM-SSB"),
+        ("0012", ""),
+    ],
+)
 def test_a_label_is_what_comes_before_the_number(name, label):
     assert class_of_name(name) == label
 
@@ -146,13 +161,22 @@ def test_labels_before_an_underscore_are_found_where_no_number_follows(tmp_path)
     assert opened(tmp_path).class_names == ["fm", "sstv"]
 
 
-@pytest.mark.parametrize("names", [
-    ["AM_1", "AM_2"], ["AM_1", "FM_1", "PM_1"], ["1", "2", "3"], ["dog", "cat"], ["AM_1", "AM_2", "0001"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["AM_1", "AM_2"],
+        ["AM_1", "FM_1", "PM_1"],
+        ["1", "2", "3"],
+        ["dog", "cat"],
+        ["AM_1", "AM_2", "0001"],
+    ],
+)
 def test_names_that_make_no_classes_are_refused(tmp_path, names):
     for name in names:
         write_png(tmp_path / f"{name}.png")
-    with pytest.raises(UserError, match=rf"folders of two classes or more, or images .*; found {len(names)} images"):
+    with pytest.raises(
+        UserError, match=rf"folders of two classes or more, or images .*; found {len(names)} images"
+    ):
         opened(tmp_path)
 
 
@@ -185,7 +209,10 @@ def test_all_windows_of_a_recording_have_its_class(tmp_path, capsys):
         write_ci16(tmp_path / folder, name, duration_s, RATE, seed)
     source = opened(tmp_path)
     assert [source.target(index) for index in range(len(source))] == [0, 0, 0, 1, 1, 1]
-    assert source.groups["recording"].tolist() == [f"a/{name}.sigmf-meta" for name in "xxy"] + ["b/x.sigmf-meta"] * 3
+    assert (
+        source.groups["recording"].tolist()
+        == [f"a/{name}.sigmf-meta" for name in "xxy"] + ["b/x.sigmf-meta"] * 3
+    )
     assert source.describe(2, None)["name"] == "a/y.sigmf-meta"
     kind, values = source.load(4, None)
     assert kind == IQ

@@ -18,10 +18,46 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from util import checkpoint
 
 # Three steps an epoch of 42 samples, and a last one of 10, which 4 processes share as 4, 4, 2 and none.
-PRETRAIN = ("--model", "mae_vit_nano", "--input_size", 16, "--n_fft", 64, "--window_ms", 10, "--warmup_epochs", 1,
-            "--blr", 0.1, "--num_workers", 0, "--device", "cpu", "--amp", "off", "--save_every_epochs", 100)  # fmt: skip
-FINETUNE = ("--model", "vit_nano", "--warmup_epochs", 1, "--blr", 0.1, "--num_workers", 0, "--device", "cpu", "--amp", "off",
-            "--drop_path", 0.4, "--val_fraction", 0.3)  # fmt: skip
+PRETRAIN = (
+    "--model",
+    "mae_vit_nano",
+    "--input_size",
+    16,
+    "--n_fft",
+    64,
+    "--window_ms",
+    10,
+    "--warmup_epochs",
+    1,
+    "--blr",
+    0.1,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--save_every_epochs",
+    100,
+)
+FINETUNE = (
+    "--model",
+    "vit_nano",
+    "--warmup_epochs",
+    1,
+    "--blr",
+    0.1,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--drop_path",
+    0.4,
+    "--val_fraction",
+    0.3,
+)
 LONG = ("--epochs", 20, "--val_fraction", 0, "--batch_size", 8)  # 140 steps of pretraining, for one process
 
 
@@ -90,8 +126,10 @@ def step_of(path):
 
 def spreads(samples):
     """(processes, flags) by which a step sees so many samples."""
-    return [(count, ("--batch_size", samples // count // accumulate, "--accum_iter", accumulate))
-            for count, accumulate in ((1, 1), (4, 1), (2, 2))]  # fmt: skip
+    return [
+        (count, ("--batch_size", samples // count // accumulate, "--accum_iter", accumulate))
+        for count, accumulate in ((1, 1), (4, 1), (2, 2))
+    ]
 
 
 # Spread
@@ -111,10 +149,13 @@ def test_pretraining_does_not_depend_on_how_it_is_spread(air, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "flags"), [
-    ("segmentation", ("--class_weights", "median_frequency")),
-    ("classification", ("--mixup", 0.8, "--cutmix", 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("segmentation", ("--class_weights", "median_frequency")),
+        ("classification", ("--mixup", 0.8, "--cutmix", 1)),
+    ],
+)
 def test_fine_tuning_does_not_depend_on_how_it_is_spread(scenes, labelled, tmp_path, task, flags):
     """Class weights, augmentation, mixing and drop path included; every sample of the evaluation counts once."""
     data = scenes if task == "segmentation" else labelled
@@ -122,13 +163,25 @@ def test_fine_tuning_does_not_depend_on_how_it_is_spread(scenes, labelled, tmp_p
         output = tmp_path / f"{number}"
         finish(tmp_path, count, *finetune(data, output, *spread, *flags, "--epochs", 3, task=task))
         assert_same_losses(tmp_path / "0", output, 12)
-        ours, theirs = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("0", f"{number}"))
+        ours, theirs = (
+            json.loads((tmp_path / name / "results.json").read_text()) for name in ("0", f"{number}")
+        )
         assert (theirs["test"], theirs["groups"]) == (ours["test"], ours["groups"])
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-5)
-        assert [line["val_mean_iou"] for line in log_of(output)] == [line["val_mean_iou"] for line in log_of(tmp_path / "0")]
+        assert [line["val_mean_iou"] for line in log_of(output)] == [
+            line["val_mean_iou"] for line in log_of(tmp_path / "0")
+        ]
 
-    evaluated = finetune(data, tmp_path / "evaluated", "--eval", "--resume", tmp_path / "0" / checkpoint.BEST,
-                         "--batch_size", 3, task=task)  # fmt: skip
+    evaluated = finetune(
+        data,
+        tmp_path / "evaluated",
+        "--eval",
+        "--resume",
+        tmp_path / "0" / checkpoint.BEST,
+        "--batch_size",
+        3,
+        task=task,
+    )
     finish(tmp_path, 3, *evaluated)  # 12 samples in shares of 3, 3 and 3, then 2, 1 and none
     again, ours = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("evaluated", "0"))
     assert (again["test"], again["groups"]) == (ours["test"], ours["groups"])
@@ -143,8 +196,14 @@ def test_a_model_that_is_divided_trains_as_one_that_is_copied(air, scenes, throu
     finish(tmp_path, 2, *pretrain(air, tmp_path / "divided", *flags, "--epochs", 4, *exported))
     assert_same_losses(copied, tmp_path / "divided", 12, rel=1e-4)
     # Attention's key biases have gradients of rounding errors alone: no loss depends on them.
-    ours, theirs = ({name: value for name, value in checkpoint.load(folder / checkpoint.LAST)["model"].items()
-                     if not name.endswith("qkv.bias")} for folder in (copied, tmp_path / "divided"))  # fmt: skip
+    ours, theirs = (
+        {
+            name: value
+            for name, value in checkpoint.load(folder / checkpoint.LAST)["model"].items()
+            if not name.endswith("qkv.bias")
+        }
+        for folder in (copied, tmp_path / "divided")
+    )
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     assert (tmp_path / "mae.safetensors").exists()
 
@@ -175,7 +234,9 @@ def stopped(ranks, output, step, number=signal.SIGTERM, who=0):
     assert len(told) == 1, told  # one speaks for all
     step = checkpoint.load(path)["step"]
     rank = "" if len(ranks) == 1 else r"rank \d of \d: "
-    saved = re.escape(f"{number.name} after step {step}; saved in {output}, the same command goes on from there")
+    saved = re.escape(
+        f"{number.name} after step {step}; saved in {output}, the same command goes on from there"
+    )
     assert re.fullmatch(f"stopped: {rank}{saved}", told[0]), told
     return step
 
@@ -305,7 +366,11 @@ def test_training_goes_on_while_saves_fail_and_says_so(air, through, tmp_path, s
     else:
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert wait([rank]) == [2]
-    warnings = [line for line in rank.err.splitlines() if line.startswith("warning: ") and "could not be written" in line]
+    warnings = [
+        line
+        for line in rank.err.splitlines()
+        if line.startswith("warning: ") and "could not be written" in line
+    ]
     assert len(warnings) > 5, rank.err
     assert "training goes on, the newest whole one is of step" in rank.err
     [error] = [line for line in rank.err.splitlines() if line.startswith("error: ")]
@@ -347,8 +412,22 @@ def test_a_damaged_newest_checkpoint_is_passed_over(air, through, tmp_path, how)
 @pytest.mark.slow
 def test_data_that_are_cut_while_training_are_named_and_all_processes_end(air, tmp_path):
     data = shutil.copytree(air, tmp_path / "air")
-    ranks = start(tmp_path, 2, *pretrain(data, tmp_path / "out", "--epochs", 10000, "--val_fraction", 0, "--batch_size", 4,
-                                         "--save_every_steps", 5))  # fmt: skip
+    ranks = start(
+        tmp_path,
+        2,
+        *pretrain(
+            data,
+            tmp_path / "out",
+            "--epochs",
+            10000,
+            "--val_fraction",
+            0,
+            "--batch_size",
+            4,
+            "--save_every_steps",
+            5,
+        ),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out" / checkpoint.LAST).exists() and time.monotonic() < deadline:
         time.sleep(0.01)

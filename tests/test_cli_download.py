@@ -49,7 +49,10 @@ def test_names(web, tmp_path, capsys):
     web.behaviours = ["drop"]
     assert call(main_download, "tiny", "set", "tiny") == 0
     captured = capsys.readouterr()
-    weights, folder = tmp_path / "home" / "weights" / "tiny.pth", tmp_path / "home" / "datasets" / "set" / "inner"
+    weights, folder = (
+        tmp_path / "home" / "weights" / "tiny.pth",
+        tmp_path / "home" / "datasets" / "set" / "inner",
+    )
     assert weights.read_bytes() == DATA
     for line in (f"tiny: {weights}", "cite: Nobody", f"set: {folder}", f"use: python use.py set {folder}"):
         assert line in captured.out.splitlines()
@@ -65,7 +68,10 @@ def test_all_data_sets(web, tmp_path, capsys):
         assert call(main_download, "--all-datasets") == 2
         captured = capsys.readouterr()
         assert "hand: fetch it from http://weights.invalid/hand.pth: ask nicely" in captured.out
-        assert "error: --all-datasets: expected to fetch all; found hand, which a person must fetch" in captured.err
+        assert (
+            "error: --all-datasets: expected to fetch all; found hand, which a person must fetch"
+            in captured.err
+        )
         assert files(tmp_path / "home") == ["datasets/set/inner/test/a.npy", "datasets/set/inner/train/a.npy"]
     assert call(main_download, "hand", "--from", tmp_path / "set.tar.gz") == 2
     assert "set.tar.gz: expected md5 00; found" in capsys.readouterr().err
@@ -76,24 +82,32 @@ def test_all_data_sets(web, tmp_path, capsys):
     assert call(main_download, "--all_datasets") == 0
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    ((), "expected list alone, or names, or --all-datasets; found none"),
-    (("list", "tiny"), "found list tiny"),
-    (("tiny", "tyni"), "tyni: expected a file or a name of `main_download.py list`; found neither; the nearest names: tiny"),
-    (("tiny", "hf://a"), "hf://a: expected hf://owner/name[@revision][/file]"),
-    (("a/b", "--offline"), "hf://a/b: expected it in the cache, being offline"),
-    (("a/b", "--from", "x"), "--from x: expected one name of the list; found a/b"),
-    (("tiny", "set", "--from", "x"), "--from x: expected one name of the list; found tiny set"),
-    (("hf://a/b/c", "--from", "x"), "--from x: expected one name of the list; found hf://a/b/c"),
-    (("tiny", "--from", "no/file"), "--from no/file: expected a file; found no such file"),
-    (("hand",), "hand: a person must fetch http://weights.invalid/hand.pth: ask nicely; then:"),
-    (("set", "--offline"), "set: expected it in the cache, being offline"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "expected list alone, or names, or --all-datasets; found none"),
+        (("list", "tiny"), "found list tiny"),
+        (
+            ("tiny", "tyni"),
+            "tyni: expected a file or a name of `main_download.py list`; found neither; the nearest names: tiny",
+        ),
+        (("tiny", "hf://a"), "hf://a: expected hf://owner/name[@revision][/file]"),
+        (("a/b", "--offline"), "hf://a/b: expected it in the cache, being offline"),
+        (("a/b", "--from", "x"), "--from x: expected one name of the list; found a/b"),
+        (("tiny", "set", "--from", "x"), "--from x: expected one name of the list; found tiny set"),
+        (("hf://a/b/c", "--from", "x"), "--from x: expected one name of the list; found hf://a/b/c"),
+        (("tiny", "--from", "no/file"), "--from no/file: expected a file; found no such file"),
+        (("hand",), "hand: a person must fetch http://weights.invalid/hand.pth: ask nicely; then:"),
+        (("set", "--offline"), "set: expected it in the cache, being offline"),
+    ],
+)
 def test_mistakes(web, tmp_path, capsys, flags, message):
     if "hf://a" in flags:
         flags = flags[1:]
     assert call(main_download, *flags) == 2
-    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: tiny: licence")]
+    err = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: tiny: licence")
+    ]
     assert len(err) == 1
     assert err[0].startswith("error: ")
     assert message in err[0]

@@ -60,17 +60,35 @@ def write_air(folder, count=3, duration_s=0.035):
 def write_set(path, masks=None, labels=None, count=6):
     noise = np.random.default_rng(0).normal(size=(count, 1, 16, 24)).astype(np.float32)
     classes = ("Noise", "NR", "LTE") if masks is not None or labels is not None else ()
-    with spectrogram_set_writer(path, count, Spectrogram(**FRONT_END), class_names=classes, masks=masks is not None,
-                                labels=labels is not None) as writer:  # fmt: skip
+    with spectrogram_set_writer(
+        path,
+        count,
+        Spectrogram(**FRONT_END),
+        class_names=classes,
+        masks=masks is not None,
+        labels=labels is not None,
+    ) as writer:
         for number in range(count):
-            about = {"name": f"w{number}", "path": f"air/{number // 2}", "start_s": number / 10, "sample_rate_hz": 1e6}
+            about = {
+                "name": f"w{number}",
+                "path": f"air/{number // 2}",
+                "start_s": number / 10,
+                "sample_rate_hz": 1e6,
+            }
             writer.add(noise[number], about, masks and masks[number], labels and labels[number])
     return path
 
 
 def embedded(tmp_path, data, weights, *flags, name="features.npz"):
     """The arrays that a run writes."""
-    flags = (*([data] if not isinstance(data, list) else data), "--weights", weights, "--output", tmp_path / name, *flags)
+    flags = (
+        *([data] if not isinstance(data, list) else data),
+        "--weights",
+        weights,
+        "--output",
+        tmp_path / name,
+        *flags,
+    )
     assert call(main_embed, *flags, "--amp", "off", "--num_workers", 0) == 0
     assert not list(tmp_path.glob(".*partial"))
     with np.load(tmp_path / name, allow_pickle=False) as file:
@@ -104,8 +122,12 @@ def test_rows_are_the_encoder_of_each_window(tmp_path, weights):
     for name in ("start_s", "sample_rate_hz", "center_freq_hz"):
         assert found[name].tolist() == [one[name] for one in about]
     shapes = {name: (found[name].shape, found[name].dtype) for name in ("cls", "mean", "patches", "start_s")}
-    assert shapes == {"cls": ((9, WIDTH), np.float32), "mean": ((9, WIDTH), np.float32),
-                      "patches": ((9, PATCHES, WIDTH), np.float16), "start_s": ((9,), np.float64)}  # fmt: skip
+    assert shapes == {
+        "cls": ((9, WIDTH), np.float32),
+        "mean": ((9, WIDTH), np.float32),
+        "patches": ((9, PATCHES, WIDTH), np.float16),
+        "start_s": ((9,), np.float64),
+    }
     assert (str(found["preset"]), str(found["weights"])) == ("vit_nano", str(weights))
     assert json.loads(str(found["front_end"])) == FRONT_END
     assert found.keys() & {"label", "classes"} == set()
@@ -131,7 +153,10 @@ def test_paths_of_several_kinds_follow_each_other(tmp_path, weights):
     Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(tmp_path / "pictures" / "p.png")
     found = embedded(tmp_path, [labelled, tmp_path / "pictures"], weights)
     assert found["label"].tolist() == [0, 1, 2, 2, 1, 0, -1]
-    assert found["file"].tolist() == [*(f"air/{number // 2}" for number in range(6)), str(tmp_path / "pictures" / "p.png")]
+    assert found["file"].tolist() == [
+        *(f"air/{number // 2}" for number in range(6)),
+        str(tmp_path / "pictures" / "p.png"),
+    ]
     assert np.isnan(found["start_s"][-1])
     assert np.isnan(found["center_freq_hz"]).all()
 
@@ -152,11 +177,20 @@ def test_positions_are_resampled_for_another_image_size(tmp_path, weights, capsy
 
 def test_weights_without_a_front_end_get_a_default_with_one_warning(tmp_path, capsys):
     weights = write_encoder(tmp_path / "bare.safetensors")
-    square = models_vit.create_encoder("vit_nano", 16).state_dict()  # a grid that follows from the number of patches
-    write_weights(weights, read_weights(weights).state_dict | {"pos_embed": square["pos_embed"]}, holds="encoder",
-                  preset="vit_nano")  # fmt: skip
+    square = models_vit.create_encoder(
+        "vit_nano", 16
+    ).state_dict()  # a grid that follows from the number of patches
+    write_weights(
+        weights,
+        read_weights(weights).state_dict | {"pos_embed": square["pos_embed"]},
+        holds="encoder",
+        preset="vit_nano",
+    )
     write_ci16(tmp_path / "air", "a", 0.04)
-    assert embedded(tmp_path, tmp_path / "air", weights, "--n_fft", 64, "--input_size", 16)["cls"].shape == (2, WIDTH)
+    assert embedded(tmp_path, tmp_path / "air", weights, "--n_fft", 64, "--input_size", 16)["cls"].shape == (
+        2,
+        WIDTH,
+    )
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(lines) == 1
     assert "no front end for IQ" in lines[0]
@@ -178,9 +212,13 @@ def test_masks_give_the_carrier_with_the_most_cells(tmp_path, weights):
 
 
 def test_labels_of_a_set_come_before_its_masks_unless_the_task_says_so(tmp_path, weights):
-    data = write_set(tmp_path / "set", masks=list(np.full((6, 16, 24), 2, np.uint8)), labels=[0, 1, 2, 2, 1, 0])
+    data = write_set(
+        tmp_path / "set", masks=list(np.full((6, 16, 24), 2, np.uint8)), labels=[0, 1, 2, 2, 1, 0]
+    )
     assert embedded(tmp_path, data, weights)["label"].tolist() == [0, 1, 2, 2, 1, 0]
-    assert embedded(tmp_path, data, weights, "--task", "segmentation", name="b.npz")["label"].tolist() == [2] * 6
+    assert (
+        embedded(tmp_path, data, weights, "--task", "segmentation", name="b.npz")["label"].tolist() == [2] * 6
+    )
 
 
 def test_all_parts_of_a_divided_set_are_read(tmp_path, weights):
@@ -198,8 +236,13 @@ def test_class_folders(tmp_path, weights):
 
 
 def test_annotations(tmp_path, weights):
-    carrier = {"core:sample_start": 2000, "core:sample_count": 2000, "core:freq_lower_edge": 2.4e9,
-               "core:freq_upper_edge": 2.4e9 + 50e3, "core:label": "LTE"}  # fmt: skip
+    carrier = {
+        "core:sample_start": 2000,
+        "core:sample_count": 2000,
+        "core:freq_lower_edge": 2.4e9,
+        "core:freq_upper_edge": 2.4e9 + 50e3,
+        "core:label": "LTE",
+    }
     write_ci16(tmp_path / "air", "a", annotations=[carrier], duration_s=0.03)
     found = embedded(tmp_path, tmp_path / "air", weights, "--task", "segmentation", "--classes", "Noise,LTE")
     assert found["label"].tolist() == [0, 1, 0]
@@ -208,15 +251,24 @@ def test_annotations(tmp_path, weights):
 
 def test_csi(tmp_path, weights, capsys):
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "csi.npz", x=rng.random((8, 10, 30)), label=np.array(list("abababab")), day=np.arange(8) // 4)
-    found = embedded(tmp_path, tmp_path / "csi.npz", weights, "--knn", 2, "--leave_out", "day", name="features.npz")
+    np.savez(
+        tmp_path / "csi.npz",
+        x=rng.random((8, 10, 30)),
+        label=np.array(list("abababab")),
+        day=np.arange(8) // 4,
+    )
+    found = embedded(
+        tmp_path, tmp_path / "csi.npz", weights, "--knn", 2, "--leave_out", "day", name="features.npz"
+    )
     assert found["label"].tolist() == [0, 1] * 4
     assert found["file"].tolist() == [str(tmp_path / f"csi.npz [{number}]") for number in range(8)]
     assert "leave-day-out: 8 windows of 2" in capsys.readouterr().out
     settings = json.loads(str(found["front_end"]))
     assert np.shape(settings["normalization"]["mean"]) == (1, 10, 1)
     settings["normalization"]["std"] = np.full((1, 10, 1), 3.0).tolist()
-    other = embedded(tmp_path, tmp_path / "csi.npz", write_encoder(tmp_path / "csi.safetensors", settings), name="b.npz")
+    other = embedded(
+        tmp_path, tmp_path / "csi.npz", write_encoder(tmp_path / "csi.safetensors", settings), name="b.npz"
+    )
     assert json.loads(str(other["front_end"])) == settings  # statistics of the weights come first
     assert not np.allclose(found["cls"], other["cls"], atol=1e-3)
 
@@ -249,8 +301,22 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, weights, monkeypatch)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, weights):
     """Killed after a commit and in the middle of the rows after it."""
     air = write_air(tmp_path / "air", 4)
-    flags = [str(flag) for flag in (air, "--weights", weights, "--amp", "off", "--num_workers", 1, "--batch_size", 2,
-                                    "--output", tmp_path / "b.npz")]  # fmt: skip
+    flags = [
+        str(flag)
+        for flag in (
+            air,
+            "--weights",
+            weights,
+            "--amp",
+            "off",
+            "--num_workers",
+            1,
+            "--batch_size",
+            2,
+            "--output",
+            tmp_path / "b.npz",
+        )
+    ]
     code = f"""
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -286,7 +352,9 @@ def test_rows_of_other_arguments_are_no_start(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         stop({"model": "a"})
-    with pytest.raises(UserError, match=r'made with other arguments \(model was "a", is "b"\): remove that folder'):
+    with pytest.raises(
+        UserError, match=r'made with other arguments \(model was "a", is "b"\): remove that folder'
+    ):
         stop({"model": "b"})
     with Rows(tmp_path / "partial", columns, {"model": "a"}) as rows:
         assert rows.done == 3
@@ -340,7 +408,9 @@ def neighbours(rows, names, group, k):
 def test_neighbours_of_the_same_recording_have_no_vote(tmp_path):
     """Six recordings whose windows lie at one angle each and have changing labels; the label is in the angle of others."""
     angles = np.array([0.0, 0.3, 0.6, 2.0, 2.3, 2.6]).repeat(3)
-    features = np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 19)[:, None]  # length says nothing
+    features = (
+        np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 19)[:, None]
+    )  # length says nothing
     labels = [0] * 9 + [1] * 9
     group = np.arange(6).repeat(3)
     assert neighbours(rows_of(tmp_path, features, labels), ["a", "b"], group, 4)["pixel_accuracy"] == 1.0
@@ -409,9 +479,15 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, weights, capsys):
     plain = (air, "--weights", weights)
     for flags, expected in (
         ((air, "--weights", tmp_path / "none.pth", *out), "expected a file of weights; found no such file"),
-        ((tmp_path / "none", "--weights", weights, *out), "DATA {}/none: expected a file or folder; found none"),
+        (
+            (tmp_path / "none", "--weights", weights, *out),
+            "DATA {}/none: expected a file or folder; found none",
+        ),
         (("synthetic", "--weights", weights, *out), "DATA synthetic: expected recordings"),
-        ((*plain, "--output", tmp_path / "taken.npz"), "--output {}/taken.npz: expected a new file; it exists already"),
+        (
+            (*plain, "--output", tmp_path / "taken.npz"),
+            "--output {}/taken.npz: expected a new file; it exists already",
+        ),
         ((*plain, "--output", tmp_path / "f.npy"), "expected a name that ends in .npz"),
         ((*plain, "--output", tmp_path / "taken.npz" / "f.npz"), "expected a folder that can be written"),
         ((*plain, *out, "--knn"), "--knn: expected labelled data"),
@@ -419,7 +495,10 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, weights, capsys):
         ((*plain, *out, "--leave_out", "day"), "--leave_out: expected --knn"),
         ((*plain, *out, "--batch_size", 0), "--batch_size: expected at least 1"),
         ((*plain, *out, "--norm_eps", -1), "--norm_eps: expected"),
-        ((*plain, *out, "--n_fft", 128), "--n_fft: expected 64, which the weights were trained with; found 128"),
+        (
+            (*plain, *out, "--n_fft", 128),
+            "--n_fft: expected 64, which the weights were trained with; found 128",
+        ),
         ((*plain, *out, "--input_size", 15), "expected multiples of patch_size=4"),
         ((*plain, *out, "--classes", "a,b"), "--classes: expected --task segmentation"),
         ((*plain, *out, "--task", "classification"), "expected folders of two classes or more"),
@@ -437,7 +516,10 @@ def test_neighbours_need_two_recordings(tmp_path, weights, capsys):
     data = write_set(tmp_path / "set", labels=[0, 1], count=2)
     out = ("--output", tmp_path / "f.npz")
     assert call(main_embed, data, "--weights", weights, *out, "--knn") == 2
-    assert "--knn: expected two recordings or more, to leave each out in turn; found one, air/0" in capsys.readouterr().err
+    assert (
+        "--knn: expected two recordings or more, to leave each out in turn; found one, air/0"
+        in capsys.readouterr().err
+    )
     assert call(main_embed, data, "--weights", weights, *out, "--knn", "--leave_out", "day") == 2
     assert "--leave_out: expected a column of the data" in capsys.readouterr().err
 
@@ -455,9 +537,23 @@ def test_damaged_samples_are_one_line(tmp_path, weights, capsys):
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights, capsys):
     air = write_air(tmp_path / "air", 4)
-    flags = (air, "--weights", weights, "--output", tmp_path / "f.npz", "--num_workers", 0, "--batch_size", 2, "--patches")
+    flags = (
+        air,
+        "--weights",
+        weights,
+        "--output",
+        tmp_path / "f.npz",
+        "--num_workers",
+        0,
+        "--batch_size",
+        2,
+        "--patches",
+    )
     # Of the patches of 12 windows, 9216 bytes; of the picture.
-    for size_bytes, expected in ((4000, ".f.npz.partial: expected a folder"), (10_000, "f.npz: expected a file")):
+    for size_bytes, expected in (
+        (4000, ".f.npz.partial: expected a folder"),
+        (10_000, "f.npz: expected a file"),
+    ):
         with largest_file(size_bytes):
             assert call(main_embed, *flags) == 2
         assert expected in capsys.readouterr().err
@@ -470,7 +566,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights, capsys):
 @pytest.mark.slow
 def test_neighbours_of_real_captures(tmp_path):
     flags = ("--task", "segmentation", "--classes", "Noise,NR,LTE", "--knn", "--output", tmp_path / "f.npz")
-    done = command("main_embed.py", CAPTURES, "--weights", ROOT / "weights" / "radio_seg_vit_tiny.safetensors", *flags)
+    done = command(
+        "main_embed.py", CAPTURES, "--weights", ROOT / "weights" / "radio_seg_vit_tiny.safetensors", *flags
+    )
     assert done.returncode == 0, done.stderr
     [accuracy] = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("mean of patches")]
     assert float(accuracy.rstrip("%")) > 90

@@ -48,10 +48,30 @@ from util.metrics import Confusion
 from util.pretrained import read_weights
 from util.saver import Saver
 
-QUICK = ("--model", "vit_nano", "--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--blr", 0.1, "--num_workers", 0,
-         "--device", "cpu", "--amp", "off", "--val_fraction", 0.2)  # fmt: skip
+QUICK = (
+    "--model",
+    "vit_nano",
+    "--epochs",
+    1,
+    "--warmup_epochs",
+    0,
+    "--batch_size",
+    4,
+    "--blr",
+    0.1,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--val_fraction",
+    0.2,
+)
 SIZED = ("--input_size", 16)
 WINDOWS = (*SIZED, "--n_fft", 64, "--window_ms", 10)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
     """A model of which a step takes milliseconds, and pictures without anything in them where none looks at them."""
@@ -113,12 +133,16 @@ def leaves(value, name=""):
         yield name, value
 
 
-def assert_same(first, second, keys=("model", "optimizer", "scaler", "rng", "step", "epoch", "best", "best_epoch")):
+def assert_same(
+    first, second, keys=("model", "optimizer", "scaler", "rng", "step", "epoch", "best", "best_epoch")
+):
     for key in keys:
         ours, theirs = dict(leaves(first[key])), dict(leaves(second[key]))
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            same = (
+                torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            )
             assert same, f"{key}{name}"
 
 
@@ -139,15 +163,19 @@ def before(monkeypatch):
     return found
 
 
-HEADS = {"segmentation": ("decoder_embed.", "decoder_blocks.", "decoder_norm.", "head."),
-         "classification": ("fc_norm.", "head.")}  # fmt: skip
+HEADS = {
+    "segmentation": ("decoder_embed.", "decoder_blocks.", "decoder_norm.", "head."),
+    "classification": ("fc_norm.", "head."),
+}
 ENCODER = ("cls_token", "patch_embed.", "blocks.", "norm.")
 TRAINED = {"full": ENCODER, "head": (), "probe": (), "last:1": ("blocks.1.", "norm.")}
 
 
 @pytest.mark.parametrize("mode", TRAINED)
 @pytest.mark.parametrize("task", HEADS)
-def test_a_mode_moves_what_it_says_and_prints_it(scenes, labelled, pretrained, before, tmp_path, capsys, task, mode):
+def test_a_mode_moves_what_it_says_and_prints_it(
+    scenes, labelled, pretrained, before, tmp_path, capsys, task, mode
+):
     data = scenes if task == "segmentation" else labelled
     assert finetune(data, tmp_path / "out", "--finetune", pretrained, "--train", mode, task=task) == 0
 
@@ -159,7 +187,9 @@ def test_a_mode_moves_what_it_says_and_prints_it(scenes, labelled, pretrained, b
     assert all(torch.equal(before[name], encoder[name]) for name in before if name.startswith("blocks."))
     printed = capsys.readouterr().out
     assert f"--train {mode}: {len(moved)} tensors train" in printed
-    [shown] = [line.rpartition("parameters: ")[2] for line in printed.splitlines() if line.startswith("--train")]
+    [shown] = [
+        line.rpartition("parameters: ")[2] for line in printed.splitlines() if line.startswith("--train")
+    ]
     modules = {name.split(".")[0] for name in moved}
     assert {name.split(".")[0].strip() for name in shown.split(",")} == modules
 
@@ -196,7 +226,11 @@ def test_layers_of_pretrained_encoders_learn_at_rates_of_their_own(scenes, pretr
 def test_what_was_loaded_left_and_new_is_printed(scenes, pretrained, tmp_path, capsys):
     assert finetune(scenes, tmp_path / "out", "--finetune", pretrained) == 0
     printed = capsys.readouterr().out.splitlines()
-    lines = {line.split()[0]: line for line in printed if line.split() and line.split()[0] in ("loaded", "left", "new")}
+    lines = {
+        line.split()[0]: line
+        for line in printed
+        if line.split() and line.split()[0] in ("loaded", "left", "new")
+    }
     assert "blocks.0..1.*" in lines["loaded"]
     assert "decoder_blocks.0..1.*" in lines["loaded"]
     assert "decoder_blocks.2.*" in lines["left"]
@@ -296,7 +330,12 @@ def test_figures_of_scenes_are_given_by_snr_and_technology(scenes, tmp_path, cap
 def test_learning_works(tmp_path):
     """Bands of three levels are told apart; validated every ten epochs."""
     data = write_scenes(tmp_path / "set", 60)
-    assert finetune(data, tmp_path / "out", "--epochs", 40, "--warmup_epochs", 2, "--blr", 0.5, "--val_every", 10) == 0
+    assert (
+        finetune(
+            data, tmp_path / "out", "--epochs", 40, "--warmup_epochs", 2, "--blr", 0.5, "--val_every", 10
+        )
+        == 0
+    )
     assert results(tmp_path / "out")["test"]["mean_accuracy"] > 0.8
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "val_loss" in line] == [9, 19, 29, 39]
@@ -305,9 +344,15 @@ def test_learning_works(tmp_path):
 def test_a_run_leaves_figures_pictures_and_curves(scenes, tmp_path, capsys):
     assert finetune(scenes, tmp_path / "out", "--epochs", 2, "--log_dir", tmp_path / "events") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "checkpoint-best.pth", "checkpoint-last.pth", "checkpoint-previous.pth", "confusion.png", "log.txt",
-        "predictions.png", "results.json", "split.json",
-    ]  # fmt: skip
+        "checkpoint-best.pth",
+        "checkpoint-last.pth",
+        "checkpoint-previous.pth",
+        "confusion.png",
+        "log.txt",
+        "predictions.png",
+        "results.json",
+        "split.json",
+    ]
     printed = capsys.readouterr().out
     lines = log_of(tmp_path / "out")
     assert [line["epoch"] for line in lines] == [0, 1]
@@ -342,11 +387,16 @@ def stop_after(monkeypatch, epochs):
     return lambda: monkeypatch.setattr(Saver, "save", real)
 
 
-@pytest.mark.parametrize(("task", "flags"), [
-    ("segmentation", ("--accum_iter", 2, "--class_weights", "median_frequency")),
-    ("classification", ("--mixup", 0.8, "--cutmix", 1, "--batch_size", 5)),
-])  # fmt: skip
-def test_a_resumed_run_ends_as_one_that_was_never_stopped(scenes, labelled, tmp_path, monkeypatch, task, flags):
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("segmentation", ("--accum_iter", 2, "--class_weights", "median_frequency")),
+        ("classification", ("--mixup", 0.8, "--cutmix", 1, "--batch_size", 5)),
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(
+    scenes, labelled, tmp_path, monkeypatch, task, flags
+):
     data = scenes if task == "segmentation" else labelled
     flags = (*flags, "--drop_path", 0.4, "--epochs", 4)
     assert finetune(data, tmp_path / "whole", *flags, task=task) == 0
@@ -419,7 +469,9 @@ def run(scenes, tmp_path_factory):
     return folder
 
 
-def test_an_evaluation_gives_the_figures_of_the_run_and_does_nothing_else(scenes, run, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_gives_the_figures_of_the_run_and_does_nothing_else(
+    scenes, run, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(engine_finetune, "train_one_epoch", pytest.fail)
     monkeypatch.setattr(engine_finetune, "train", pytest.fail)
     folder = shutil.copytree(run, tmp_path / "same")
@@ -435,33 +487,68 @@ def test_an_evaluation_gives_the_figures_of_the_run_and_does_nothing_else(scenes
     assert "tensors train" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (("--eval", "--seed", 1), "--seed: expected 0, as the run of|found 1"),
-    (("--eval", "--test_fraction", 0.5), "--test_fraction: expected 0.2"),
-    (("--eval", "--head", "linear"), "--head: expected decoder"),
-    (("--eval", "--model", "vit_tiny_patch16"), "--model: expected vit_nano"),
-    (("--train", "head"), "--train: expected full"),
-    (("--layer_decay", 0.5), "--layer_decay: expected 1.0"),
-    (("--weight_decay", 0.5), "--weight_decay: expected 0.05"),
-    (("--label_fraction", 0.5), "--label_fraction: expected 1.0"),
-    (("--seeds", 2), "--seeds: expected one run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--eval", "--seed", 1), "--seed: expected 0, as the run of|found 1"),
+        (("--eval", "--test_fraction", 0.5), "--test_fraction: expected 0.2"),
+        (("--eval", "--head", "linear"), "--head: expected decoder"),
+        (("--eval", "--model", "vit_tiny_patch16"), "--model: expected vit_nano"),
+        (("--train", "head"), "--train: expected full"),
+        (("--layer_decay", 0.5), "--layer_decay: expected 1.0"),
+        (("--weight_decay", 0.5), "--weight_decay: expected 0.05"),
+        (("--label_fraction", 0.5), "--label_fraction: expected 1.0"),
+        (("--seeds", 2), "--seeds: expected one run"),
+    ],
+)
 def test_a_checkpoint_is_resumed_and_evaluated_as_what_it_is(scenes, run, tmp_path, capsys, flags, says):
     refused(capsys, says, scenes, tmp_path / "out", "--resume", run / checkpoint.LAST, *flags)
 
 
 def test_checkpoints_of_something_else_are_refused(scenes, labelled, run, pretrained, tmp_path, capsys):
-    refused(capsys, "main_finetune.py|another command", scenes, tmp_path / "out", "--eval", "--resume", pretrained)
-    refused(capsys, "--task: expected segmentation", labelled, tmp_path / "out", "--eval", "--resume", run / checkpoint.BEST,
-            task="classification")  # fmt: skip
+    refused(
+        capsys, "main_finetune.py|another command", scenes, tmp_path / "out", "--eval", "--resume", pretrained
+    )
+    refused(
+        capsys,
+        "--task: expected segmentation",
+        labelled,
+        tmp_path / "out",
+        "--eval",
+        "--resume",
+        run / checkpoint.BEST,
+        task="classification",
+    )
     other = write_scenes(tmp_path / "other", classes=["Noise", "LTE", "NR"])
-    refused(capsys, "expected a model of the classes", other, tmp_path / "out", "--eval", "--resume", run / checkpoint.BEST)
+    refused(
+        capsys,
+        "expected a model of the classes",
+        other,
+        tmp_path / "out",
+        "--eval",
+        "--resume",
+        run / checkpoint.BEST,
+    )
     fewer = write_scenes(tmp_path / "fewer", count=15)
     flags = ("--epochs", 2, "--resume", run / checkpoint.LAST)
-    refused(capsys, "expected the samples of its run in the same parts; found others in", fewer, tmp_path / "out", *flags)
+    refused(
+        capsys,
+        "expected the samples of its run in the same parts; found others in",
+        fewer,
+        tmp_path / "out",
+        *flags,
+    )
     torn = tmp_path / "torn.pth"
     torn.write_bytes((run / checkpoint.BEST).read_bytes()[:-2000])
-    refused(capsys, "torn.pth: expected a file of weights; found", scenes, tmp_path / "out", "--eval", "--resume", torn)
+    refused(
+        capsys,
+        "torn.pth: expected a file of weights; found",
+        scenes,
+        tmp_path / "out",
+        "--eval",
+        "--resume",
+        torn,
+    )
 
 
 def test_an_evaluation_uses_the_statistics_of_the_run(tmp_path):
@@ -471,7 +558,12 @@ def test_an_evaluation_uses_the_statistics_of_the_run(tmp_path):
     assert saved["image_size"] == [16, 16]
     # Other levels now, so that statistics taken anew would be others.
     write_ntu_fi(data, ("train_amp",), count=3, level=90)
-    assert finetune(data, tmp_path / "eval", "--eval", "--resume", tmp_path / "out" / checkpoint.BEST, task="sensing") == 0
+    assert (
+        finetune(
+            data, tmp_path / "eval", "--eval", "--resume", tmp_path / "out" / checkpoint.BEST, task="sensing"
+        )
+        == 0
+    )
     assert results(tmp_path / "eval")["test"] == results(tmp_path / "out")["test"]
 
 
@@ -479,7 +571,9 @@ def test_an_evaluation_uses_the_statistics_of_the_run(tmp_path):
 
 
 def test_seeds_have_folders_of_their_own_and_a_mean(scenes, tmp_path, capsys):
-    assert finetune(scenes, tmp_path / "out", "--seeds", 3, "--seed", 4, "--log_dir", tmp_path / "events") == 0
+    assert (
+        finetune(scenes, tmp_path / "out", "--seeds", 3, "--seed", 4, "--log_dir", tmp_path / "events") == 0
+    )
     each = [results(tmp_path / "out" / f"seed-{seed}")["test"] for seed in (4, 5, 6)]
     found, printed = results(tmp_path / "out"), capsys.readouterr().out
     assert found["seeds"] == 3
@@ -509,7 +603,9 @@ def test_a_split_is_given_back(scenes, run, tmp_path):
 def test_fewer_labels_are_among_more_and_nothing_else_changes(labelled, tmp_path):
     found = {}
     for share in (0.2, 0.5, 1):
-        assert finetune(labelled, tmp_path / str(share), "--label_fraction", share, task="classification") == 0
+        assert (
+            finetune(labelled, tmp_path / str(share), "--label_fraction", share, task="classification") == 0
+        )
         found[share] = parts(tmp_path / str(share))
     assert set(found[0.2]["train"]) < set(found[0.5]["train"]) < set(found[1]["train"])
     assert [len(found[share]["train"]) for share in found] == [3, 9, 18]
@@ -572,27 +668,85 @@ DEEPLAB = ("--model", "deeplabv3_mobilenet_v3_large", "--lr", 0.02)
 SCENES = (*SIZED, "--scenes", 6)
 KINDS = {
     "scenes made": ("segmentation", lambda folder: "synthetic:classic", (*SCENES, "--train", "head"), 1),
-    "scenes again": ("segmentation", lambda folder: "synthetic:classic", (*SCENES, "--label_fraction", 0.5), 1),
+    "scenes again": (
+        "segmentation",
+        lambda folder: "synthetic:classic",
+        (*SCENES, "--label_fraction", 0.5),
+        1,
+    ),
     "three sets": ("segmentation", three_sets, ("--train", "probe", "--head", "linear"), 5),
     "annotations": ("segmentation", annotated, (*WINDOWS, "--classes", "Quiet,NR", "--train", "last:2"), 3),
-    "frames": ("segmentation", lambda folder: write_frames(folder, 5), ("--protocol", "single_to_combined"), 5),
-    "frames, mixed": ("segmentation", lambda folder: write_frames(folder, 6), ("--protocol", "mixed", "--head_depth", 1), 3),
+    "frames": (
+        "segmentation",
+        lambda folder: write_frames(folder, 5),
+        ("--protocol", "single_to_combined"),
+        5,
+    ),
+    "frames, mixed": (
+        "segmentation",
+        lambda folder: write_frames(folder, 6),
+        ("--protocol", "mixed", "--head_depth", 1),
+        3,
+    ),
     "frames saved again": ("segmentation", resaved_frames, ("--protocol", "combined", "--train", "head"), 1),
     "frames in parts": ("segmentation", write_fork, ("--train", "probe", "--head", "linear"), 3),
-    "activities made": ("sensing", lambda folder: "synthetic", (*SIZED, "--scenes", 12, "--train", "probe"), 6),
-    "NTU-Fi": ("sensing", lambda folder: write_ntu_fi(folder, count=3), (*SIZED, "--cls_token", "--smoothing", 0), 18),
-    "npz": ("sensing", lambda folder: write_npz_of_days(folder.with_suffix(".npz")),
-            (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"), 8),
-    "pictures": ("classification", lambda folder: classes_of(folder, write_png), (*SIZED, "--train", "head"), 2),
-    "RadioML": ("classification", lambda folder: write_radioml(folder.with_suffix(".hdf5"), classes=3, samples=128),
-                (*SIZED, "--n_fft", 32, "--split_by", "snr", "--test_groups", "18"), 12),
-    "cache of images": ("sensing", lambda folder: write_wavesfm(folder.with_suffix(".h5")), (*SIZED, "--train", "probe"), 6),
-    "cache of IQ": ("classification", lambda folder: write_wavesfm(folder.with_suffix(".h5"), "iq", (2, 2, 64)), SIZED, 6),
+    "activities made": (
+        "sensing",
+        lambda folder: "synthetic",
+        (*SIZED, "--scenes", 12, "--train", "probe"),
+        6,
+    ),
+    "NTU-Fi": (
+        "sensing",
+        lambda folder: write_ntu_fi(folder, count=3),
+        (*SIZED, "--cls_token", "--smoothing", 0),
+        18,
+    ),
+    "npz": (
+        "sensing",
+        lambda folder: write_npz_of_days(folder.with_suffix(".npz")),
+        (*SIZED, "--split_by", "day", "--test_groups", "D2", "--train", "last:1"),
+        8,
+    ),
+    "pictures": (
+        "classification",
+        lambda folder: classes_of(folder, write_png),
+        (*SIZED, "--train", "head"),
+        2,
+    ),
+    "RadioML": (
+        "classification",
+        lambda folder: write_radioml(folder.with_suffix(".hdf5"), classes=3, samples=128),
+        (*SIZED, "--n_fft", 32, "--split_by", "snr", "--test_groups", "18"),
+        12,
+    ),
+    "cache of images": (
+        "sensing",
+        lambda folder: write_wavesfm(folder.with_suffix(".h5")),
+        (*SIZED, "--train", "probe"),
+        6,
+    ),
+    "cache of IQ": (
+        "classification",
+        lambda folder: write_wavesfm(folder.with_suffix(".h5"), "iq", (2, 2, 64)),
+        SIZED,
+        6,
+    ),
     "named pictures": ("classification", named, (*SIZED, "--train", "head"), 2),
     "arrays": ("classification", lambda folder: classes_of(folder, write_npy), (*SIZED, "--cutmix", 1), 2),
-    "recordings": ("classification", lambda folder: classes_of(folder, write_recording), (*WINDOWS, "--train", "probe"), 4),
-    "DeepLabV3": ("segmentation", lambda folder: write_scenes(folder, 11, size=64), (*DEEPLAB, "--batch_size", 3), 2),
-}  # fmt: skip
+    "recordings": (
+        "classification",
+        lambda folder: classes_of(folder, write_recording),
+        (*WINDOWS, "--train", "probe"),
+        4,
+    ),
+    "DeepLabV3": (
+        "segmentation",
+        lambda folder: write_scenes(folder, 11, size=64),
+        (*DEEPLAB, "--batch_size", 3),
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -609,7 +763,9 @@ def test_every_kind_of_data_trains_is_tested_and_evaluated_again(tmp_path, kind)
     assert found["test"]["samples"] == np.sum(found["test"]["confusion"]) == tested * cells
     assert len(parts(tmp_path / "out")["test"]) == tested
     share, other = ("pixel_accuracy", "accuracy")[:: 1 if task == "segmentation" else -1]
-    assert found["test"][share] == pytest.approx(np.trace(found["test"]["confusion"]) / found["test"]["samples"])
+    assert found["test"][share] == pytest.approx(
+        np.trace(found["test"]["confusion"]) / found["test"]["samples"]
+    )
     lines = log_of(tmp_path / "out")
     assert other not in found["test"]
     assert all(f"val_{share}" in line and f"val_{other}" not in line for line in lines)
@@ -632,8 +788,11 @@ def test_masks_are_never_blended(tmp_path, monkeypatch):
         labels[:, number + 10 : number + 27] = 255
         write_frame(tmp_path / "frames", "LTE_NR", number, labels=labels)
     seen, real = set(), Confusion.update
-    monkeypatch.setattr(Confusion, "update", lambda self, pred, target: (seen.update(target.unique().tolist()),
-                                                                         real(self, pred, target)))  # fmt: skip
+    monkeypatch.setattr(
+        Confusion,
+        "update",
+        lambda self, pred, target: (seen.update(target.unique().tolist()), real(self, pred, target)),
+    )
     assert finetune(tmp_path / "frames", tmp_path / "out", "--protocol", "combined", *SIZED) == 0
     assert seen == {0, 2}
 
@@ -662,10 +821,25 @@ def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, c
     assert found.state_dict.keys() == best["model"].keys()
     assert all(torch.equal(value, found.state_dict[name]) for name, value in best["model"].items())
     assert (found.front_end, found.classes) == (best["front_end"], CLASSES)
-    assert (found.holds, found.preset, found.data, found.licence) == ("segmentation", "vit_nano", "set", "CC0-1.0")
-    assert found.args == {"model": "vit_nano", "task": "segmentation", "head": "decoder", "head_depth": 1,
-                          "global_pool": True, "in_chans": 1, "norm_eps": 1e-6, "head_norm": False}  # fmt: skip
-    assert found.command.startswith("python main_finetune.py --task segmentation --data_path set --val_fraction 0.2 ")
+    assert (found.holds, found.preset, found.data, found.licence) == (
+        "segmentation",
+        "vit_nano",
+        "set",
+        "CC0-1.0",
+    )
+    assert found.args == {
+        "model": "vit_nano",
+        "task": "segmentation",
+        "head": "decoder",
+        "head_depth": 1,
+        "global_pool": True,
+        "in_chans": 1,
+        "norm_eps": 1e-6,
+        "head_norm": False,
+    }
+    assert found.command.startswith(
+        "python main_finetune.py --task segmentation --data_path set --val_fraction 0.2 "
+    )
     for flag in ("--model vit_nano", "--head_depth 1", "--epochs 3", "--no-flip"):
         assert flag in found.command
     assert str(tmp_path).encode() not in model.read_bytes()
@@ -688,7 +862,11 @@ def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path,
         assert finetune(labelled, tmp_path / "eval", *flags, task="classification") == 0
     assert capsys.readouterr().err == ""
     words = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
-    assert (words["holds"], words["preset"], json.loads(words["classes"])) == ("classification", "vit_nano", CLASSES)
+    assert (words["holds"], words["preset"], json.loads(words["classes"])) == (
+        "classification",
+        "vit_nano",
+        CLASSES,
+    )
     assert json.loads(words["front_end"]) == best["front_end"]
     model = models_vit.create_model("vit_nano", "classification", 3, (16, 16)).eval()
     model.load_state_dict(best["model"])
@@ -697,14 +875,20 @@ def test_a_checkpoint_is_exported_for_onnx_and_as_an_encoder(labelled, tmp_path,
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model(images), atol=1e-4, rtol=0)
     encoder = read_weights(tmp_path / "encoder.safetensors")
-    assert (encoder.holds, encoder.args) == ("encoder", {"model": "vit_nano", "in_chans": 1, "norm_eps": 1e-6})
+    assert (encoder.holds, encoder.args) == (
+        "encoder",
+        {"model": "vit_nano", "in_chans": 1, "norm_eps": 1e-6},
+    )
     assert encoder.state_dict.keys() == {name for name in best["model"] if not name.startswith("head.")}
 
 
 def test_weights_of_transformers_start_a_run_and_the_run_says_so(scenes, tmp_path, capsys):
     state = models_mae.create_model("mae_vit_nano", img_size=16).state_dict()
     torch.save(convert.to_transformers(state), tmp_path / "pytorch_model.bin")
-    assert finetune(scenes, tmp_path / "out", "--finetune", tmp_path / "pytorch_model.bin", "--train", "head") == 0
+    assert (
+        finetune(scenes, tmp_path / "out", "--finetune", tmp_path / "pytorch_model.bin", "--train", "head")
+        == 0
+    )
     assert "adapted 1: names of transformers -> MAE's" in capsys.readouterr().out.splitlines()
     trained = checkpoint.load(tmp_path / "out" / checkpoint.LAST)["model"]
     assert all(torch.equal(trained[name], value) for name, value in state.items() if name.startswith(ENCODER))
@@ -722,35 +906,47 @@ def test_an_export_that_cannot_be_leaves_nothing(scenes, tmp_path, capsys):
 # Mistakes
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (("--export", "model.pth"), "--export: expected a file named .safetensors or .onnx; found model.pth"),
-    (("--export", "a.onnx", "--seeds", 2), "--export: expected one run, --seeds 1; found 2"),
-    (("--export", "encoder.safetensors", "--model", "deeplabv3_resnet50"), "encoder.safetensors: expected a Vision Trans"),
-    (("--eval",), "--eval: expected --resume"),
-    (("--eval", "--resume", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
-    (("--finetune", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
-    (("--finetune", "random"), "--finetune random: expected --train head or probe; found full"),
-    (("--train", "last:3"), "--train: expected full, head, probe or last:N, N from 1 to 2"),
-    (("--train", "decoder"), "--train: expected full"),
-    (("--model", "vit_none"), "--model: expected one of"),
-    (("--model", "deeplabv3_resnet50", "--finetune", "x.pth"), "no --finetune"),
-    (("--model", "deeplabv3_resnet50", "--train", "head"), "--train: expected full"),
-    (("--model", "deeplabv3_resnet50", "--batch_size", 1), "--batch_size: expected at least 2"),
-    (("--model", "deeplabv3_resnet50", "--label_fraction", 0.01), "2 samples or more to train on; found 1"),
-    (("--epochs", 0), "--epochs: expected at least 1"),
-    (("--lr", "nan"), "--lr: expected at least 0"),
-    (("--layer_decay", 0), "--layer_decay: expected a factor above 0"),
-    (("--layer_decay", 1.5), "--layer_decay: expected a factor"),
-    (("--drop_path", 1), "--drop_path: expected a share"),
-    (("--label_fraction", 0), "--label_fraction: expected a share"),
-    (("--labels_per_class", 5), "--labels_per_class: expected 1 or more, of classification"),
-    (("--mixup", 0.8), "--mixup, --cutmix: expected a task that classifies"),
-    (("--clip_grad", 0), "--clip_grad: expected a positive number"),
-    (("--val_every", 0), "--val_every: expected at least 1"),
-    (("--seeds", 0), "--seeds: expected at least 1"),
-    (("--seeds", 2, "--n_fft", 128), "expected a spectrogram set made with --n_fft 128; found 64"),
-    (("--device", "cuda:99"), "--device: expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--export", "model.pth"), "--export: expected a file named .safetensors or .onnx; found model.pth"),
+        (("--export", "a.onnx", "--seeds", 2), "--export: expected one run, --seeds 1; found 2"),
+        (
+            ("--export", "encoder.safetensors", "--model", "deeplabv3_resnet50"),
+            "encoder.safetensors: expected a Vision Trans",
+        ),
+        (("--eval",), "--eval: expected --resume"),
+        (
+            ("--eval", "--resume", "nowhere.pth"),
+            "nowhere.pth: expected a file of weights; found no such file",
+        ),
+        (("--finetune", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
+        (("--finetune", "random"), "--finetune random: expected --train head or probe; found full"),
+        (("--train", "last:3"), "--train: expected full, head, probe or last:N, N from 1 to 2"),
+        (("--train", "decoder"), "--train: expected full"),
+        (("--model", "vit_none"), "--model: expected one of"),
+        (("--model", "deeplabv3_resnet50", "--finetune", "x.pth"), "no --finetune"),
+        (("--model", "deeplabv3_resnet50", "--train", "head"), "--train: expected full"),
+        (("--model", "deeplabv3_resnet50", "--batch_size", 1), "--batch_size: expected at least 2"),
+        (
+            ("--model", "deeplabv3_resnet50", "--label_fraction", 0.01),
+            "2 samples or more to train on; found 1",
+        ),
+        (("--epochs", 0), "--epochs: expected at least 1"),
+        (("--lr", "nan"), "--lr: expected at least 0"),
+        (("--layer_decay", 0), "--layer_decay: expected a factor above 0"),
+        (("--layer_decay", 1.5), "--layer_decay: expected a factor"),
+        (("--drop_path", 1), "--drop_path: expected a share"),
+        (("--label_fraction", 0), "--label_fraction: expected a share"),
+        (("--labels_per_class", 5), "--labels_per_class: expected 1 or more, of classification"),
+        (("--mixup", 0.8), "--mixup, --cutmix: expected a task that classifies"),
+        (("--clip_grad", 0), "--clip_grad: expected a positive number"),
+        (("--val_every", 0), "--val_every: expected at least 1"),
+        (("--seeds", 0), "--seeds: expected at least 1"),
+        (("--seeds", 2, "--n_fft", 128), "expected a spectrogram set made with --n_fft 128; found 64"),
+        (("--device", "cuda:99"), "--device: expected"),
+    ],
+)
 def test_flags_that_cannot_be_are_said_in_one_line(scenes, tmp_path, capsys, flags, says):
     refused(capsys, says, scenes, tmp_path / "out", *flags)
 
@@ -773,11 +969,24 @@ def test_a_checkpoint_of_another_width_is_refused(scenes, tmp_path, capsys, monk
 def test_a_front_end_other_than_that_of_the_weights_is_refused(pretrained, tmp_path, capsys):
     data = classes_of(tmp_path / "data", write_recording)
     assert finetune(data, tmp_path / "same", "--finetune", pretrained, task="classification") == 0
-    ours, theirs = (checkpoint.load(path)["front_end"] for path in (tmp_path / "same" / checkpoint.LAST, pretrained))
+    ours, theirs = (
+        checkpoint.load(path)["front_end"] for path in (tmp_path / "same" / checkpoint.LAST, pretrained)
+    )
     assert ours == theirs
-    for flags, says in ((("--n_fft", 32), "--n_fft: expected 64"), (("--window_ms", 5), "--window_ms: expected 10")):
-        refused(capsys, f"{says}|which the weights were trained with", data, tmp_path / "out", "--finetune", pretrained,
-                *flags, task="classification")  # fmt: skip
+    for flags, says in (
+        (("--n_fft", 32), "--n_fft: expected 64"),
+        (("--window_ms", 5), "--window_ms: expected 10"),
+    ):
+        refused(
+            capsys,
+            f"{says}|which the weights were trained with",
+            data,
+            tmp_path / "out",
+            "--finetune",
+            pretrained,
+            *flags,
+            task="classification",
+        )
 
 
 def bad_class_folders(folder):
@@ -799,7 +1008,9 @@ def bad_frames(folder, change):
 
 
 def another_size(folder):
-    write_frame(folder, "NR", 0, picture=np.zeros((16, 20, 3), np.uint8), labels=columns_of(-1e6, 1e6, 127, 16))
+    write_frame(
+        folder, "NR", 0, picture=np.zeros((16, 20, 3), np.uint8), labels=columns_of(-1e6, 1e6, 127, 16)
+    )
 
 
 def odd_label(folder):
@@ -823,32 +1034,67 @@ def missing_label(folder):
 
 
 BAD = {
-    "class folders that differ":
-        ("classification", bad_class_folders, "test: expected the classes of train; found no folder b"),
-    "values outside of the classes":
-        ("segmentation", bad_set, "masks.npy|expected class ids below 3; found 3 to 3"),
-    "a mask of another size":
-        ("segmentation", lambda folder: bad_frames(folder, another_size), "NR_frame_0.hdf: expected labels of [16, 20]"),
-    "a label of no class":
-        ("segmentation", lambda folder: bad_frames(folder, odd_label), "NR_frame_|expected the values|found 90"),
-    "a missing label file":
-        ("segmentation", lambda folder: bad_frames(folder, missing_label), "NR_frame_1.hdf: expected the labels"),
-    "an HDF4 file that is cut":
-        ("segmentation", lambda folder: bad_frames(folder, cut), "LTE_NR_frame_|.hdf: expected"),
-    "a .mat without its key":
-        ("sensing", no_amplitude, "box1.mat: expected the variable CSIamp; found CSIphase"),
-    "labels out of range":
-        ("sensing", lambda folder: write_wavesfm(folder, label=np.arange(24)), "labels from 0 to 5; found 0 to 23", ".h5"),
-    "an HDF5 file of something else":
-        ("classification", lambda folder: write_radioml(folder, X=None), "data sets X and Y|found Y, Z", ".hdf5"),
-    "values that are not finite":
-        ("classification", lambda folder: write_radioml(folder, classes=2, X=np.full((24, 1024, 2), np.nan)),
-         "finite values in X; found NaN or infinity in row", ".hdf5"),
-    "an HDF5 file where masks are learnt":
-        ("segmentation", lambda folder: write_radioml(folder, classes=2), "found HDF5: --task classification", ".hdf5"),
-    "recordings without labels":
-        ("segmentation", write_ci16, "--classes: expected annotations labelled NR"),
-}  # fmt: skip
+    "class folders that differ": (
+        "classification",
+        bad_class_folders,
+        "test: expected the classes of train; found no folder b",
+    ),
+    "values outside of the classes": (
+        "segmentation",
+        bad_set,
+        "masks.npy|expected class ids below 3; found 3 to 3",
+    ),
+    "a mask of another size": (
+        "segmentation",
+        lambda folder: bad_frames(folder, another_size),
+        "NR_frame_0.hdf: expected labels of [16, 20]",
+    ),
+    "a label of no class": (
+        "segmentation",
+        lambda folder: bad_frames(folder, odd_label),
+        "NR_frame_|expected the values|found 90",
+    ),
+    "a missing label file": (
+        "segmentation",
+        lambda folder: bad_frames(folder, missing_label),
+        "NR_frame_1.hdf: expected the labels",
+    ),
+    "an HDF4 file that is cut": (
+        "segmentation",
+        lambda folder: bad_frames(folder, cut),
+        "LTE_NR_frame_|.hdf: expected",
+    ),
+    "a .mat without its key": (
+        "sensing",
+        no_amplitude,
+        "box1.mat: expected the variable CSIamp; found CSIphase",
+    ),
+    "labels out of range": (
+        "sensing",
+        lambda folder: write_wavesfm(folder, label=np.arange(24)),
+        "labels from 0 to 5; found 0 to 23",
+        ".h5",
+    ),
+    "an HDF5 file of something else": (
+        "classification",
+        lambda folder: write_radioml(folder, X=None),
+        "data sets X and Y|found Y, Z",
+        ".hdf5",
+    ),
+    "values that are not finite": (
+        "classification",
+        lambda folder: write_radioml(folder, classes=2, X=np.full((24, 1024, 2), np.nan)),
+        "finite values in X; found NaN or infinity in row",
+        ".hdf5",
+    ),
+    "an HDF5 file where masks are learnt": (
+        "segmentation",
+        lambda folder: write_radioml(folder, classes=2),
+        "found HDF5: --task classification",
+        ".hdf5",
+    ),
+    "recordings without labels": ("segmentation", write_ci16, "--classes: expected annotations labelled NR"),
+}
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -856,7 +1102,13 @@ def test_bad_data_is_said_in_one_line_and_leaves_nothing(tmp_path, capsys, what)
     task, write, says, *suffix = BAD[what]
     data = tmp_path / f"data{''.join(suffix)}"
     write(data)
-    flags = WINDOWS if what == "recordings without labels" else SIZED if what != "values outside of the classes" else ()
+    flags = (
+        WINDOWS
+        if what == "recordings without labels"
+        else SIZED
+        if what != "values outside of the classes"
+        else ()
+    )
     capsys.readouterr()
     refused(capsys, says, data, tmp_path / "out", *flags, "--batch_size", 64, task=task)
     assert list(tmp_path.iterdir()) == [data]

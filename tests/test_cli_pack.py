@@ -27,7 +27,9 @@ def test_a_set_holds_the_tiled_windows(tmp_path):
         assert about["center_freq_hz"] == 2.4e9
         iq = recording.read(about["sample_start"], about["num_samples"])
         decibels = front_end.decibels(torch.from_numpy(iq)[None])[0].numpy()
-        np.testing.assert_allclose(packed.load(index, None)[1] + np.float32(about["level_db"]), decibels, atol=0.02)
+        np.testing.assert_allclose(
+            packed.load(index, None)[1] + np.float32(about["level_db"]), decibels, atol=0.02
+        )
 
 
 def test_mistakes(tmp_path, capsys):
@@ -35,7 +37,9 @@ def test_mistakes(tmp_path, capsys):
     assert call(main_pack, "--data_path", tmp_path / "air", "--output", tmp_path / "air", *SMALL) == 2
     assert "air: expected a new folder" in capsys.readouterr().err
     (tmp_path / "file").touch()
-    assert call(main_pack, "--data_path", tmp_path / "air", "--output", tmp_path / "file" / "set", *SMALL) == 2
+    assert (
+        call(main_pack, "--data_path", tmp_path / "air", "--output", tmp_path / "file" / "set", *SMALL) == 2
+    )
     assert "expected a folder that can be written" in capsys.readouterr().err
     assert call(main_pack, "--data_path", tmp_path / "air", "--output", tmp_path / "set", *SMALL) == 0
     capsys.readouterr()

@@ -12,7 +12,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from support import CAPTURES, ROOT, assert_same_run, call, command, loaded, needs_captures, wait_for, write_ci16, write_sigmf
+from support import (
+    CAPTURES,
+    ROOT,
+    assert_same_run,
+    call,
+    command,
+    loaded,
+    needs_captures,
+    wait_for,
+    write_ci16,
+    write_sigmf,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine_reconstruct
@@ -24,9 +35,34 @@ from util.pretrained import read_weights
 from util.saver import Saver
 
 # Four patches, ten windows: a step takes milliseconds. Batches of 3, two to a step: 3 + 3 and 3 + 1 samples.
-SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 3,
-         "--accum_iter", 2, "--epochs", 2, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0, "--num_workers", 0,
-         "--device", "cpu", "--amp", "off")  # fmt: skip
+SMALL = (
+    "--model",
+    "mae_vit_tiny_patch16",
+    "--input_size",
+    32,
+    "--n_fft",
+    64,
+    "--window_ms",
+    10,
+    "--batch_size",
+    3,
+    "--accum_iter",
+    2,
+    "--epochs",
+    2,
+    "--warmup_epochs",
+    1,
+    "--blr",
+    0.1,
+    "--val_fraction",
+    0,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+)
 TINY = models_mae.PRESETS["mae_vit_tiny_patch16"]
 
 
@@ -67,28 +103,58 @@ def test_a_run_leaves_checkpoints_a_log_and_pictures(air, tmp_path, capsys):
     assert train(air, tmp_path / "out", "--val_fraction", 0.5, "--log_dir", tmp_path / "events") == 0
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-last.pth", "log.txt", "reconstruction.png",
-    ]  # fmt: skip
+        "checkpoint-0.pth",
+        "checkpoint-1.pth",
+        "checkpoint-last.pth",
+        "log.txt",
+        "reconstruction.png",
+    ]
     lines = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1]
     assert [line["step"] for line in lines] == [1, 2]
-    assert {"train_loss", "val_loss", "val_mean_loss", "lr", "images_per_s", "data_wait", "memory_bytes"} <= set(lines[0])
+    assert {
+        "train_loss",
+        "val_loss",
+        "val_mean_loss",
+        "lr",
+        "images_per_s",
+        "data_wait",
+        "memory_bytes",
+    } <= set(lines[0])
     assert lines[0]["val_mean_loss"] == lines[1]["val_mean_loss"]  # one fixed mask
 
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "val/mean_loss"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/grad_norm", "val/loss", "val/mean_loss"} <= set(
+        events.Tags()["scalars"]
+    )
     assert events.Tags()["images"] == ["reconstruction"]
-    assert [round(entry.value, 4) for entry in events.Scalars("val/loss")] == [round(line["val_loss"], 4) for line in lines]
+    assert [round(entry.value, 4) for entry in events.Scalars("val/loss")] == [
+        round(line["val_loss"], 4) for line in lines
+    ]
 
     with Image.open(out / "reconstruction.png") as picture:
         assert picture.size[0] > 800
     printed = capsys.readouterr().out
-    for words in ("images/s", "data wait", "memory", "eta", "grad", "lr", "held out: loss", "predicting the mean"):
+    for words in (
+        "images/s",
+        "data wait",
+        "memory",
+        "eta",
+        "grad",
+        "lr",
+        "held out: loss",
+        "predicting the mean",
+    ):
         assert words in printed
 
     state = loaded(out)
-    assert state["front_end"] == {"n_fft": 64, "duration_s": 0.01, "image_size": [32, 32], "normalize": "per_spectrogram"}
+    assert state["front_end"] == {
+        "n_fft": 64,
+        "duration_s": 0.01,
+        "image_size": [32, 32],
+        "normalize": "per_spectrogram",
+    }
     assert state["args"]["model"] == "mae_vit_tiny_patch16"
     assert (state["epoch"], state["step"]) == (1, 2)
     assert moved(state)
@@ -110,12 +176,25 @@ def test_accumulated_batches_are_one_large_batch(air, tmp_path):
     """Two steps an epoch of 6 and 4 samples, however they are cut, the uneven last group included."""
     runs = {"6x1": (6, 1), "3x2": (3, 2), "2x3": (2, 3), "1x6": (1, 6)}
     for name, (batch, accumulate) in runs.items():
-        flags = ("--batch_size", batch, "--accum_iter", accumulate, "--epochs", 1, "--amp", "off", "--warmup_epochs", 0)
+        flags = (
+            "--batch_size",
+            batch,
+            "--accum_iter",
+            accumulate,
+            "--epochs",
+            1,
+            "--amp",
+            "off",
+            "--warmup_epochs",
+            0,
+        )
         assert train(air, tmp_path / name, *flags) == 0
     states = {name: loaded(tmp_path / name) for name in runs}
     assert {state["step"] for state in states.values()} == {2}
     for name, state in states.items():
-        torch.testing.assert_close(state["optimizer"]["state"], states["6x1"]["optimizer"]["state"], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            state["optimizer"]["state"], states["6x1"]["optimizer"]["state"], atol=1e-5, rtol=1e-3
+        )
         losses = [json.loads((tmp_path / n / "log.txt").read_text())["train_loss"] for n in (name, "6x1")]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -134,8 +213,17 @@ def test_seed_decides_the_run_and_nothing_else_does(air, tmp_path):
         assert_same_run(loaded(tmp_path / "a"), loaded(tmp_path / "c"))
 
 
-@pytest.mark.parametrize("flags", [("--norm_pix_loss",), ("--mask_kind", "time", "--mask_ratio", 0.5), ("--mask_ratio", 0),
-                                   ("--clip_grad", 0.01), ("--input_size", 32, 64), ("--amp", "bf16")])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--norm_pix_loss",),
+        ("--mask_kind", "time", "--mask_ratio", 0.5),
+        ("--mask_ratio", 0),
+        ("--clip_grad", 0.01),
+        ("--input_size", 32, 64),
+        ("--amp", "bf16"),
+    ],
+)
 def test_variants_train(air, tmp_path, flags):
     assert train(air, tmp_path / "out", "--epochs", 1, *flags) == 0
     assert moved(loaded(tmp_path / "out"))
@@ -145,13 +233,32 @@ def test_clipping_limits_the_step(air, tmp_path, capsys):
     assert train(air, tmp_path / "free", "--epochs", 1) == 0
     assert train(air, tmp_path / "clipped", "--epochs", 1, "--clip_grad", 1e-3) == 0
     free, clipped = (loaded(tmp_path / name)["optimizer"]["state"] for name in ("free", "clipped"))
-    norms = [sum(float(entry["exp_avg"].square().sum()) for entry in state.values()) ** 0.5 for state in (free, clipped)]
+    norms = [
+        sum(float(entry["exp_avg"].square().sum()) for entry in state.values()) ** 0.5
+        for state in (free, clipped)
+    ]
     assert norms[1] < 1e-3 < norms[0]
 
 
 def test_a_packed_set_gives_the_losses_of_its_recordings(air, tmp_path):
-    assert call(main_pack, "--data_path", air, "--output", tmp_path / "set", "--n_fft", 64, "--window_ms", 10,
-                "--input_size", 32, "--device", "cpu") == 0  # fmt: skip
+    assert (
+        call(
+            main_pack,
+            "--data_path",
+            air,
+            "--output",
+            tmp_path / "set",
+            "--n_fft",
+            64,
+            "--window_ms",
+            10,
+            "--input_size",
+            32,
+            "--device",
+            "cpu",
+        )
+        == 0
+    )
     flags = ("--epochs", 1, "--val_fraction", 0.5, "--lr", 0)
     assert train(air, tmp_path / "a", *flags) == 0
     assert train(tmp_path / "set", tmp_path / "b", *flags) == 0
@@ -193,10 +300,23 @@ def test_a_run_exports_its_weights_and_a_finished_one_without_training(air, tmp_
     assert found.state_dict.keys() == state["model"].keys()
     assert all(torch.equal(value, found.state_dict[name]) for name, value in state["model"].items())
     assert (found.front_end, found.classes) == (state["front_end"], [])
-    assert (found.holds, found.preset, found.data, found.licence) == ("mae", "mae_vit_tiny_patch16", "air", "CC0-1.0")
-    assert found.args == {"model": "mae_vit_tiny_patch16", "in_chans": 1, "norm_pix_loss": True, "mask_kind": "random",
-                          "mask_ratio": 0.75, "norm_eps": 1e-6}  # fmt: skip
-    assert found.command.startswith("python main_pretrain.py --data_path air --window_ms 10.0 --n_fft 64 "), found.command
+    assert (found.holds, found.preset, found.data, found.licence) == (
+        "mae",
+        "mae_vit_tiny_patch16",
+        "air",
+        "CC0-1.0",
+    )
+    assert found.args == {
+        "model": "mae_vit_tiny_patch16",
+        "in_chans": 1,
+        "norm_pix_loss": True,
+        "mask_kind": "random",
+        "mask_ratio": 0.75,
+        "norm_eps": 1e-6,
+    }
+    assert found.command.startswith("python main_pretrain.py --data_path air --window_ms 10.0 --n_fft 64 "), (
+        found.command
+    )
     assert "--norm_pix_loss" in found.command
     assert str(tmp_path).encode() not in (tmp_path / "new" / "mae.safetensors").read_bytes()
 
@@ -207,7 +327,9 @@ def test_a_run_exports_its_weights_and_a_finished_one_without_training(air, tmp_
     printed = capsys.readouterr().out
     assert "images/s" not in printed
     assert "encoder.safetensors: encoder, " in printed
-    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "new" / "mae.safetensors").read_bytes()
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "new" / "mae.safetensors"
+    ).read_bytes()
     assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.pth")} == files
     encoder = read_weights(tmp_path / "encoder.safetensors")
     assert (encoder.holds, encoder.front_end) == ("encoder", state["front_end"])
@@ -246,7 +368,10 @@ def test_a_run_resumed_after_any_step_ends_the_same_to_the_bit(air, tmp_path, ev
         flags = ("--epochs", 3, "--resume", every_step / f"{step}.pth", "--num_workers", workers)
         assert train(air, out, *flags) == 0
         assert_same_run(through, loaded(out))
-        last = [json.loads((folder / "log.txt").read_text().splitlines()[-1]) for folder in (tmp_path / "through", out)]
+        last = [
+            json.loads((folder / "log.txt").read_text().splitlines()[-1])
+            for folder in (tmp_path / "through", out)
+        ]
         assert last[0]["train_loss"] == pytest.approx(last[1]["train_loss"], rel=1e-12)
 
 
@@ -257,8 +382,15 @@ def test_a_killed_process_goes_on_by_the_same_command(air, tmp_path, monkeypatch
     flags = ("--epochs", 3, "--save_every_steps", 1, "--batch_size", 1, "--accum_iter", 2)
     assert train(air, tmp_path / "through", *flags) == 0
     out = tmp_path / "out"
-    line = [sys.executable, str(ROOT / "main_pretrain.py"), "--data_path", str(air), "--output_dir", str(out),
-            *(str(flag) for flag in (*SMALL, *flags))]  # fmt: skip
+    line = [
+        sys.executable,
+        str(ROOT / "main_pretrain.py"),
+        "--data_path",
+        str(air),
+        "--output_dir",
+        str(out),
+        *(str(flag) for flag in (*SMALL, *flags)),
+    ]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     wait_for((out / checkpoint.LAST).exists, lambda: process.poll() is None)
     process.send_signal(signal.SIGKILL)
@@ -328,7 +460,11 @@ BAD_DATA = {
     "not JSON": (lambda air: (air / "r1.sigmf-meta").write_text("{"), (), ("r1.sigmf-meta", "JSON")),
     "no datatype": (lambda air: write_sigmf(air, bytes(9000), None, "x"), (), ("x.sigmf-meta", "datatype")),
     "unknown datatype": (lambda air: write_sigmf(air, bytes(9000), "cq9", "x"), (), ("x.sigmf-meta", "cq9")),
-    "no sample rate": (lambda air: (air / "x.cs16").write_bytes(bytes(9000)), (), ("x.cs16", "--sample_rate")),
+    "no sample rate": (
+        lambda air: (air / "x.cs16").write_bytes(bytes(9000)),
+        (),
+        ("x.cs16", "--sample_rate"),
+    ),
     "no raw datatype": (lambda air: (air / "x.iq").write_bytes(bytes(9000)), RAW, ("x.iq", "--datatype")),
     "NaN": (lambda air: bad_npy(air / "x.npy", np.nan), RAW, ("x.npy", "sample 2345")),
     "infinity": (lambda air: bad_npy(air / "x.npy", np.inf), RAW, ("x.npy", "sample 2345")),
@@ -403,7 +539,10 @@ BAD_FLAGS = [
     (("--amp", "fp16"), ("--amp fp16",)),
     (("--export", "a.onnx"), ("--export", ".safetensors", "main_finetune.py", "found a.onnx")),
     (("--export", "encoder"), ("--export", ".safetensors", "found encoder")),
-    (("--export", "main_pretrain.py/a.safetensors"), ("--export main_pretrain.py/a.safetensors", "can be written")),
+    (
+        ("--export", "main_pretrain.py/a.safetensors"),
+        ("--export main_pretrain.py/a.safetensors", "can be written"),
+    ),
 ]
 
 
@@ -435,7 +574,9 @@ def test_an_output_folder_that_is_read_only(air, tmp_path, capsys):
 def test_resume_none_wants_an_empty_folder(air, tmp_path, capsys):
     assert train(air, tmp_path / "out", "--epochs", 1) == 0
     capsys.readouterr()
-    assert train(air, tmp_path / "out", "--epochs", 1, "--resume", "none") == failed(capsys, 2, "--resume none", "out")
+    assert train(air, tmp_path / "out", "--epochs", 1, "--resume", "none") == failed(
+        capsys, 2, "--resume none", "out"
+    )
 
 
 def test_resuming_from_what_does_not_fit(air, tmp_path, capsys):
@@ -464,7 +605,9 @@ def test_resuming_from_what_does_not_fit(air, tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_checkpoint(air, tmp_path, capsys):
     flags = ("--lr", "1e30", "--warmup_epochs", 0, "--epochs", 30, "--save_every_steps", 1, "--amp", "off")
-    assert train(air, tmp_path / "out", *flags) == failed(capsys, 1, "step", "epoch", "samples", ".sigmf-meta at ")
+    assert train(air, tmp_path / "out", *flags) == failed(
+        capsys, 1, "step", "epoch", "samples", ".sigmf-meta at "
+    )
     state = loaded(tmp_path / "out")
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
@@ -490,8 +633,26 @@ def test_memory_does_not_grow_with_the_recording(tmp_path):
     """A sparse recording of 4 GB: opened and trained on within 1.5 GB."""
     path = write_sigmf(tmp_path, b"", "ci16_le", sample_rate=61.44e6)
     os.truncate(path.with_suffix(".sigmf-data"), 4 * 10**9)
-    flags = ("--data_path", path, "--output_dir", "out", "--model", "mae_vit_tiny_patch16", "--input_size", 32, "--epochs",
-             1, "--warmup_epochs", 0, "--batch_size", 16, "--val_fraction", 0.05, "--num_workers", 1)
+    flags = (
+        "--data_path",
+        path,
+        "--output_dir",
+        "out",
+        "--model",
+        "mae_vit_tiny_patch16",
+        "--input_size",
+        32,
+        "--epochs",
+        1,
+        "--warmup_epochs",
+        0,
+        "--batch_size",
+        16,
+        "--val_fraction",
+        0.05,
+        "--num_workers",
+        1,
+    )
     script = f"""
 import resource, sys
 import torch
@@ -503,7 +664,9 @@ from util.progress import peak_memory_bytes
 workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 print("peak", max(peak_memory_bytes(torch.device("cpu")), workers))
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert 1e8 < int(done.stdout.rsplit(maxsplit=1)[-1]) < 1.5e9
     assert "966 training samples, 51 held out" in done.stdout  # 10^9 samples in windows of 983,040
@@ -513,7 +676,20 @@ print("peak", max(peak_memory_bytes(torch.device("cpu")), workers))
 @pytest.mark.slow
 def test_the_real_captures_train(tmp_path, capsys):
     """All of them in one run, at their nine sample rates."""
-    flags = ("--window_ms", 2, "--input_size", 64, "--n_fft", 256, "--batch_size", 64, "--epochs", 1, "--val_fraction", 0.2)
+    flags = (
+        "--window_ms",
+        2,
+        "--input_size",
+        64,
+        "--n_fft",
+        256,
+        "--batch_size",
+        64,
+        "--epochs",
+        1,
+        "--val_fraction",
+        0.2,
+    )
     assert train(CAPTURES, tmp_path / "out", *flags) == 0
     line = json.loads((tmp_path / "out" / "log.txt").read_text())
     assert line["val_samples"] > 50

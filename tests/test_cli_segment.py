@@ -34,14 +34,31 @@ from radio.spectrogram import Spectrogram
 from util import checkpoint
 from util.pretrained import write_weights
 
-NANO = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2,
-        "decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
+NANO = {
+    "patch_size": 8,
+    "embed_dim": 64,
+    "depth": 2,
+    "num_heads": 2,
+    "decoder_embed_dim": 64,
+    "decoder_depth": 2,
+    "decoder_num_heads": 2,
+}
 # Five narrow carriers beside each other, LTE of 1.4 MHz and NR of 5, through flat channels.
 RATE, DURATION_S, ROWS = 30.72e6, 5e-3, 64
 ROW_HZ = RATE / ROWS
-SETTINGS = ("--set", "num_carriers=5", "sample_rates_hz=30.72e6", "duration_ms=5", "lte_bandwidths_mhz=1.4",
-            "nr_bandwidths_mhz=5", "nr_spacings_khz=15", "snr_db=20,30", "raster_hz=1", "gap_hz=5e5,1e6",
-            "doppler_hz=0")  # fmt: skip
+SETTINGS = (
+    "--set",
+    "num_carriers=5",
+    "sample_rates_hz=30.72e6",
+    "duration_ms=5",
+    "lte_bandwidths_mhz=1.4",
+    "nr_bandwidths_mhz=5",
+    "nr_spacings_khz=15",
+    "snr_db=20,30",
+    "raster_hz=1",
+    "gap_hz=5e5,1e6",
+    "doppler_hz=0",
+)
 FRONT_END = ("--preset", "classic", "--n_fft", 512, "--input_size", ROWS, "--num_workers", 0)
 SCENE = 3  # of those written: one with five carriers
 
@@ -67,13 +84,72 @@ def made(tmp_path_factory):
         nano(patch)
         patch.setattr(main_synthesize, "SHEET_SCENES", 1)
         sets, air = folder / "sets", folder / "air"
-        assert call(main_synthesize, "--output", sets, *FRONT_END, "--train", 160, "--val", 8, "--test", 2, *SETTINGS) == 0
-        assert call(main_synthesize, "--output", air, *FRONT_END, "--train", 0, "--val", 0, "--test", 6, "--iq", "only",
-                    *SETTINGS) == 0  # fmt: skip
-        assert call(main_finetune, "--task", "segmentation", "--data_path", sets, "--model", "vit_nano", "--epochs", 30,
-                    "--warmup_epochs", 2, "--batch_size", 16, "--blr", 8e-2, "--drop_path", 0, "--val_every", 8,
-                    "--num_workers", 0, "--device", "cpu", "--amp", "off",
-                    "--output_dir", folder / "model") == 0  # fmt: skip
+        assert (
+            call(
+                main_synthesize,
+                "--output",
+                sets,
+                *FRONT_END,
+                "--train",
+                160,
+                "--val",
+                8,
+                "--test",
+                2,
+                *SETTINGS,
+            )
+            == 0
+        )
+        assert (
+            call(
+                main_synthesize,
+                "--output",
+                air,
+                *FRONT_END,
+                "--train",
+                0,
+                "--val",
+                0,
+                "--test",
+                6,
+                "--iq",
+                "only",
+                *SETTINGS,
+            )
+            == 0
+        )
+        assert (
+            call(
+                main_finetune,
+                "--task",
+                "segmentation",
+                "--data_path",
+                sets,
+                "--model",
+                "vit_nano",
+                "--epochs",
+                30,
+                "--warmup_epochs",
+                2,
+                "--batch_size",
+                16,
+                "--blr",
+                8e-2,
+                "--drop_path",
+                0,
+                "--val_every",
+                8,
+                "--num_workers",
+                0,
+                "--device",
+                "cpu",
+                "--amp",
+                "off",
+                "--output_dir",
+                folder / "model",
+            )
+            == 0
+        )
     shutil.move(air / "iq" / "test", folder / "iq")
     return folder
 
@@ -90,8 +166,18 @@ def scene(made):
 
 def segment(weights, output, *recordings_and_flags):
     """In float32, unless said otherwise: what is the faster on this machine differs from one time to another."""
-    return call(main_segment, "--amp", "off", *recordings_and_flags, "--weights", weights, "--output", output,
-                "--device", "cpu")  # fmt: skip
+    return call(
+        main_segment,
+        "--amp",
+        "off",
+        *recordings_and_flags,
+        "--weights",
+        weights,
+        "--output",
+        output,
+        "--device",
+        "cpu",
+    )
 
 
 def fails(capsys, weights, output, *recordings_and_flags):
@@ -112,7 +198,11 @@ def carriers_of(meta, generator_only=True):
     """Carriers that a labelled recording's annotations tell of, read by the sigmf library."""
     handle = sigmf.fromfile(meta, skip_checksum=True)
     handle.validate()
-    chosen = [one for one in handle.get_annotations() if "confidence" in one.get("core:comment", "") or not generator_only]
+    chosen = [
+        one
+        for one in handle.get_annotations()
+        if "confidence" in one.get("core:comment", "") or not generator_only
+    ]
     return [from_annotation(one, handle.sample_rate) for one in chosen]
 
 
@@ -124,7 +214,10 @@ def test_a_scene_of_five_carriers(made, weights, scene, tmp_path, capsys):
     found = carriers_of(tmp_path / "out" / scene.name)
     pairs = match(found, true)
     assert len(pairs) == 5
-    edges = [(one.freq_lower_hz - other.freq_lower_hz, one.freq_upper_hz - other.freq_upper_hz) for one, other in pairs]
+    edges = [
+        (one.freq_lower_hz - other.freq_lower_hz, one.freq_upper_hz - other.freq_upper_hz)
+        for one, other in pairs
+    ]
     assert np.abs(edges).max() <= 2 * ROW_HZ
 
     # the console says the same
@@ -133,13 +226,21 @@ def test_a_scene_of_five_carriers(made, weights, scene, tmp_path, capsys):
     header = ["label", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]
     assert re.split("  +", lines[start + 1]) == header
     for line, one in zip(lines[start + 2 : start + 2 + len(found)], found_in(tmp_path / "out"), strict=True):
-        expected = [one["label"], f"{one['center_freq_hz'] / 1e6:.3f}", f"{one['bandwidth_hz'] / 1e6:.3f}",
-                    f"{one['start_s'] * 1e3:.2f}", f"{one['duration_s'] * 1e3:.2f}", f"{one['confidence']:.2f}"]  # fmt: skip
+        expected = [
+            one["label"],
+            f"{one['center_freq_hz'] / 1e6:.3f}",
+            f"{one['bandwidth_hz'] / 1e6:.3f}",
+            f"{one['start_s'] * 1e3:.2f}",
+            f"{one['duration_s'] * 1e3:.2f}",
+            f"{one['confidence']:.2f}",
+        ]
         assert line.split() == expected
     [row] = [line.split() for line in lines if line.startswith("all ")]
     assert row[1] == "5"
     assert row[4] == "100.0"
-    assert re.search(r"real-time factor \d+\.\d\d \(reading .*, front end .*, network .*, writing .*\)", shown)
+    assert re.search(
+        r"real-time factor \d+\.\d\d \(reading .*, front end .*, network .*, writing .*\)", shown
+    )
     truth = json.loads((tmp_path / "out" / "000003.json").read_text())["truth"]
     assert truth["carriers"]["all"]["matched"] == 5
     assert truth["cells"]["pixel_accuracy"] > 0.8
@@ -157,7 +258,9 @@ def test_the_original_stays_whole_and_its_data_are_referred_to(made, weights, sc
     assert (tmp_path / "out" / "000003.sigmf-data").is_symlink()
     np.testing.assert_array_equal(new.read(0, new.num_samples), old.read(0, old.num_samples))
     assert len(new.annotations) == len(old.annotations) + len(found_in(tmp_path / "out"))
-    assert (sigmf.fromfile(tmp_path / "out" / scene.name)[:10] == old.read(0, 10)).all()  # the checksum holds too
+    assert (
+        sigmf.fromfile(tmp_path / "out" / scene.name)[:10] == old.read(0, 10)
+    ).all()  # the checksum holds too
 
 
 def test_replace_leaves_the_own_annotations_out(weights, scene, tmp_path):
@@ -174,10 +277,35 @@ def test_the_cells_agree_with_main_finetune(made, weights, tmp_path):
     windows = AnnotatedWindows(find_recordings(made / "iq"), Spectrogram(512, DURATION_S, (ROWS, ROWS)))
     parts = {"train": np.array([0]), "val": np.array([1]), "test": np.arange(2, 6)}
     Splits(parts, 0).save(tmp_path / "split.json", windows)
-    assert call(main_finetune, "--task", "segmentation", "--data_path", made / "iq", "--model", "vit_nano", "--eval",
-                "--resume", weights, "--split", tmp_path / "split.json", "--num_workers", 0, "--device", "cpu",
-                "--amp", "off", "--output_dir", tmp_path / "eval") == 0  # fmt: skip
-    assert json.loads((tmp_path / "eval" / "results.json").read_text())["test"]["confusion"] == confusion.tolist()
+    assert (
+        call(
+            main_finetune,
+            "--task",
+            "segmentation",
+            "--data_path",
+            made / "iq",
+            "--model",
+            "vit_nano",
+            "--eval",
+            "--resume",
+            weights,
+            "--split",
+            tmp_path / "split.json",
+            "--num_workers",
+            0,
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--output_dir",
+            tmp_path / "eval",
+        )
+        == 0
+    )
+    assert (
+        json.loads((tmp_path / "eval" / "results.json").read_text())["test"]["confusion"]
+        == confusion.tolist()
+    )
 
 
 # Formats
@@ -188,10 +316,16 @@ def shifted(scene, output, datatype="ci16_le", times=1, gain=1.0):
     [one] = open_recording(scene)
     iq = np.tile(one.read(0, one.num_samples), times)
     values = np.stack([iq.real, iq.imag], axis=1) / np.abs(iq.view(np.float32)).max() * gain
-    kind = {"ci16_le": "<i2", "ci16_be": ">i2", "ci8": "i1", "cf32_le": "<f4", "cf32_be": ">f4", "cu8": "u1"}[datatype]
+    kind = {"ci16_le": "<i2", "ci16_be": ">i2", "ci8": "i1", "cf32_le": "<f4", "cf32_be": ">f4", "cu8": "u1"}[
+        datatype
+    ]
     if datatype == "cu8":
         return np.round(values * 127 + 128).astype(kind).tobytes()
-    return (np.round(values * {"2": 32767, "1": 127}[kind[-1]]) if "i" in kind else values).astype(kind).tobytes()
+    return (
+        (np.round(values * {"2": 32767, "1": 127}[kind[-1]]) if "i" in kind else values)
+        .astype(kind)
+        .tobytes()
+    )
 
 
 @pytest.mark.parametrize("datatype", ["ci16_be", "cf32_be", "cf32_le", "ci8", "cu8"])
@@ -213,8 +347,10 @@ def test_edges_are_at_rf_in_each_capture_of_a_retuned_recording(made, weights, s
     other = made / "iq" / "000002.sigmf-meta"
     samples = open_recording(scene)[0].num_samples
     data = shifted(scene, tmp_path) + shifted(other, tmp_path)
-    captures = [{"core:sample_start": 1000, "core:frequency": 700e6},
-                {"core:sample_start": 1000 + samples, "core:frequency": 3.6e9, "acme:antenna": 2}]  # fmt: skip
+    captures = [
+        {"core:sample_start": 1000, "core:frequency": 700e6},
+        {"core:sample_start": 1000 + samples, "core:frequency": 3.6e9, "acme:antenna": 2},
+    ]
     meta = write_sigmf(tmp_path, data, "ci16_le", captures=captures, sample_rate=RATE, offset=1000)
     assert segment(weights, tmp_path / "out", meta) == 0
     written = open_recording(tmp_path / "out" / "a.sigmf-meta")
@@ -222,8 +358,10 @@ def test_edges_are_at_rf_in_each_capture_of_a_retuned_recording(made, weights, s
     for number, (source, center) in enumerate(((scene, 700e6), (other, 3.6e9))):
         alone = tmp_path / str(number)
         assert segment(weights, alone, source) == 0
-        expected = [(one.label, one.freq_lower_hz - 4e9, one.freq_upper_hz - 4e9, one.start_s, one.duration_s)
-                    for one in carriers_of(alone / source.name)]  # fmt: skip
+        expected = [
+            (one.label, one.freq_lower_hz - 4e9, one.freq_upper_hz - 4e9, one.start_s, one.duration_s)
+            for one in carriers_of(alone / source.name)
+        ]
         found = [from_annotation(one, RATE) for one in written[number].annotations]
         assert len(found) == len(expected)
         for one, (label, low, high, start_s, duration_s) in zip(found, expected, strict=True):
@@ -238,10 +376,20 @@ def test_edges_are_at_rf_in_each_capture_of_a_retuned_recording(made, weights, s
 
 def test_what_the_metadata_say_beyond_the_standard_survives(weights, scene, tmp_path):
     captures = [{"core:sample_start": 0, "core:frequency": 4e9, "acme:gain": {"lna": [1, 2.50, None]}}]
-    own = [{"core:sample_start": 5, "core:sample_count": 10, "core:label": "über", "acme:who": "me"},
-           {"core:sample_start": 0, "core:comment": "no edges"}]  # fmt: skip
-    meta = write_sigmf(tmp_path, shifted(scene, tmp_path), "ci16_le", captures=captures, annotations=own, sample_rate=RATE,
-                       extensions=[{"name": "acme", "version": "1.0.0", "optional": True}], author="Ænne")  # fmt: skip
+    own = [
+        {"core:sample_start": 5, "core:sample_count": 10, "core:label": "über", "acme:who": "me"},
+        {"core:sample_start": 0, "core:comment": "no edges"},
+    ]
+    meta = write_sigmf(
+        tmp_path,
+        shifted(scene, tmp_path),
+        "ci16_le",
+        captures=captures,
+        annotations=own,
+        sample_rate=RATE,
+        extensions=[{"name": "acme", "version": "1.0.0", "optional": True}],
+        author="Ænne",
+    )
     said = json.loads(meta.read_text())
     said["global"]["acme:site"] = "roof"
     said["acme:more"] = {"a": 1}
@@ -292,7 +440,9 @@ def test_other_formats_get_metadata_of_their_own(weights, scene, tmp_path, kind)
         assert written.num_samples == original.num_samples
 
 
-def test_folders_are_labelled_with_their_subfolders_and_several_files_at_once(made, weights, scene, tmp_path, capsys):
+def test_folders_are_labelled_with_their_subfolders_and_several_files_at_once(
+    made, weights, scene, tmp_path, capsys
+):
     (tmp_path / "in" / "day1").mkdir(parents=True)
     (tmp_path / "in" / "day2").mkdir()
     for day, number in (("day1", 0), ("day2", 0), ("day2", 1)):
@@ -300,7 +450,10 @@ def test_folders_are_labelled_with_their_subfolders_and_several_files_at_once(ma
             shutil.copy(made / "iq" / f"{number:06d}{suffix}", tmp_path / "in" / day)
     assert segment(weights, tmp_path / "out", tmp_path / "in", "--truth") == 0
     assert {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json")} == {
-        "day1/000000.json", "day2/000000.json", "day2/000001.json"}  # fmt: skip
+        "day1/000000.json",
+        "day2/000000.json",
+        "day2/000001.json",
+    }
     assert "all 3 recordings" in capsys.readouterr().out
 
 
@@ -312,7 +465,9 @@ def test_a_long_recording_has_each_carrier_once(weights, scene, tmp_path):
     duration_s = len(data) / 4 / RATE
     whole = [one for one in found_in(tmp_path / "out", "a") if one["duration_s"] > 0.9 * duration_s]
     assert len(whole) == 5
-    assert all(one["start_s"] + one["duration_s"] <= duration_s + 1e-12 for one in found_in(tmp_path / "out", "a"))
+    assert all(
+        one["start_s"] + one["duration_s"] <= duration_s + 1e-12 for one in found_in(tmp_path / "out", "a")
+    )
 
 
 def test_a_recording_shorter_than_a_window_is_used_whole_and_said_to_be(weights, scene, tmp_path, capsys):
@@ -326,8 +481,13 @@ def test_a_recording_shorter_than_a_window_is_used_whole_and_said_to_be(weights,
 
 
 def test_stretches_shorter_than_an_fft_are_skipped(weights, scene, tmp_path, capsys):
-    captures = [{"core:sample_start": 0, "core:frequency": 4e9}, {"core:sample_start": 153_000, "core:frequency": 5e9}]
-    meta = write_sigmf(tmp_path, shifted(scene, tmp_path)[: 4 * 153_500], "ci16_le", captures=captures, sample_rate=RATE)
+    captures = [
+        {"core:sample_start": 0, "core:frequency": 4e9},
+        {"core:sample_start": 153_000, "core:frequency": 5e9},
+    ]
+    meta = write_sigmf(
+        tmp_path, shifted(scene, tmp_path)[: 4 * 153_500], "ci16_le", captures=captures, sample_rate=RATE
+    )
     assert segment(weights, tmp_path / "out", meta) == 0
     assert "skipped, 500 samples are less than an FFT of 512" in capsys.readouterr().err
     short = write_sigmf(tmp_path, bytes(400), "ci16_le", "short", sample_rate=RATE)
@@ -345,9 +505,20 @@ def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_pat
     assert left.get_xlabel() == "time (ms)"
     found = found_in(tmp_path / "out")
     boxes = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in left.patches]
-    assert boxes == [pytest.approx((one["start_s"] * 1e3, one["freq_lower_hz"] / 1e6, one["duration_s"] * 1e3,
-                                    one["bandwidth_hz"] / 1e6)) for one in found]  # fmt: skip
-    assert [text.get_text() for text in left.texts] == [f"{one['label']} {one['confidence']:.2f}" for one in found]
+    assert boxes == [
+        pytest.approx(
+            (
+                one["start_s"] * 1e3,
+                one["freq_lower_hz"] / 1e6,
+                one["duration_s"] * 1e3,
+                one["bandwidth_hz"] / 1e6,
+            )
+        )
+        for one in found
+    ]
+    assert [text.get_text() for text in left.texts] == [
+        f"{one['label']} {one['confidence']:.2f}" for one in found
+    ]
     assert (tmp_path / "out" / "000003.png").stat().st_size > 10_000
 
 
@@ -356,10 +527,21 @@ def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_pat
 
 def as_the_fork(weights, path, channels=1, **more):
     """The model as the radio fork saves it, with MAE's `save_model`, in a process of several; returns the file."""
-    state = {name.replace("head.", "decoder_pred."): value for name, value in checkpoint.load(weights)["model"].items()}
+    state = {
+        name.replace("head.", "decoder_pred."): value
+        for name, value in checkpoint.load(weights)["model"].items()
+    }
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].repeat(1, channels, 1, 1) / channels
-    torch.save({"model": {f"module.{name}": value for name, value in state.items()} | more, "optimizer": {"state": {}},
-                "epoch": 49, "scaler": {}, "args": argparse.Namespace(lr=1e-3, output_dir=path.parent)}, path)  # fmt: skip
+    torch.save(
+        {
+            "model": {f"module.{name}": value for name, value in state.items()} | more,
+            "optimizer": {"state": {}},
+            "epoch": 49,
+            "scaler": {},
+            "args": argparse.Namespace(lr=1e-3, output_dir=path.parent),
+        },
+        path,
+    )
     return path
 
 
@@ -369,9 +551,11 @@ def test_the_forks_segmentation_model(weights, scene, tmp_path, capsys, channels
     fork = as_the_fork(weights, tmp_path / "fork.pth", channels)
     assert segment(fork, tmp_path / "out", scene, "--classes", "Noise,NR,LTE") == 0
     [line] = [line for line in capsys.readouterr().err.splitlines() if "front end" in line]
-    assert line == (f"warning: {fork}: the file has no front end; the published one is used (FFT of 1024, windows of 16 ms, "
-                    "images of 64 x 64, each with zero mean and unit variance); block norms have epsilon "
-                    "1e-06 (--norm_eps)")  # fmt: skip
+    assert line == (
+        f"warning: {fork}: the file has no front end; the published one is used (FFT of 1024, windows of 16 ms, "
+        "images of 64 x 64, each with zero mean and unit variance); block norms have epsilon "
+        "1e-06 (--norm_eps)"
+    )
     about = json.loads((tmp_path / "out" / "000003.json").read_text())
     front_end = Spectrogram(1024, 0.016, (64, 64)).settings()
     assert (about["classes"], about["front_end"]) == (["Noise", "NR", "LTE"], front_end)
@@ -388,9 +572,15 @@ def test_the_forks_segmentation_model(weights, scene, tmp_path, capsys, channels
     ("flags", "expected"),
     [
         ((), "--classes: expected 3 names, the background first, as "),
-        (("--classes", "Noise,NR"), "--classes: expected 3 different names, one for each class of the head; found Noise,NR"),
+        (
+            ("--classes", "Noise,NR"),
+            "--classes: expected 3 different names, one for each class of the head; found Noise,NR",
+        ),
         (("--classes", "Noise,NR,NR"), "--classes: expected 3 different names"),
-        (("--classes", "a,b,c", "--norm_eps", "0"), "--norm_eps: expected a number above 0 and below 1; found 0 (--help"),
+        (
+            ("--classes", "a,b,c", "--norm_eps", "0"),
+            "--norm_eps: expected a number above 0 and below 1; found 0 (--help",
+        ),
     ],
 )
 def test_class_names_that_do_not_fit(weights, scene, tmp_path, capsys, flags, expected):
@@ -409,8 +599,12 @@ def test_the_epsilon_of_block_norms(weights, tmp_path):
     fork, cpu = as_the_fork(weights, tmp_path / "fork.pth"), torch.device("cpu")
     state = torch.load(weights)
     torch.save(state | {"args": state["args"] | {"norm_eps": 1e-5}}, tmp_path / "ours.pth")
-    for path, flag, expected in ((fork, None, 1e-6), (fork, 1e-5, 1e-5), (tmp_path / "ours.pth", None, 1e-5),
-                                 (tmp_path / "ours.pth", 1e-3, 1e-3)):  # fmt: skip
+    for path, flag, expected in (
+        (fork, None, 1e-6),
+        (fork, 1e-5, 1e-5),
+        (tmp_path / "ours.pth", None, 1e-5),
+        (tmp_path / "ours.pth", 1e-3, 1e-3),
+    ):
         model = engine_segment.open_segmenter(path, cpu, classes=["Noise", "NR", "LTE"], norm_eps=flag).model
         assert {block.norm1.eps for block in (*model.blocks, *model.decoder_blocks)} == {expected}
         assert model.norm.eps == model.decoder_norm.eps == 1e-6
@@ -428,16 +622,25 @@ def test_precision_is_picked_by_the_models_width(weights, tmp_path, monkeypatch)
 def write_deeplab(path):
     about = {"task": "segmentation", "model": "deeplabv3_mobilenet_v3_large"}
     model = models_deeplab.DeepLabV3(about["model"], 3, 1)
-    write_weights(path, model.state_dict(), holds="segmentation", preset=about["model"], classes=["Noise", "NR", "LTE"],
-                  front_end=Spectrogram(512, DURATION_S, (ROWS, ROWS)).settings(), args=about)  # fmt: skip
+    write_weights(
+        path,
+        model.state_dict(),
+        holds="segmentation",
+        preset=about["model"],
+        classes=["Noise", "NR", "LTE"],
+        front_end=Spectrogram(512, DURATION_S, (ROWS, ROWS)).settings(),
+        args=about,
+    )
 
 
 def test_deeplab(scene, tmp_path, capsys):
     write_deeplab(tmp_path / "deeplab.safetensors")
     assert segment(tmp_path / "deeplab.safetensors", tmp_path / "out", scene) == 0
     line = fails(capsys, tmp_path / "deeplab.safetensors", tmp_path / "o", scene, "--norm_eps", 1e-5)
-    assert line == ("error: --norm_eps: expected a Vision Transformer, which has such norms; found "
-                    "deeplabv3_mobilenet_v3_large")  # fmt: skip
+    assert line == (
+        "error: --norm_eps: expected a Vision Transformer, which has such norms; found "
+        "deeplabv3_mobilenet_v3_large"
+    )
 
 
 def test_offline_fetches_nothing(scene, tmp_path, capsys, monkeypatch):
@@ -478,14 +681,28 @@ def test_a_stream_is_labelled_a_line_a_window(weights, scene, tmp_path):
     done = stream(weights, data + b"abc", "--center_freq", 4e9)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(line["start_s"], line["duration_s"]) for line in lines] == [
-        (0.0, window / RATE), (window / RATE, window / RATE), (2 * window / RATE, 60_000 / RATE)]  # fmt: skip
+        (0.0, window / RATE),
+        (window / RATE, window / RATE),
+        (2 * window / RATE, 60_000 / RATE),
+    ]
     assert done.returncode == 2
     last = done.stderr.decode().splitlines()[-1]
-    assert last == "error: standard input: expected whole samples of 4 bytes (ci16_le); found 3 bytes after the last"
-    meta = write_sigmf(tmp_path, data[: 4 * window], "ci16_le", captures=[{"core:sample_start": 0, "core:frequency": 4e9}],
-                       sample_rate=RATE)  # fmt: skip
+    assert (
+        last
+        == "error: standard input: expected whole samples of 4 bytes (ci16_le); found 3 bytes after the last"
+    )
+    meta = write_sigmf(
+        tmp_path,
+        data[: 4 * window],
+        "ci16_le",
+        captures=[{"core:sample_start": 0, "core:frequency": 4e9}],
+        sample_rate=RATE,
+    )
     assert segment(weights, tmp_path / "out", meta, "--amp", "auto") == 0
-    expected = [{key: value for key, value in one.items() if key != "stretch"} for one in found_in(tmp_path / "out", "a")]
+    expected = [
+        {key: value for key, value in one.items() if key != "stretch"}
+        for one in found_in(tmp_path / "out", "a")
+    ]
     assert len(expected) >= 5
     for one, other in zip(lines[0]["carriers"], expected, strict=True):
         assert one["label"] == other["label"]
@@ -503,12 +720,30 @@ def test_a_whole_stream_ends_well(weights, scene, tmp_path):
 @pytest.mark.parametrize("end", ["reader", "signal"])
 def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
     """Nobody reads its lines any more, or Ctrl-C: no traceback, exit status 0."""
-    line = [sys.executable, "-c", COMMAND, "-", "--weights", str(weights), "--sample_rate", str(RATE), "--datatype", "ci8",
-            "--device", "cpu"]  # fmt: skip
-    with open("/dev/zero", "rb") as air, subprocess.Popen(
-        line, stdin=air, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process_:  # fmt: skip
+    line = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        "-",
+        "--weights",
+        str(weights),
+        "--sample_rate",
+        str(RATE),
+        "--datatype",
+        "ci8",
+        "--device",
+        "cpu",
+    ]
+    with (
+        open("/dev/zero", "rb") as air,
+        subprocess.Popen(
+            line,
+            stdin=air,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process_,
+    ):
         assert json.loads(process_.stdout.readline())["start_s"] == 0
         if end == "reader":
             process_.stdout.close()
@@ -542,11 +777,37 @@ def test_ten_gigabytes_in_constant_memory(weights, tmp_path):
 
 
 def test_weights_without_a_segmentation_head_say_which_command_makes_one(made, scene, tmp_path, capsys):
-    assert call(main_pretrain, "--data_path", made / "iq", "--model", "mae_vit_nano", "--window_ms", 5, "--n_fft", 512,
-                "--input_size", ROWS, "--epochs", 1, "--warmup_epochs", 0, "--num_workers", 0, "--device", "cpu",
-                "--output_dir", tmp_path / "pretrained") == 0  # fmt: skip
+    assert (
+        call(
+            main_pretrain,
+            "--data_path",
+            made / "iq",
+            "--model",
+            "mae_vit_nano",
+            "--window_ms",
+            5,
+            "--n_fft",
+            512,
+            "--input_size",
+            ROWS,
+            "--epochs",
+            1,
+            "--warmup_epochs",
+            0,
+            "--num_workers",
+            0,
+            "--device",
+            "cpu",
+            "--output_dir",
+            tmp_path / "pretrained",
+        )
+        == 0
+    )
     line = fails(capsys, tmp_path / "pretrained" / checkpoint.LAST, tmp_path / "out", scene)
-    assert "expected weights with a segmentation head; found none (python main_finetune.py --task segmentation" in line
+    assert (
+        "expected weights with a segmentation head; found none (python main_finetune.py --task segmentation"
+        in line
+    )
 
 
 class Evil:
@@ -564,13 +825,15 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
     model = state["model"]
     shallow = {name: value for name, value in model.items() if not name.startswith("blocks.1.")}
     headless = {name: value for name, value in model.items() if not name.startswith("decoder_norm.")}
-    for change, expected in (({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
-                             ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected valid front-end settings"),
-                             ({"model": shallow}, "expected the encoder of a preset"),
-                             ({"model": headless}, "found 2 tensors missing or of another shape, first: decoder_norm."),
-                             ({"model": model | {"gate": torch.ones(1)}}, "found 1 tensors that it has not, first: gate"),
-                             ({"classes": ["Noise", "NR"]}, "expected 3 different names, one for each class of the head"),
-                             ({"classes": []}, "--classes: expected 3 names, the background first, as ")):  # fmt: skip
+    for change, expected in (
+        ({"front_end": {"kind": "csi", "image_size": [64, 64]}}, "trained on spectrograms of IQ"),
+        ({"front_end": state["front_end"] | {"n_fft": 0}}, "expected valid front-end settings"),
+        ({"model": shallow}, "expected the encoder of a preset"),
+        ({"model": headless}, "found 2 tensors missing or of another shape, first: decoder_norm."),
+        ({"model": model | {"gate": torch.ones(1)}}, "found 1 tensors that it has not, first: gate"),
+        ({"classes": ["Noise", "NR"]}, "expected 3 different names, one for each class of the head"),
+        ({"classes": []}, "--classes: expected 3 names, the background first, as "),
+    ):
         torch.save(state | change, tmp_path / "changed.pth")
         assert expected in fails(capsys, tmp_path / "changed.pth", tmp_path / "out", scene)
 
@@ -594,7 +857,10 @@ def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expe
     [
         (("--datatype", "ci8"), "--sample_rate: expected the stream's sample rate in Hz; found None"),
         (("--sample_rate", "1e6"), "--datatype: expected the stream's datatype"),
-        (("--sample_rate", "1e6", "--datatype", "ci7"), "standard input: core:datatype or --datatype: expected one of"),
+        (
+            ("--sample_rate", "1e6", "--datatype", "ci7"),
+            "standard input: core:datatype or --datatype: expected one of",
+        ),
         (("--sample_rate", "1e6", "--datatype", "ci8", "--truth"), "--truth, --replace: expected recordings"),
     ],
 )
@@ -625,7 +891,9 @@ def test_nothing_is_written_over(made, weights, scene, tmp_path, capsys):
     assert (tmp_path / "out2" / "000003.sigmf-data").read_text() == "mine"
 
 
-def test_an_output_that_cannot_be_written_is_said_before_anything_is_labelled(weights, scene, tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_labelled(
+    weights, scene, tmp_path, capsys
+):
     (tmp_path / "out").write_text("a file")
     assert segment(weights, tmp_path / "out", scene) == 2
     captured = capsys.readouterr()
@@ -645,7 +913,9 @@ def test_a_compiler_that_does_not_work_is_said_to_be(weights, scene, tmp_path, c
         raise RuntimeError("no C++ compiler")
 
     compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled(model, dynamic=dynamic, backend=backend))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic: compiled(model, dynamic=dynamic, backend=backend)
+    )
     monkeypatch.setattr(engine_segment, "BATCH_WINDOWS_CPU", 1)
     line = fails(capsys, weights, tmp_path / "out", scene, "--compile", "on")
     assert line.startswith("error: --compile: expected a compiler that works (--compile off does without); ")
@@ -654,8 +924,15 @@ def test_a_compiler_that_does_not_work_is_said_to_be(weights, scene, tmp_path, c
 
 
 def test_truth_names_what_it_leaves_out(weights, scene, tmp_path, capsys):
-    own = [{"core:sample_start": 0, "core:freq_lower_edge": 1.0, "core:freq_upper_edge": 2.0, "core:label": "radar"},
-           {"core:sample_start": 0, "core:label": "NR"}]  # fmt: skip
+    own = [
+        {
+            "core:sample_start": 0,
+            "core:freq_lower_edge": 1.0,
+            "core:freq_upper_edge": 2.0,
+            "core:label": "radar",
+        },
+        {"core:sample_start": 0, "core:label": "NR"},
+    ]
     meta = write_sigmf(tmp_path, shifted(scene, tmp_path), "ci16_le", annotations=own, sample_rate=RATE)
     assert segment(weights, tmp_path / "out", meta, "--truth") == 0
     assert "left out of the truth: radar (1), without frequency edges (1)" in capsys.readouterr().err

@@ -21,7 +21,20 @@ from util.pretrained import read_weights
 from util.recipes import RECIPES
 
 WINDOWS = ("--n_fft", 64, "--window_ms", 10, "--input_size", 16)
-QUICK = ("--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--num_workers", 0, "--device", "cpu", "--amp", "off")
+QUICK = (
+    "--epochs",
+    1,
+    "--warmup_epochs",
+    0,
+    "--batch_size",
+    4,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+)
 RUN = ("--num_workers", 0, "--device", "cpu", "--amp", "off")
 
 
@@ -53,8 +66,24 @@ def scenes(tmp_path):
 def weights(air, tmp_path):
     """Encoder and decoder of the nano model, with their front end."""
     path = tmp_path / "mae.safetensors"
-    assert pretrain("--data_path", air, "--model", "mae_vit_nano", *WINDOWS, *QUICK, "--val_fraction", 0, "--output_dir",
-                    tmp_path / "first", "--norm_pix_loss", "--export", path) == 0  # fmt: skip
+    assert (
+        pretrain(
+            "--data_path",
+            air,
+            "--model",
+            "mae_vit_nano",
+            *WINDOWS,
+            *QUICK,
+            "--val_fraction",
+            0,
+            "--output_dir",
+            tmp_path / "first",
+            "--norm_pix_loss",
+            "--export",
+            path,
+        )
+        == 0
+    )
     return path
 
 
@@ -75,14 +104,28 @@ def args_of(folder):
 
 def test_pretraining_goes_on_from_weights_that_say_model_and_front_end(air, weights, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = ("--data_path", air, "--init", weights, *QUICK, "--val_fraction", 0.3, "--lr", 0, "--output_dir", out)
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        weights,
+        *QUICK,
+        "--val_fraction",
+        0.3,
+        "--lr",
+        0,
+        "--output_dir",
+        out,
+    )
     assert pretrain(*flags) == 0
     said = capsys.readouterr()
     assert "new 0" in said.out
     state, there = checkpoint.load(out / checkpoint.LAST), read_weights(weights)
     assert (state["args"]["model"], state["front_end"]) == ("mae_vit_nano", there.front_end)
     assert state["args"]["norm_pix_loss"] is True
-    assert all(torch.equal(value, there.state_dict[name]) for name, value in state["model"].items())  # a rate of 0
+    assert all(
+        torch.equal(value, there.state_dict[name]) for name, value in state["model"].items()
+    )  # a rate of 0
     before, after = log_of(out)
     assert (before["epoch"], before["step"], after["epoch"]) == (-1, 0, 0)
     assert before["val_loss"] == pytest.approx(after["val_loss"])
@@ -91,7 +134,17 @@ def test_pretraining_goes_on_from_weights_that_say_model_and_front_end(air, weig
 
 
 def test_a_stopped_run_from_weights_goes_on_without_them(air, weights, tmp_path):
-    flags = ("--data_path", air, "--init", weights, *QUICK[2:], "--val_fraction", 0.3, "--output_dir", tmp_path / "out")
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        weights,
+        *QUICK[2:],
+        "--val_fraction",
+        0.3,
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert pretrain(*flags, "--epochs", 1) == 0
     (tmp_path / "moved").mkdir()
     path = tmp_path / "out" / checkpoint.LAST
@@ -108,7 +161,18 @@ def test_from_rgb_weights_of_mae_to_one_channel(air, tmp_path, capsys):
     namespace = argparse.Namespace(model="mae_vit_nano", norm_pix_loss=False)
     saved = {"model": rgb.state_dict(), "optimizer": {}, "epoch": 3, "scaler": {}, "args": namespace}
     torch.save(saved, tmp_path / "rgb.pth")
-    flags = ("--data_path", air, "--init", tmp_path / "rgb.pth", *WINDOWS, *QUICK, "--val_fraction", 0, "--lr", 0)
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        tmp_path / "rgb.pth",
+        *WINDOWS,
+        *QUICK,
+        "--val_fraction",
+        0,
+        "--lr",
+        0,
+    )
     assert pretrain(*flags, "--output_dir", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "patch_embed.proj.weight 3 -> 1 channels" in out
@@ -123,7 +187,20 @@ def test_from_rgb_weights_of_mae_to_one_channel(air, tmp_path, capsys):
 
 
 def test_from_one_window_and_grid_to_another(air, weights, tmp_path, capsys):
-    flags = ("--data_path", air, "--init", weights, *QUICK, "--val_fraction", 0, "--window_ms", 5, "--input_size", 24, 32)
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        weights,
+        *QUICK,
+        "--val_fraction",
+        0,
+        "--window_ms",
+        5,
+        "--input_size",
+        24,
+        32,
+    )
     assert pretrain(*flags, "--output_dir", tmp_path / "out") == 0
     said = capsys.readouterr()
     assert "pos_embed 4 x 4 -> 6 x 8" in said.out
@@ -136,10 +213,26 @@ def test_from_one_window_and_grid_to_another(air, weights, tmp_path, capsys):
 
 def test_the_encoder_alone_starts_with_a_new_decoder(air, tmp_path, weights, capsys):
     state = {name: value for name, value in read_weights(weights).state_dict.items() if "decoder" not in name}
-    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "encoder.ckpt")
-    flags = ("--data_path", air, "--init", tmp_path / "encoder.ckpt", *WINDOWS, *QUICK, "--val_fraction", 0, "--lr", 0)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "encoder.ckpt"
+    )
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        tmp_path / "encoder.ckpt",
+        *WINDOWS,
+        *QUICK,
+        "--val_fraction",
+        0,
+        "--lr",
+        0,
+    )
     assert pretrain(*flags, "--output_dir", tmp_path / "out") == 0
-    assert "decoder_pos_embed, decoder_embed.*, decoder_blocks.0..2.*" in capsys.readouterr().out.partition("\nnew ")[2]
+    assert (
+        "decoder_pos_embed, decoder_embed.*, decoder_blocks.0..2.*"
+        in capsys.readouterr().out.partition("\nnew ")[2]
+    )
     found = checkpoint.load(tmp_path / "out" / checkpoint.LAST)["model"]
     assert all(torch.equal(found[name], value) for name, value in state.items())
 
@@ -150,10 +243,13 @@ def test_the_encoder_alone_starts_with_a_new_decoder(air, tmp_path, weights, cap
         (("--init", "a.pth", "--resume", "b.pth"), "--init, --resume: expected one of them"),
         (("--resume", "WEIGHTS"), "found weights alone, without optimizer|main_pretrain.py --init"),
         (("--init", "nowhere.pth"), "nowhere.pth: expected a file of weights; found no such file"),
-        (("--init", "WEIGHTS", "--model", "mae_vit_small_patch16"), "--model mae_vit_small_patch16: expected mae_vit_nano"),
+        (
+            ("--init", "WEIGHTS", "--model", "mae_vit_small_patch16"),
+            "--model mae_vit_small_patch16: expected mae_vit_nano",
+        ),
         (("--init", "MODULE"), "expected a file of weights|torch.nn.modules.linear.Linear"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_about_where_to_start(air, weights, tmp_path, capsys, flags, says):
     torch.save({"model": read_weights(weights).state_dict}, tmp_path / "weights.pth")
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "module.pth")
@@ -168,8 +264,19 @@ def test_mistakes_about_where_to_start(air, weights, tmp_path, capsys, flags, sa
 
 
 def test_an_empty_resume_is_none(air, weights, tmp_path):
-    flags = ("--data_path", air, "--init", weights, *QUICK, "--val_fraction", 0, "--resume", "", "--output_dir",
-             tmp_path / "out")  # fmt: skip
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        weights,
+        *QUICK,
+        "--val_fraction",
+        0,
+        "--resume",
+        "",
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert pretrain(*flags) == 0
     assert pretrain(*flags) == 2  # it wants a folder without checkpoints
 
@@ -178,7 +285,9 @@ def test_an_empty_resume_is_none(air, weights, tmp_path):
 
 
 def test_finetuning_takes_the_model_of_the_weights(scenes, weights, tmp_path, capsys):
-    assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 0
+    assert (
+        finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 0
+    )
     assert args_of(tmp_path / "out")["model"] == "vit_nano"
     assert finetune("--data_path", scenes, *QUICK, "--output_dir", tmp_path / "scratch") == 0
     assert args_of(tmp_path / "scratch")["model"] == "vit_small_patch16"
@@ -187,11 +296,37 @@ def test_finetuning_takes_the_model_of_the_weights(scenes, weights, tmp_path, ca
 
 def test_an_evaluation_needs_nothing_but_the_checkpoint(scenes, weights, tmp_path, capsys):
     run = tmp_path / "run"
-    flags = ("--data_path", scenes, "--finetune", weights, *QUICK, "--test_fraction", 0.3, "--head_depth", 1, "--seed", 7)
+    flags = (
+        "--data_path",
+        scenes,
+        "--finetune",
+        weights,
+        *QUICK,
+        "--test_fraction",
+        0.3,
+        "--head_depth",
+        1,
+        "--seed",
+        7,
+    )
     assert finetune(*flags, "--output_dir", run) == 0
-    assert call(main_finetune, "--eval", "--resume", run / checkpoint.BEST, *RUN, "--output_dir", tmp_path / "again") == 0
+    assert (
+        call(
+            main_finetune,
+            "--eval",
+            "--resume",
+            run / checkpoint.BEST,
+            *RUN,
+            "--output_dir",
+            tmp_path / "again",
+        )
+        == 0
+    )
     assert results(tmp_path / "again")["test"] == results(run)["test"]
-    assert finetune("--eval", "--resume", run / checkpoint.BEST, "--seed", 8, "--output_dir", tmp_path / "other") == 2
+    assert (
+        finetune("--eval", "--resume", run / checkpoint.BEST, "--seed", 8, "--output_dir", tmp_path / "other")
+        == 2
+    )
     assert "--seed: expected 7" in capsys.readouterr().err
 
 
@@ -208,16 +343,29 @@ def test_weights_of_another_project_are_evaluated_under_the_names_of_the_data(sc
     model = models_vit.create_model("vit_nano", "segmentation", 3, (16, 16), norm_eps=1e-5)
     state = {name.replace("head.", "decoder_pred."): value for name, value in model.state_dict().items()}
     path = tmp_path / "fork.pth"
-    torch.save({"model": state, "optimizer": {}, "epoch": 9, "scaler": {}, "args": argparse.Namespace(nb_classes=3)}, path)
+    torch.save(
+        {"model": state, "optimizer": {}, "epoch": 9, "scaler": {}, "args": argparse.Namespace(nb_classes=3)},
+        path,
+    )
     for number, flag in enumerate(("--finetune", "--resume")):
         out = tmp_path / f"out{number}"
-        assert finetune("--data_path", scenes, "--eval", flag, path, "--norm_eps", 1e-5, *RUN, "--output_dir", out) == 0
+        assert (
+            finetune(
+                "--data_path", scenes, "--eval", flag, path, "--norm_eps", 1e-5, *RUN, "--output_dir", out
+            )
+            == 0
+        )
         assert "decoder_pred -> head" in (said := capsys.readouterr().out)
         assert "epsilon 1e-05" in said
     assert results(tmp_path / "out0")["test"] == results(tmp_path / "out1")["test"]
     own = tmp_path / "own.pth"
     torch.save(model.state_dict(), own)
-    assert finetune("--data_path", scenes, "--eval", "--finetune", own, "--norm_eps", 1e-5, *RUN, "--output_dir", out) == 0
+    assert (
+        finetune(
+            "--data_path", scenes, "--eval", "--finetune", own, "--norm_eps", 1e-5, *RUN, "--output_dir", out
+        )
+        == 0
+    )
     assert results(out)["test"] == results(tmp_path / "out0")["test"]
 
 
@@ -228,8 +376,22 @@ def test_a_sensing_model_of_the_radio_fork_is_evaluated(tmp_path, capsys):
     for classes, status in ((2, 0), (6, 2)):
         model = models_vit.create_model("vit_nano", "classification", classes, (16, 16), global_pool=False)
         path = tmp_path / f"{classes}.pth"
-        torch.save({"model": model.state_dict(), "args": argparse.Namespace(nb_classes=classes, output_dir=path)}, path)
-        flags = ("--eval", "--finetune", path, "--task", "sensing", "--data_path", data, "--input_size", 16, *RUN)
+        torch.save(
+            {"model": model.state_dict(), "args": argparse.Namespace(nb_classes=classes, output_dir=path)},
+            path,
+        )
+        flags = (
+            "--eval",
+            "--finetune",
+            path,
+            "--task",
+            "sensing",
+            "--data_path",
+            data,
+            "--input_size",
+            16,
+            *RUN,
+        )
         assert call(main_finetune, *flags, "--output_dir", tmp_path / f"out{classes}") == status
     said = capsys.readouterr().err
     assert "names no classes; its outputs are taken for sit, walk, in this order" in said
@@ -237,9 +399,13 @@ def test_a_sensing_model_of_the_radio_fork_is_evaluated(tmp_path, capsys):
     assert 0 <= results(tmp_path / "out2")["test"]["accuracy"] <= 1
 
 
-def test_a_set_with_a_front_end_of_its_own_is_learned_and_a_line_says_what_that_means(weights, tmp_path, capsys):
+def test_a_set_with_a_front_end_of_its_own_is_learned_and_a_line_says_what_that_means(
+    weights, tmp_path, capsys
+):
     scenes = write_scenes(tmp_path / "larger", size=32)
-    assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 0
+    assert (
+        finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 0
+    )
     [line] = [line for line in capsys.readouterr().err.splitlines() if "front end" in line]
     assert "10 ms as 32 x 32, FFT 64; the weights were trained on 10 ms as 16 x 16, FFT 64" in line
 
@@ -249,7 +415,19 @@ def test_a_set_with_a_front_end_of_its_own_is_learned_and_a_line_says_what_that_
 
 def test_adapters_train_and_the_encoder_stays(scenes, weights, tmp_path, capsys):
     run, exported = tmp_path / "run", tmp_path / "adapted.safetensors"
-    flags = ("--data_path", scenes, "--finetune", weights, "--lora", 2, *QUICK[2:], "--epochs", 2, "--blr", 0.5)
+    flags = (
+        "--data_path",
+        scenes,
+        "--finetune",
+        weights,
+        "--lora",
+        2,
+        *QUICK[2:],
+        "--epochs",
+        2,
+        "--blr",
+        0.5,
+    )
     assert finetune(*flags, "--output_dir", run, "--export", exported) == 0
     assert "--lora 2: " in capsys.readouterr().out
     before, after = read_weights(weights).state_dict, checkpoint.load(run / checkpoint.BEST)["model"]
@@ -279,7 +457,10 @@ def test_adapters_train_and_the_encoder_stays(scenes, weights, tmp_path, capsys)
         (("--lora", 17), "--lora: expected a rank from 1 to 16, the width of the encoder; found 17"),
         (("--lora", 2, "--lora_alpha", 0), "--lora_alpha"),
         (("--lora", 2, "--finetune", ""), "--lora: expected --finetune WEIGHTS"),
-        (("--lora", 2, "--train", "head"), "--lora: expected the encoder with adapters to train|found --train head"),
+        (
+            ("--lora", 2, "--train", "head"),
+            "--lora: expected the encoder with adapters to train|found --train head",
+        ),
         (("--lora", 2, "--recipe", "linprobe"), "--lora: expected|found --recipe linprobe"),
         (("--lora_alpha", 4), "--lora_alpha 4.0: expected --lora RANK with it"),
         (("--init", "a.pth"), "--init: not a flag here: --finetune starts from weights"),
@@ -291,7 +472,12 @@ def test_adapters_train_and_the_encoder_stays(scenes, weights, tmp_path, capsys)
 )
 def test_mistakes_in_flags_are_one_line(scenes, weights, tmp_path, capsys, flags, says):
     capsys.readouterr()
-    assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, *flags, "--output_dir", tmp_path / "out") == 2
+    assert (
+        finetune(
+            "--data_path", scenes, "--finetune", weights, *QUICK, *flags, "--output_dir", tmp_path / "out"
+        )
+        == 2
+    )
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert all(words in line for words in says.split("|"))
@@ -318,7 +504,15 @@ def test_weights_that_are_not_finite_are_named(scenes, weights, tmp_path, capsys
     state = read_weights(weights).state_dict
     state["blocks.1.norm1.bias"][3] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
-    flags = ("--data_path", scenes, "--finetune", tmp_path / "nan.pth", *QUICK, "--output_dir", tmp_path / "out")
+    flags = (
+        "--data_path",
+        scenes,
+        "--finetune",
+        tmp_path / "nan.pth",
+        *QUICK,
+        "--output_dir",
+        tmp_path / "out",
+    )
     capsys.readouterr()
     assert finetune(*flags) == 2
     *_, line = capsys.readouterr().err.splitlines()
@@ -343,7 +537,18 @@ def test_recipes(scenes, weights, tmp_path, capsys):
     for recipe in RECIPES:
         out = tmp_path / recipe
         given = () if recipe == "few" else QUICK[:4]
-        flags = ("--data_path", scenes, "--finetune", weights, "--recipe", recipe, *given, *QUICK[6:], "--output_dir", out)
+        flags = (
+            "--data_path",
+            scenes,
+            "--finetune",
+            weights,
+            "--recipe",
+            recipe,
+            *given,
+            *QUICK[6:],
+            "--output_dir",
+            out,
+        )
         assert finetune(*flags) == 0
         found = args_of(out)
         for name, value in RECIPES[recipe].items():
@@ -355,9 +560,27 @@ def test_recipes(scenes, weights, tmp_path, capsys):
     probe = checkpoint.load(tmp_path / "linprobe" / checkpoint.LAST)
     assert "head_norm.running_mean" in probe["model"]
     before = read_weights(weights).state_dict
-    assert all(torch.equal(value, before[name]) for name, value in probe["model"].items() if name.startswith("blocks."))
-    assert finetune("--data_path", scenes, "--finetune", weights, "--recipe", "few", "--blr", 0.25, *QUICK, "--output_dir",
-                    tmp_path / "own") == 0  # fmt: skip
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in probe["model"].items()
+        if name.startswith("blocks.")
+    )
+    assert (
+        finetune(
+            "--data_path",
+            scenes,
+            "--finetune",
+            weights,
+            "--recipe",
+            "few",
+            "--blr",
+            0.25,
+            *QUICK,
+            "--output_dir",
+            tmp_path / "own",
+        )
+        == 0
+    )
     assert (args_of(tmp_path / "own")["blr"], args_of(tmp_path / "own")["epochs"]) == (0.25, 1)
 
 
@@ -375,8 +598,21 @@ def test_a_new_user_names_weights_data_and_classes(weights, tmp_path, capsys):
     labels = [BAND | {"core:label": "wifi"}, BAND | {"core:label": "bluetooth", "core:sample_start": 2000}]
     for number in range(10):
         write_ci16(tmp_path / "labelled", f"r{number}", 0.03, seed=number, annotations=labels)
-    assert finetune("--finetune", weights, "--data_path", tmp_path / "labelled", "--classes", "noise,wifi,bluetooth",
-                    "--device", "cpu", "--output_dir", tmp_path / "out") == 0  # fmt: skip
+    assert (
+        finetune(
+            "--finetune",
+            weights,
+            "--data_path",
+            tmp_path / "labelled",
+            "--classes",
+            "noise,wifi,bluetooth",
+            "--device",
+            "cpu",
+            "--output_dir",
+            tmp_path / "out",
+        )
+        == 0
+    )
     assert checkpoint.load(tmp_path / "out" / checkpoint.BEST)["classes"] == ["noise", "wifi", "bluetooth"]
     assert "parameters; memory: " in capsys.readouterr().out
 
@@ -384,9 +620,13 @@ def test_a_new_user_names_weights_data_and_classes(weights, tmp_path, capsys):
 # What a run will cost
 
 
-def test_a_run_that_cannot_fit_is_refused_before_its_first_step(scenes, weights, tmp_path, capsys, monkeypatch):
+def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
+    scenes, weights, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(cost, "free_bytes", lambda device: 2**28)
-    assert finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 2
+    assert (
+        finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 2
+    )
     line = capsys.readouterr().err.splitlines()[-1]
     assert "--batch_size 4: expected a run within the 0.2 GiB of free memory" in line
     assert not (tmp_path / "out").exists()
@@ -406,7 +646,19 @@ def test_memory_grows_with_what_takes_it():
 
 
 def test_the_time_to_the_end_is_said_after_a_few_steps(air, weights, tmp_path, capsys):
-    flags = ("--data_path", air, "--init", weights, *QUICK[2:], "--batch_size", 1, "--epochs", 2, "--val_fraction", 0)
+    flags = (
+        "--data_path",
+        air,
+        "--init",
+        weights,
+        *QUICK[2:],
+        "--batch_size",
+        1,
+        "--epochs",
+        2,
+        "--val_fraction",
+        0,
+    )
     assert pretrain(*flags, "--output_dir", tmp_path / "out") == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "to the end" in line]
     assert "25 steps of" in line  # 15 windows an epoch, of which 5 are done
@@ -416,7 +668,17 @@ def test_the_time_to_the_end_is_said_after_a_few_steps(air, weights, tmp_path, c
 
 def test_the_report_and_the_header_carry_the_epsilon(scenes, weights, tmp_path, capsys):
     path = tmp_path / "out.safetensors"
-    flags = ("--data_path", scenes, "--finetune", weights, "--norm_eps", 1e-5, *QUICK, "--output_dir", tmp_path / "out")
+    flags = (
+        "--data_path",
+        scenes,
+        "--finetune",
+        weights,
+        "--norm_eps",
+        1e-5,
+        *QUICK,
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert finetune(*flags, "--export", path) == 0
     assert "norms inside blocks: epsilon 1e-05" in capsys.readouterr().out
     found = read_weights(path)

@@ -21,9 +21,34 @@ import submitit_launch
 from util import checkpoint
 
 EPOCHS, STEPS = 10, 30
-SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 2,
-         "--epochs", EPOCHS, "--save_every_epochs", EPOCHS, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0,
-         "--num_workers", 0, "--device", "cpu", "--peak_tflops", 1)  # fmt: skip
+SMALL = (
+    "--model",
+    "mae_vit_tiny_patch16",
+    "--input_size",
+    32,
+    "--n_fft",
+    64,
+    "--window_ms",
+    10,
+    "--batch_size",
+    2,
+    "--epochs",
+    EPOCHS,
+    "--save_every_epochs",
+    EPOCHS,
+    "--warmup_epochs",
+    1,
+    "--blr",
+    0.1,
+    "--val_fraction",
+    0,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--peak_tflops",
+    1,
+)
 
 # Does what torchrun does, as far as its launcher sees: it ends with 1 when it was told to stop, after its processes have.
 TORCHRUN = """#!/bin/bash
@@ -44,9 +69,17 @@ log=${log//%j/12}; exec "$@" >> "${log//%t/0}" 2>&1""",
     "squeue": 'cat "$HERE/state"',
     "scontrol": """[ "$1" = show ] && { echo gpu3; echo gpu4; } || echo "$*" >> "$HERE/asked" """,
 }
-JOB = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[3-4]",
-       "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_GPUS_ON_NODE": "8",
-       "SLURM_CPUS_PER_TASK": "64"}  # fmt: skip
+JOB = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_NTASKS": "2",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_JOB_NODELIST": "gpu[3-4]",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_GPUS_ON_NODE": "8",
+    "SLURM_CPUS_PER_TASK": "64",
+}
 
 
 def program(path, text):
@@ -118,15 +151,22 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
         wait_for(lambda: not alive(pid))
         printed = log.read_text()
 
-    order = re.findall(rf"stopped: .*SIGTERM after step {step}; saved in out, |resumed from out/checkpoint-last.pth: .*, "
-                       rf"{step} steps|trained to epoch {EPOCHS}", printed)  # fmt: skip
+    order = re.findall(
+        rf"stopped: .*SIGTERM after step {step}; saved in out, |resumed from out/checkpoint-last.pth: .*, "
+        rf"{step} steps|trained to epoch {EPOCHS}",
+        printed,
+    )
     assert [line.split()[0] for line in order] == ["stopped:", "resumed", "trained"], printed[-3000:]
     assert 1 <= step < STEPS
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
-    assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, 3 * epoch + 3) for epoch in range(EPOCHS)]
+    assert [(row["epoch"], row["step"]) for row in rows] == [
+        (epoch, 3 * epoch + 3) for epoch in range(EPOCHS)
+    ]
 
     finish(tmp_path / "through", 2, "main_pretrain", *flags, "--output_dir", "through/out")
-    ours, theirs = (checkpoint.load(folder / "out" / checkpoint.LAST) for folder in (tmp_path, tmp_path / "through"))
+    ours, theirs = (
+        checkpoint.load(folder / "out" / checkpoint.LAST) for folder in (tmp_path, tmp_path / "through")
+    )
     assert ours["model"].keys() == theirs["model"].keys()
     assert all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())
     for number, moments in theirs["optimizer"]["state"].items():
@@ -137,7 +177,9 @@ def test_a_stopped_job_saves_is_requeued_and_ends_the_same_to_the_bit(tmp_path, 
 def test_a_trainer_that_fails_ends_the_job_with_its_status_and_message(slurm, monkeypatch):
     """With the real torchrun, and two processes that fail as the trainers do."""
     monkeypatch.setattr(submitit_launch, "TORCHRUN", (sys.executable, "-m", "torch.distributed.run"))
-    message = {"message": {"message": "UserError: rank 0 of 2: no such data", "extraInfo": {"timestamp": "1"}}}
+    message = {
+        "message": {"message": "UserError: rank 0 of 2: no such data", "extraInfo": {"timestamp": "1"}}
+    }
     # The one that fails first has the other stopped, which may not have begun by then: so they wait for each other.
     (slurm / "trainer.py").write_text(f"""
 import os, pathlib, sys, time
@@ -147,12 +189,16 @@ pathlib.Path(attempt + os.environ["RANK"]).touch()
 while not all(pathlib.Path(attempt + rank).exists() for rank in "01"):
     time.sleep(0.01)
 sys.exit(2)""")
-    job = submitted("--nodes", 1, "--gpus_per_node", 2, "--max_restarts", 1, command=[str(slurm / "trainer.py")])
+    job = submitted(
+        "--nodes", 1, "--gpus_per_node", 2, "--max_restarts", 1, command=[str(slurm / "trainer.py")]
+    )
     assert job.start().wait(300) == 2
     assert job.log.read_text().splitlines()[-1] == (
         "error: trainer.py: expected it to end well; found status 2, rank 0 of 2: no such data"
     )
-    assert {path.name for path in slurm.glob("attempt*")} == {f"attempt {n}, rank {rank}" for n in (0, 1) for rank in (0, 1)}
+    assert {path.name for path in slurm.glob("attempt*")} == {
+        f"attempt {n}, rank {rank}" for n in (0, 1) for rank in (0, 1)
+    }
     assert not (slurm / "asked").exists()
 
 
@@ -183,9 +229,26 @@ def submitted(*flags, command=("main_pretrain.py",)):
 
 
 def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
-    flags = ("--nodes", 2, "--gpus_per_node", 8, "--timeout_min", 1440, "--partition", "gpu",
-             "--max_timeouts", 7, "--max_restarts", 2, "--sbatch", "account=radio", "--sbatch", "mem=200G",
-             "--sbatch", "exclusive")  # fmt: skip
+    flags = (
+        "--nodes",
+        2,
+        "--gpus_per_node",
+        8,
+        "--timeout_min",
+        1440,
+        "--partition",
+        "gpu",
+        "--max_timeouts",
+        7,
+        "--max_restarts",
+        2,
+        "--sbatch",
+        "account=radio",
+        "--sbatch",
+        "mem=200G",
+        "--sbatch",
+        "exclusive",
+    )
     own = ("--data_path", "recordings/day 1", "--model", "mae_vit_large_patch16")
     assert call(submitit_launch, *flags, "main_pretrain.py", *own) == 0
     printed = capsys.readouterr().out
@@ -194,10 +257,24 @@ def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
     assert "scancel 12" in printed
 
     lines = (slurm / "submitted.sh").read_text().splitlines()
-    asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
-    expected = {"nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "8", "cpus-per-task": "64", "time": "1440",
-                "partition": "gpu", "mem": "200G", "signal": "USR2@120", "requeue": "", "open-mode": "append",
-                "account": "radio", "exclusive": "", "job-name": "radio-mae"}  # fmt: skip
+    asked = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH")
+    )
+    expected = {
+        "nodes": "2",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "8",
+        "cpus-per-task": "64",
+        "time": "1440",
+        "partition": "gpu",
+        "mem": "200G",
+        "signal": "USR2@120",
+        "requeue": "",
+        "open-mode": "append",
+        "account": "radio",
+        "exclusive": "",
+        "job-name": "radio-mae",
+    }
     assert {name: asked.get(name) for name in expected} == expected
     (step,) = (line for line in lines if line.startswith("srun "))
     assert " --cpus-per-task=64 env PYTHONPATH=" in step
@@ -207,16 +284,28 @@ def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
     for name, value in (JOB | {"SUBMITIT_EXECUTOR": "slurm"}).items():
         monkeypatch.setenv(name, value)
     assert submission.function.line(submitit.JobEnvironment()) == [
-        "torchrun", "--nnodes=2", "--nproc_per_node=8", "--rdzv_backend=c10d", "--rdzv_endpoint=gpu3:10012", "--rdzv_id=12",
-        "--max-restarts=2", f"{ROOT}/main_pretrain.py", *own,
-    ]  # fmt: skip
+        "torchrun",
+        "--nnodes=2",
+        "--nproc_per_node=8",
+        "--rdzv_backend=c10d",
+        "--rdzv_endpoint=gpu3:10012",
+        "--rdzv_id=12",
+        "--max-restarts=2",
+        f"{ROOT}/main_pretrain.py",
+        *own,
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "state", "requeued"), [
-    (signal.SIGUSR2, "", True), (signal.SIGUSR1, "", True), (signal.SIGTERM, "RUNNING", True),
-    (signal.SIGTERM, "COMPLETING", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "state", "requeued"),
+    [
+        (signal.SIGUSR2, "", True),
+        (signal.SIGUSR1, "", True),
+        (signal.SIGTERM, "RUNNING", True),
+        (signal.SIGTERM, "COMPLETING", False),
+    ],
+)
 def test_a_signal_of_slurm(slurm, number, state, requeued):
     """The trainers save, then the job goes back into the queue, unless Slurm is ending it: then that is Slurm's to do."""
     (slurm / "state").write_text(f"{state}\n")
@@ -224,7 +313,9 @@ def test_a_signal_of_slurm(slurm, number, state, requeued):
     process = job.start()
     torchrun = job.torchrun()
     for other in (signal.SIGUSR1, signal.SIGUSR2):
-        os.kill(torchrun, other)  # what a cluster that signals all processes of a job does: torchrun does not mind
+        os.kill(
+            torchrun, other
+        )  # what a cluster that signals all processes of a job does: torchrun does not mind
     job.signal(number)
     wait_for(lambda: "told" in job.log.read_text())
     assert not (slurm / "asked").exists()
@@ -233,7 +324,9 @@ def test_a_signal_of_slurm(slurm, number, state, requeued):
     assert printed.count("told") == printed.count("saved") == 1
     if not requeued:
         assert status == 75
-        assert printed.splitlines()[-1] == "stopped: SIGTERM: not requeued from here, as the job is COMPLETING"
+        assert (
+            printed.splitlines()[-1] == "stopped: SIGTERM: not requeued from here, as the job is COMPLETING"
+        )
         assert not (slurm / "asked").exists()
         return
     assert status not in (0, 75)
@@ -299,7 +392,9 @@ def test_a_local_job_is_cancelled_with_kill_and_saves(slurm, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, None])
 def test_the_sbatch_file_of_the_manual(slurm, number):
     """Requeued after a signal, which torchrun gets as SIGTERM, and not after a failure."""
-    (script,) = re.findall(r"```bash\n(#!/bin/bash.*?)```", (ROOT / "docs" / "CLUSTER.md").read_text(), re.DOTALL)
+    (script,) = re.findall(
+        r"```bash\n(#!/bin/bash.*?)```", (ROOT / "docs" / "CLUSTER.md").read_text(), re.DOTALL
+    )
     (slurm / "submitted.sh").write_text(script)
     if number is None:
         (slurm / "fails").touch()
@@ -333,9 +428,15 @@ MISTAKES = [
     (("--nodes", 0, *DATA), ("--nodes: expected at least 1; found 0",)),
     (("--gpus_per_node", -1, *DATA), ("--gpus_per_node", "found -1")),
     (("--timeout_min", 2, *DATA), ("--timeout_min", "at least 5; found 2")),
-    (("--gpus_per_node", 2, "--processes_per_node", 3, *DATA), ("--processes_per_node", "--gpus_per_node 2", "found 3")),
+    (
+        ("--gpus_per_node", 2, "--processes_per_node", 3, *DATA),
+        ("--processes_per_node", "--gpus_per_node 2", "found 3"),
+    ),
     (("--executor", "local", "--nodes", 2, *DATA), ("--nodes", "--executor local", "found 2")),
-    (("main_train.py", "--data_path", "air"), ("main_pretrain.py or main_finetune.py", "found main_train.py")),
+    (
+        ("main_train.py", "--data_path", "air"),
+        ("main_pretrain.py or main_finetune.py", "found main_train.py"),
+    ),
     (("elsewhere/main_pretrain.py", "--data_path", "air"), ("found elsewhere/main_pretrain.py",)),
     ((*DATA, "--mask_ratio", 2), ("--mask_ratio", "found 2")),
     ((*DATA, "--nodes", 2), ("main_pretrain.py: --nodes: not a flag here",)),
@@ -345,7 +446,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "words"), MISTAKES, ids=[" ".join(map(str, flags)) for flags, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("flags", "words"), MISTAKES, ids=[" ".join(map(str, flags)) for flags, _ in MISTAKES]
+)
 def test_mistakes(slurm, capsys, flags, words):
     assert call(submitit_launch, *flags) == failed(capsys, *words)
     assert not (slurm / "submitted.sh").exists()
@@ -365,4 +468,6 @@ def test_without_slurm(slurm, capsys, monkeypatch):
 
 def test_a_job_that_slurm_refuses(slurm, capsys):
     (slurm / "full").touch()
-    assert call(submitit_launch, *DATA) == failed(capsys, "expected slurm to take the job", "invalid partition")
+    assert call(submitit_launch, *DATA) == failed(
+        capsys, "expected slurm to take the job", "invalid partition"
+    )

@@ -36,7 +36,13 @@ KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}
 
 
 def flags(output, counts=COUNTS, *more):
-    return ["--output", output, *(word for name in KINDS for word in (f"--{name}", counts.get(name, 0))), *SMALL, *more]
+    return [
+        "--output",
+        output,
+        *(word for name in KINDS for word in (f"--{name}", counts.get(name, 0))),
+        *SMALL,
+        *more,
+    ]
 
 
 def synthesize(output, counts=COUNTS, *more):
@@ -75,8 +81,13 @@ def whole(tmp_path_factory):
 def test_sets_hold_their_scenes(whole):
     front_end = Spectrogram(128, 0.002, (32, 32))
     assert sorted(path.name for path in whole.iterdir()) == [
-        "contact_sheet.png", "iq", "synthesis.json", "test", "train", "val",
-    ]  # fmt: skip
+        "contact_sheet.png",
+        "iq",
+        "synthesis.json",
+        "test",
+        "train",
+        "val",
+    ]
     for name, count in COUNTS.items():
         made = SpectrogramSet(whole / name)
         assert made.shape == (count, 1, 32, 32)
@@ -101,7 +112,10 @@ def test_masks_are_the_rectangles_of_their_metadata(whole):
     seen = set()
     for name in COUNTS:
         made = SpectrogramSet(whole / name)
-        starts_s = Spectrogram(128, 0.002, (32, 32)).frame_starts(3840).view(32, -1).double().mean(dim=1).numpy() / 1.92e6
+        starts_s = (
+            Spectrogram(128, 0.002, (32, 32)).frame_starts(3840).view(32, -1).double().mean(dim=1).numpy()
+            / 1.92e6
+        )
         times_s = starts_s + 64 / 1.92e6
         for index in range(len(made)):
             expected = np.zeros((32, 32), np.uint8)
@@ -136,7 +150,10 @@ def test_a_set_is_an_epoch_of_scenes_made_on_the_fly(whole):
     for source, made in zip(scenes.split(4 / 12, 0), cached.split(0.1, 0), strict=True):
         assert len(source) == len(made)
         for index in range(len(made)):
-            ours, theirs = (front_end.from_decibels(torch.tensor(one.load(index, None)[1])[None]) for one in (source, made))
+            ours, theirs = (
+                front_end.from_decibels(torch.tensor(one.load(index, None)[1])[None])
+                for one in (source, made)
+            )
             torch.testing.assert_close(theirs, ours, atol=5e-3, rtol=0)
 
 
@@ -149,9 +166,15 @@ def test_a_set_is_an_epoch_of_scenes_made_on_the_fly(whole):
 )
 def test_recordings_hold_the_samples_of_their_scenes(tmp_path, bits, datatype, sample_bytes, step):
     assert synthesize(tmp_path / "out", {"val": 3}, "--iq", "only", "--set", *SETTINGS, f"bits={bits}") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["contact_sheet.png", "iq", "synthesis.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "contact_sheet.png",
+        "iq",
+        "synthesis.json",
+    ]
     recordings = find_recordings(tmp_path / "out" / "iq" / "val")
-    assert [recording.path.name for recording in recordings] == [f"{number:06}.sigmf-meta" for number in range(3)]
+    assert [recording.path.name for recording in recordings] == [
+        f"{number:06}.sigmf-meta" for number in range(3)
+    ]
     for number, recording in enumerate(recordings):
         scene = scene_of(VALIDATION, number, [f"bits={bits}"])
         iq = render(scene).numpy()
@@ -174,12 +197,27 @@ def test_annotations_are_the_carriers_at_rf(whole):
             recording = sigmf.fromfile(path)
             recording.validate()
             scene = scene_of(KINDS[name], number)
-            expected = sorted((round(carrier.start_s * 1.92e6), min(3840, round(carrier.end_s * 1.92e6)), carrier.label,
-                               carrier.freq_lower_hz + scene.center_freq_hz, carrier.freq_upper_hz + scene.center_freq_hz)
-                              for carrier in scene.carriers())  # fmt: skip
+            expected = sorted(
+                (
+                    round(carrier.start_s * 1.92e6),
+                    min(3840, round(carrier.end_s * 1.92e6)),
+                    carrier.label,
+                    carrier.freq_lower_hz + scene.center_freq_hz,
+                    carrier.freq_upper_hz + scene.center_freq_hz,
+                )
+                for carrier in scene.carriers()
+            )
             annotations = recording.get_annotations()
-            written = sorted((start := one["core:sample_start"], start + one["core:sample_count"], one["core:label"],
-                              one["core:freq_lower_edge"], one["core:freq_upper_edge"]) for one in annotations)  # fmt: skip
+            written = sorted(
+                (
+                    start := one["core:sample_start"],
+                    start + one["core:sample_count"],
+                    one["core:label"],
+                    one["core:freq_lower_edge"],
+                    one["core:freq_upper_edge"],
+                )
+                for one in annotations
+            )
             assert written == expected
             assert all(one["core:generator"] == "radio-mae" for one in annotations)
             low, high = scene.center_freq_hz - 0.96e6, scene.center_freq_hz + 0.96e6
@@ -190,15 +228,23 @@ def test_annotations_are_the_carriers_at_rf(whole):
 
 def test_recordings_and_sets_are_added_to_each_other(whole, tmp_path, monkeypatch):
     """Whichever is made first, they end the same, and nothing is made anew."""
-    for name, first, second in (("a", (), ("--iq",)), ("b", ("--iq", "only"), ("--iq",)), ("c", ("--iq", "only"), ())):
+    for name, first, second in (
+        ("a", (), ("--iq",)),
+        ("b", ("--iq", "only"), ("--iq",)),
+        ("c", ("--iq", "only"), ()),
+    ):
         assert synthesize(tmp_path / name, COUNTS, *first) == 0
         before = {path: path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*.*")}
         assert synthesize(tmp_path / name, COUNTS, *second) == 0
         after = contents(tmp_path / name)
         assert after.keys() == contents(whole).keys()
-        same = [key for key in after if key != "contact_sheet.png" or name == "a"]  # others: of values before float16
+        same = [
+            key for key in after if key != "contact_sheet.png" or name == "a"
+        ]  # others: of values before float16
         assert all(after[key] == contents(whole)[key] for key in same)
-        assert all(path.stat().st_mtime_ns == when for path, when in before.items() if path.name != "synthesis.json")
+        assert all(
+            path.stat().st_mtime_ns == when for path, when in before.items() if path.name != "synthesis.json"
+        )
     monkeypatch.setattr(main_synthesize, "render", lambda scene: pytest.fail("made anew"))
     assert synthesize(tmp_path / "a", COUNTS, "--iq") == 0
 
@@ -210,7 +256,9 @@ def test_recordings_and_sets_are_added_to_each_other(whole, tmp_path, monkeypatc
 def test_the_contact_sheet_shows_what_there_is(tmp_path, monkeypatch, iq):
     monkeypatch.setattr(main_synthesize, "SHEET_SCENES", 12)
     rows, sheet = [], main_synthesize.scene_sheet
-    monkeypatch.setattr(main_synthesize, "scene_sheet", lambda shown, names: rows.extend(shown) or sheet(shown, names))
+    monkeypatch.setattr(
+        main_synthesize, "scene_sheet", lambda shown, names: rows.extend(shown) or sheet(shown, names)
+    )
     assert synthesize(tmp_path / "out", {"val": 1, "test": 2}, *iq) == 0
     path = tmp_path / "out" / "contact_sheet.png"
     with Image.open(path) as picture:
@@ -264,7 +312,10 @@ with reported():
     with open(errors, "w") as file:
         process = subprocess.Popen([sys.executable, "-c", code], stderr=file)
     written = output / ".train.partial" / "metadata.jsonl"
-    wait_for(lambda: written.exists() and written.read_bytes().count(b"\n") >= lines, lambda: process.poll() is None)
+    wait_for(
+        lambda: written.exists() and written.read_bytes().count(b"\n") >= lines,
+        lambda: process.poll() is None,
+    )
     process.send_signal(signal_number)
     return process.wait(), errors.read_text()
 
@@ -286,7 +337,9 @@ def test_a_killed_run_goes_on_where_it_stopped(hold, tmp_path, monkeypatch):
     (out / ".synthesis.json.1.tmp").write_bytes(b"torn")
 
     made, render_ = [], main_synthesize.render
-    monkeypatch.setattr(main_synthesize, "render", lambda scene: made.append(scene.stream.index) or render_(scene))
+    monkeypatch.setattr(
+        main_synthesize, "render", lambda scene: made.append(scene.stream.index) or render_(scene)
+    )
     assert synthesize(out, counts, "--iq") == 0
     assert made == [*range(lines, 60), 0, 1]
     assert contents(out) == expected
@@ -301,13 +354,17 @@ def test_a_killed_run_of_recordings_goes_on(tmp_path, monkeypatch):
     (folder / "000003.sigmf-data").unlink()
     (folder / "000003.sigmf-meta").unlink()
     made, render_ = [], main_synthesize.render
-    monkeypatch.setattr(main_synthesize, "render", lambda scene: made.append(scene.stream.index) or render_(scene))
+    monkeypatch.setattr(
+        main_synthesize, "render", lambda scene: made.append(scene.stream.index) or render_(scene)
+    )
     assert synthesize(tmp_path / "out", {"train": 4}, "--iq", "only") == 0
     assert made == [1, 3]
     assert contents(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch gives a worker 5 s to end
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.slow)]
+)  # torch gives a worker 5 s to end
 def test_control_c_is_one_line_and_loses_nothing(hold, tmp_path, workers):
     more = ("--num_workers", workers)
     status, error = killed(hold, tmp_path / "out", {"train": 20}, *more, at=12, signal_number=signal.SIGINT)
@@ -325,7 +382,9 @@ def test_a_worker_that_dies_is_one_line_and_loses_nothing(tmp_path, monkeypatch,
 
     monkeypatch.setattr(main_synthesize, "render", die)
     assert synthesize(tmp_path / "out", COUNTS, "--num_workers", 1) == 2
-    assert error_line(capsys).startswith("error: --num_workers 1: expected memory for as many scenes at once; found ")
+    assert error_line(capsys).startswith(
+        "error: --num_workers 1: expected memory for as many scenes at once; found "
+    )
     monkeypatch.undo()
     assert (tmp_path / "out" / ".train.partial").exists()
     assert synthesize(tmp_path / "out") == 0
@@ -351,7 +410,9 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_workers_that_outlive_a_killed_run_do_not_hold_up_the_next(hold, tmp_path):
     """This one is in a scene when the next run begins."""
-    assert killed(hold, tmp_path / "out", {"train": 10}, "--num_workers", 1, at=4, lines=2)[0] == -signal.SIGKILL
+    assert (
+        killed(hold, tmp_path / "out", {"train": 10}, "--num_workers", 1, at=4, lines=2)[0] == -signal.SIGKILL
+    )
     assert synthesize(tmp_path / "out", {"train": 10}) == 0
     assert len(SpectrogramSet(tmp_path / "out" / "train")) == 10
 
@@ -391,9 +452,13 @@ def test_a_disk_too_small_for_a_recording(tmp_path, capsys, workers):
     """3840 complex floats are 30,720 bytes; the first scene fails, and what was made of it is gone."""
     out = tmp_path / "out"
     with largest_file(30_000):
-        assert synthesize(out, {"train": 3}, "--iq", "--num_workers", workers, "--set", *SETTINGS, "bits=0") == 2
+        assert (
+            synthesize(out, {"train": 3}, "--iq", "--num_workers", workers, "--set", *SETTINGS, "bits=0") == 2
+        )
     error = error_line(capsys)
-    assert error.startswith(f"error: {out / 'iq' / 'train' / '000000.sigmf-data'}: expected room for 0.0307 MB; ")
+    assert error.startswith(
+        f"error: {out / 'iq' / 'train' / '000000.sigmf-data'}: expected room for 0.0307 MB; "
+    )
     assert "File too large" in error
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["synthesis.json"]
     assert synthesize(out, {"train": 2}) == 0  # nothing was made that other flags would contradict
@@ -410,7 +475,9 @@ def test_a_disk_without_room_for_the_metadata_of_a_recording(tmp_path, monkeypat
 def test_a_disk_too_small_for_the_contact_sheet(tmp_path, capsys):
     with largest_file(20_000):
         assert synthesize(tmp_path / "out", {"train": 2}) == 2
-    assert error_line(capsys).startswith(f"error: --output {tmp_path / 'out'}: expected a folder that can be written; ")
+    assert error_line(capsys).startswith(
+        f"error: --output {tmp_path / 'out'}: expected a folder that can be written; "
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["synthesis.json", "train"]
     assert synthesize(tmp_path / "out", {"train": 2}) == 0
     assert (tmp_path / "out" / "contact_sheet.png").exists()
@@ -419,22 +486,33 @@ def test_a_disk_too_small_for_the_contact_sheet(tmp_path, capsys):
 # Mistakes
 
 
-@pytest.mark.parametrize(("wrong", "words"), [
-    (("--set", "lte_bandwidths_mhz=7"), "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7"),
-    (("--set", "nr_bandwidths_mhz=45"), "--set nr_bandwidths_mhz: expected some of"),
-    (("--set", *SETTINGS, "lte_bandwidths_mhz=20", "technologies=LTE", "inside=0", "cut=0"),
-     "--set lte_bandwidths_mhz: expected a carrier that fits a band of 1.92 MHz, or inside or cut above 0; found 20"),
-    (("--set", "snr_db=20,0"), "--set snr_db: expected a range, the lower number first; found 20,0"),
-    (("--set", "snr_db="), "--set snr_db: expected a range"),
-    (("--set", "snr=1"), "--set snr=1: expected name=value with a field of SceneConfig"),
-    (("--train", -1), "--train: expected at least 0; found -1"),
-    (("--train", 0, "--val", 0, "--test", 0), "--train, --val, --test: expected a scene or more; found 0"),
-    (("--seed", -1), "--seed: expected at least 0; found -1"),
-    (("--num_workers", -1), "--num_workers: expected at least 0; found -1"),
-    (("--n_fft", 4000), "--n_fft: expected at most 3840, the shortest scene; found 4000"),
-    (("--input_size", 0), "--input_size: expected one or two positive numbers"),
-    (("--window_ms", 0), "duration_ms: expected numbers from 0.05"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            ("--set", "lte_bandwidths_mhz=7"),
+            "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7",
+        ),
+        (("--set", "nr_bandwidths_mhz=45"), "--set nr_bandwidths_mhz: expected some of"),
+        (
+            ("--set", *SETTINGS, "lte_bandwidths_mhz=20", "technologies=LTE", "inside=0", "cut=0"),
+            "--set lte_bandwidths_mhz: expected a carrier that fits a band of 1.92 MHz, or inside or cut above 0; found 20",
+        ),
+        (("--set", "snr_db=20,0"), "--set snr_db: expected a range, the lower number first; found 20,0"),
+        (("--set", "snr_db="), "--set snr_db: expected a range"),
+        (("--set", "snr=1"), "--set snr=1: expected name=value with a field of SceneConfig"),
+        (("--train", -1), "--train: expected at least 0; found -1"),
+        (
+            ("--train", 0, "--val", 0, "--test", 0),
+            "--train, --val, --test: expected a scene or more; found 0",
+        ),
+        (("--seed", -1), "--seed: expected at least 0; found -1"),
+        (("--num_workers", -1), "--num_workers: expected at least 0; found -1"),
+        (("--n_fft", 4000), "--n_fft: expected at most 3840, the shortest scene; found 4000"),
+        (("--input_size", 0), "--input_size: expected one or two positive numbers"),
+        (("--window_ms", 0), "duration_ms: expected numbers from 0.05"),
+    ],
+)
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, capsys, wrong, words):
     line = flags(tmp_path / "out")
     if "--window_ms" in wrong:
@@ -452,8 +530,11 @@ def test_an_output_that_holds_something_else(tmp_path, capsys):
     (tmp_path / "thesis" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     before = contents(tmp_path)
-    for name, words in (("thesis", "expected a new folder, or one of this command; found something else there"),
-                        ("file", "expected a folder that can be written; "), ("file/out", "expected a folder that can")):
+    for name, words in (
+        ("thesis", "expected a new folder, or one of this command; found something else there"),
+        ("file", "expected a folder that can be written; "),
+        ("file/out", "expected a folder that can"),
+    ):
         assert synthesize(tmp_path / name) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: --output {tmp_path / name}: {words}")
@@ -472,24 +553,34 @@ def test_other_flags_are_named(tmp_path, capsys):
         (("--train", 3, "--val", 1), "(train was 2, is 3; val was 0, is 1)"),
         (("--input_size", 16), "(front_end.image_size was [32, 32], is [16, 16])"),
         (("--set", *SETTINGS, "snr_db=0,20"), "(scenes.snr_db was [-5.0, 40.0], is [0, 20])"),
-        (("--set", "duration_ms=2", "--preset", "classic"), '(preset was "wild", is "classic"; scenes.sample_rates_hz was '),
+        (
+            ("--set", "duration_ms=2", "--preset", "classic"),
+            '(preset was "wild", is "classic"; scenes.sample_rates_hz was ',
+        ),
     ):
         capsys.readouterr()
         assert synthesize(out, {"train": 2}, *more) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: --output {out}: expected to go on with the scenes there; found that they are made ")
+        assert error.startswith(
+            f"error: --output {out}: expected to go on with the scenes there; found that they are made "
+        )
         assert words in error
         assert error.count("\n") == 1
         assert len(error) < 600
     (out / "synthesis.json").write_text("{")
     assert synthesize(out, {"train": 2}) == 2
-    assert error_line(capsys).startswith(f"error: {out / 'synthesis.json'}: expected what the run in this folder makes")
+    assert error_line(capsys).startswith(
+        f"error: {out / 'synthesis.json'}: expected what the run in this folder makes"
+    )
     assert contents(out) | {"synthesis.json": b""} == before | {"synthesis.json": b""}
 
 
 def test_scenes_of_one_length_have_a_front_end_of_it(tmp_path):
-    for name, more, expected_s in (("set", (), 0.002), ("window", ("--set", SETTINGS[0], "--window_ms", 3), 0.003),
-                                   ("several", ("--set", SETTINGS[0], "duration_ms=1,2,4"), 0.016)):
+    for name, more, expected_s in (
+        ("set", (), 0.002),
+        ("window", ("--set", SETTINGS[0], "--window_ms", 3), 0.003),
+        ("several", ("--set", SETTINGS[0], "duration_ms=1,2,4"), 0.016),
+    ):
         assert synthesize(tmp_path / name, {"train": 1}, *more) == 0
         made = SpectrogramSet(tmp_path / name / "train")
         assert made.front_end_settings["duration_s"] == expected_s
@@ -508,5 +599,7 @@ def test_the_script_itself(tmp_path):
 @pytest.mark.slow
 def test_sets_and_training_on_them_do_without_sigmf():
     hidden = "import sys; sys.modules['sigmf'] = None; import main_synthesize, main_pretrain, main_finetune"
-    done = subprocess.run([sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", hidden], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -28,9 +28,38 @@ DIST_TIMEOUT_S = 15  # of two machines
 
 # Four steps an epoch of 40 samples, as 5 from each of two processes.
 STEPS_PER_EPOCH, EPOCHS = 4, 8  # so many that a stop has time to arrive on a busy machine
-SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 64, "--window_ms", 10, "--batch_size", 5,
-         "--epochs", EPOCHS, "--warmup_epochs", 1, "--blr", 0.1, "--val_fraction", 0, "--num_workers", 0, "--device", "cpu",
-         "--amp", "off", "--save_every_epochs", 100, "--save_every_steps", 1, "--peak_tflops", 1)  # fmt: skip
+SMALL = (
+    "--model",
+    "mae_vit_tiny_patch16",
+    "--input_size",
+    32,
+    "--n_fft",
+    64,
+    "--window_ms",
+    10,
+    "--batch_size",
+    5,
+    "--epochs",
+    EPOCHS,
+    "--warmup_epochs",
+    1,
+    "--blr",
+    0.1,
+    "--val_fraction",
+    0,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--save_every_epochs",
+    100,
+    "--save_every_steps",
+    1,
+    "--peak_tflops",
+    1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +85,10 @@ def undisturbed(air, tmp_path_factory):
 def assert_as_undisturbed(output, undisturbed):
     """The same to the last bit, and each epoch in log.txt and each step in TensorBoard once."""
     assert_same_run(loaded(output), loaded(undisturbed))
-    kept = [[re.sub(r', "images_per_s.*', "", line) for line in (folder / "log.txt").read_text().splitlines()]
-            for folder in (output, undisturbed)]  # fmt: skip
+    kept = [
+        [re.sub(r', "images_per_s.*', "", line) for line in (folder / "log.txt").read_text().splitlines()]
+        for folder in (output, undisturbed)
+    ]
     assert kept[0] == kept[1]
     assert losses(output) == losses(undisturbed)
     assert [step for step, _ in losses(output)] == list(range(1, STEPS_PER_EPOCH * EPOCHS + 1))
@@ -84,9 +115,13 @@ class Launcher:
         self.printed = folder / f"{self.mark}.txt"
         with open(self.printed, "w") as file:
             self.process = subprocess.Popen(
-                [str(part) for part in command], cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
+                [str(part) for part in command],
+                cwd=ROOT,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
                 env=os.environ | {MARK: self.mark} | environment,
-            )  # fmt: skip
+            )
 
     @property
     def said(self):
@@ -97,14 +132,20 @@ class Launcher:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # ended meanwhile
-                environment = (folder / "environ").read_text(errors="replace").split("\0")  # of a zombie there is none
+                environment = (
+                    (folder / "environ").read_text(errors="replace").split("\0")
+                )  # of a zombie there is none
                 if f"{MARK}={self.mark}" in environment:
                     found[int(folder.name)] = dict(entry.partition("=")[::2] for entry in environment)
         return found
 
     def workers(self):
         """{rank: pid} of the trainers."""
-        return {int(environment["RANK"]): pid for pid, environment in self.alive().items() if "RANK" in environment}
+        return {
+            int(environment["RANK"]): pid
+            for pid, environment in self.alive().items()
+            if "RANK" in environment
+        }
 
     def trained(self, output, steps):
         """Wait until a step is saved; fails if the command ends before."""
@@ -152,7 +193,9 @@ def launch(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(air, undisturbed, launch, tmp_path):
+def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(
+    air, undisturbed, launch, tmp_path
+):
     out = tmp_path / "out"
     run = launch(TORCHRUN, "--nproc_per_node=2", "--max-restarts=3", "main_pretrain.py", *flags(air, out))
     run.trained(out, STEPS_PER_EPOCH + 1)
@@ -167,7 +210,11 @@ def test_a_run_with_a_killed_worker_is_restarted_and_ends_as_if_it_had_not_been(
 def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
     """torchrun keeps its store, and in it the addresses and the failure of processes that have ended."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    torchrun = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     for work, status in (("signalled_early", 75), ("mistake", 2), ("killed", 1)):
         statuses = wait(start(tmp_path, 2, "at_work", work, **torchrun), 60)
         assert statuses == [status, -signal.SIGKILL if work == "killed" else status]
@@ -175,7 +222,9 @@ def test_an_attempt_does_not_see_what_the_one_before_left(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undone(air, undisturbed, launch, tmp_path):
+def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undone(
+    air, undisturbed, launch, tmp_path
+):
     """SIGTERM reaches the workers through torchrun, SIGKILL through the kernel; they save either way."""
     out = tmp_path / "out"
     command = (TORCHRUN, "--nproc_per_node=2", "main_pretrain.py", *flags(air, out, "--num_workers", 1))
@@ -187,7 +236,9 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
         assert run.wait() != 0
         run.gone()
         step = saved_step(out)
-        stopped = set(re.findall(r"^stopped: rank \d of 2: (.*), the same command goes on from there$", run.said, re.M))
+        stopped = set(
+            re.findall(r"^stopped: rank \d of 2: (.*), the same command goes on from there$", run.said, re.M)
+        )
         assert stopped == {f"SIGTERM after step {step}; saved in {out}"}, run.said
         assert step < STEPS_PER_EPOCH * EPOCHS
     finish(tmp_path, 2, "main_pretrain", *flags(air, out))
@@ -195,15 +246,22 @@ def test_a_launcher_that_is_stopped_or_killed_leaves_no_process_and_nothing_undo
 
 
 def test_a_worker_that_fails_is_named_once_and_ends_all(launch):
-    run = launch(TORCHRUN, "--nproc_per_node=2", ROOT / "tests" / "at_work.py", "mistake_in_training",
-                 PYTHONPATH=str(ROOT))  # fmt: skip
+    run = launch(
+        TORCHRUN,
+        "--nproc_per_node=2",
+        ROOT / "tests" / "at_work.py",
+        "mistake_in_training",
+        PYTHONPATH=str(ROOT),
+    )
     until(lambda: "found 4" in run.said, "the error", lambda: run.said)
     assert run.wait() != 0
     run.gone()
     said = re.findall(r"^(?:error|stopped|warning): .*", run.said, re.M)
     assert said == ["error: rank 1 of 2: a.npy: expected 8 bytes; found 4"]
     # Processes that end in the same moment are listed in either order, one of them under "Root Cause".
-    assert re.search(r"rank +: 1 \(local_rank: 1\)(.|\n)*UserError: a.npy: expected 8 bytes; found 4", run.said), run.said
+    assert re.search(
+        r"rank +: 1 \(local_rank: 1\)(.|\n)*UserError: a.npy: expected 8 bytes; found 4", run.said
+    ), run.said
 
 
 def test_a_bug_is_told_to_the_launcher_too(tmp_path):
@@ -223,8 +281,15 @@ class Machine:
     def __init__(self, number, network, launch, command):
         self.name, self.interface = network.names[number], f"link{number}"
         self.address = network.addresses[number]
-        self._start = lambda: launch("ip", "netns", "exec", self.name, TORCHRUN, *command(self, number),
-                                     GLOO_SOCKET_IFNAME=self.interface)  # fmt: skip
+        self._start = lambda: launch(
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            TORCHRUN,
+            *command(self, number),
+            GLOO_SOCKET_IFNAME=self.interface,
+        )
         self.launchers = [self._start()]
 
     @property
@@ -233,7 +298,9 @@ class Machine:
 
     @property
     def said(self):
-        return "\n".join(f"{self.name}, start {count}:\n{launcher.said}" for count, launcher in enumerate(self.launchers))
+        return "\n".join(
+            f"{self.name}, start {count}:\n{launcher.said}" for count, launcher in enumerate(self.launchers)
+        )
 
     def tend(self):
         """Start the launcher again if it has failed; whether it has ended well."""
@@ -257,7 +324,9 @@ class Network:
             self.ip("netns", "add", name)
             self.ip("-n", name, "link", "set", "lo", "up")
         first, second = self.names
-        self.ip("link", "add", "link0", "netns", first, "type", "veth", "peer", "name", "link1", "netns", second)
+        self.ip(
+            "link", "add", "link0", "netns", first, "type", "veth", "peer", "name", "link1", "netns", second
+        )
         for number, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
             self.ip("-n", name, "addr", "add", f"{address}/24", "dev", f"link{number}")
             self.ip("-n", name, "link", "set", f"link{number}", "up")
@@ -291,10 +360,18 @@ def machines(network, launch, air, tmp_path):
     port = free_port()
 
     def command(machine, number):
-        return ("--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d", "--rdzv_id=run",
-                f"--rdzv_endpoint={network.addresses[0]}:{port}", f"--rdzv_conf=is_host={1 - number}",
-                f"--local_addr={machine.address}", "main_pretrain.py",
-                *flags(air, tmp_path / "out", "--dist_timeout_s", DIST_TIMEOUT_S))  # fmt: skip
+        return (
+            "--nnodes=2",
+            "--nproc_per_node=1",
+            "--max-restarts=3",
+            "--rdzv_backend=c10d",
+            "--rdzv_id=run",
+            f"--rdzv_endpoint={network.addresses[0]}:{port}",
+            f"--rdzv_conf=is_host={1 - number}",
+            f"--local_addr={machine.address}",
+            "main_pretrain.py",
+            *flags(air, tmp_path / "out", "--dist_timeout_s", DIST_TIMEOUT_S),
+        )
 
     return [Machine(number, network, launch, command) for number in range(2)]
 
@@ -322,8 +399,14 @@ def test_a_run_on_two_machines_survives_a_link_that_is_cut(machines, network, un
     network.link("down")
     # Nobody is told: a packet without an answer looks like a slow machine. Both workers end, though rank 1 cannot reach
     # the store.
-    until(lambda: not any(machine.launcher.workers() for machine in machines), "no workers", lambda: said(machines))
+    until(
+        lambda: not any(machine.launcher.workers() for machine in machines),
+        "no workers",
+        lambda: said(machines),
+    )
     assert saved_step(out) < STEPS_PER_EPOCH * EPOCHS
     network.link("up")
-    until(lambda: sum(machine.tend() for machine in machines) == 2, "the end of the run", lambda: said(machines))
+    until(
+        lambda: sum(machine.tend() for machine in machines) == 2, "the end of the run", lambda: said(machines)
+    )
     assert_as_undisturbed(out, undisturbed)

@@ -31,8 +31,16 @@ def nothing_compiles():
 
 def small(**kwargs):
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 32, "depth": 4, "num_heads": 2,
-             "decoder_embed_dim": 16, "decoder_num_heads": 2}  # fmt: skip
+    sizes = {
+        "img_size": 32,
+        "patch_size": 8,
+        "in_chans": 1,
+        "embed_dim": 32,
+        "depth": 4,
+        "num_heads": 2,
+        "decoder_embed_dim": 16,
+        "decoder_num_heads": 2,
+    }
     return sizes | kwargs
 
 
@@ -81,7 +89,9 @@ def test_warming_up_changes_no_weight_and_says_how_long_it_took(quick, capsys):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = torch.get_rng_state()
     compiling.compile_model(model, "on", BATCH, "off", 4)
-    compiling.warm_up(model, "on", lambda: model(torch.zeros(BATCH, 1, 32, 32), 0.75, torch.zeros(BATCH, 16))[0])
+    compiling.warm_up(
+        model, "on", lambda: model(torch.zeros(BATCH, 1, 32, 32), 0.75, torch.zeros(BATCH, 16))[0]
+    )
     assert capsys.readouterr().out.startswith("compiled in ")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -99,7 +109,9 @@ def test_a_compiler_that_does_not_work_is_a_line(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=broken))
     compiling.compile_model(model, "on", BATCH, "off", 4)
     with pytest.raises(UserError, match=r"--compile on: .*no C\+\+ compiler") as error:
-        compiling.warm_up(model, "on", lambda: model(torch.zeros(BATCH, 1, 32, 32), 0.75, torch.zeros(BATCH, 16))[0])
+        compiling.warm_up(
+            model, "on", lambda: model(torch.zeros(BATCH, 1, 32, 32), 0.75, torch.zeros(BATCH, 16))[0]
+        )
     assert "\n" not in str(error.value)
     torch._dynamo.reset()
 
@@ -123,6 +135,11 @@ def test_ways(monkeypatch, capsys):
     )
     monkeypatch.setenv("CC", "/opt/cc")
     assert compiling.pick_compile(flags(), gpu, 1) == "on"
-    for device, processes, more in ((cpu, 1, {}), (gpu, 2, {}), (gpu, 1, {"accum_iter": 2}), (gpu, 1, {"grad_ckpt": True})):
+    for device, processes, more in (
+        (cpu, 1, {}),
+        (gpu, 2, {}),
+        (gpu, 1, {"accum_iter": 2}),
+        (gpu, 1, {"grad_ckpt": True}),
+    ):
         with pytest.raises(UserError, match="--compile graphs"):
             compiling.pick_compile(flags(compile="graphs", **more), device, processes)

@@ -27,7 +27,10 @@ def filled(model):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            value.copy_(torch.randn(value.shape, generator=generator) / 5 + ("norm" in name and name.endswith("weight")))
+            value.copy_(
+                torch.randn(value.shape, generator=generator) / 5
+                + ("norm" in name and name.endswith("weight"))
+            )
     return model.eval()
 
 
@@ -40,11 +43,21 @@ def vit_mae(pretraining=True, image_size=IMAGE[0], fill=True):
     from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
     config = ViTMAEConfig(
-        image_size=image_size, patch_size=8, num_channels=CHANNELS, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=128, decoder_hidden_size=16, decoder_num_hidden_layers=3,
-        decoder_num_attention_heads=2, decoder_intermediate_size=64, layer_norm_eps=1e-6, mask_ratio=0.75,
+        image_size=image_size,
+        patch_size=8,
+        num_channels=CHANNELS,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=3,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+        layer_norm_eps=1e-6,
+        mask_ratio=0.75,
         norm_pix_loss=True,
-    )  # fmt: skip
+    )
     model = (ViTMAEForPreTraining if pretraining else ViTMAEModel)(config)
     return filled(model) if fill else model
 
@@ -80,9 +93,14 @@ def published(state):
     renamed = {}
     for name, value in state.items():
         name = name.replace("vit.layers.", "vit.encoder.layer.")
-        for old, new in (("attention.q_proj", "attention.attention.query"), ("attention.k_proj", "attention.attention.key"),
-                         ("attention.v_proj", "attention.attention.value"), ("attention.o_proj", "attention.output.dense"),
-                         ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense")):  # fmt: skip
+        for old, new in (
+            ("attention.q_proj", "attention.attention.query"),
+            ("attention.k_proj", "attention.attention.key"),
+            ("attention.v_proj", "attention.attention.value"),
+            ("attention.o_proj", "attention.output.dense"),
+            ("mlp.fc1", "intermediate.dense"),
+            ("mlp.fc2", "output.dense"),
+        ):
             name = name.replace(old, new)
         renamed[name] = value
     return renamed
@@ -147,12 +165,17 @@ def test_fixed_positions_of_transformers_are_ours(side):
 
 def test_what_transformers_has_besides_keeps_its_name(tmp_path):
     """A file of its ViT with a classifier: an encoder to start from, and the rest is reported as left."""
-    state = published({f"vit.{name}": value for name, value in vit_mae(pretraining=False).state_dict().items()})
+    state = published(
+        {f"vit.{name}": value for name, value in vit_mae(pretraining=False).state_dict().items()}
+    )
     state |= {"classifier.weight": torch.zeros(5, 32), "vit.pooler.dense.bias": torch.zeros(32)}
     save_file(state, tmp_path / "vit.safetensors")
     found = read_weights(tmp_path / "vit.safetensors")
     model = models_vit.ClassificationViT(3, IMAGE, in_chans=CHANNELS, **SIZES, global_pool=False)
-    assert load_pretrained(model, found.state_dict, "a").left == ["classifier.weight", "vit.pooler.dense.bias"]
+    assert load_pretrained(model, found.state_dict, "a").left == [
+        "classifier.weight",
+        "vit.pooler.dense.bias",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +192,9 @@ def test_a_file_of_transformers_that_lacks_something_is_refused(tmp_path, gone, 
     save_file(state, tmp_path / "a.safetensors")
     model = models_vit.ClassificationViT(3, IMAGE, in_chans=CHANNELS, **SIZES)
     with pytest.raises(UserError, match=rf"a\.safetensors: expected {said}") as error:
-        load_pretrained(model, read_weights(tmp_path / "a.safetensors").state_dict, tmp_path / "a.safetensors")
+        load_pretrained(
+            model, read_weights(tmp_path / "a.safetensors").state_dict, tmp_path / "a.safetensors"
+        )
     assert "\n" not in str(error.value)
 
 
@@ -182,7 +207,10 @@ def timm_vit(**kwargs):
 
 
 def test_timm_to_ours_and_back():
-    theirs, ours = timm_vit(), models_vit.ClassificationViT(3, IMAGE, in_chans=CHANNELS, **SIZES, global_pool=False).eval()
+    theirs, ours = (
+        timm_vit(),
+        models_vit.ClassificationViT(3, IMAGE, in_chans=CHANNELS, **SIZES, global_pool=False).eval(),
+    )
     state = convert.from_timm(theirs.state_dict())
     assert load_pretrained(ours, state, "a").left == []
     with torch.no_grad():
@@ -231,14 +259,18 @@ def test_timm_without_a_position_for_the_class_token(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "name"),
     [
-        ({"reg_tokens": 4}, "reg_token"), ({"init_values": 1.0}, "blocks.0.ls1.gamma"),
-        ({"qk_norm": True}, "blocks.0.attn.[qk]_norm"), ({"pre_norm": True}, "norm_pre"),
+        ({"reg_tokens": 4}, "reg_token"),
+        ({"init_values": 1.0}, "blocks.0.ls1.gamma"),
+        ({"qk_norm": True}, "blocks.0.attn.[qk]_norm"),
+        ({"pre_norm": True}, "norm_pre"),
         ({"global_pool": "map"}, "attn_pool"),
     ],
-)  # fmt: skip
+)
 def test_other_models_of_timm_are_refused(tmp_path, kwargs, name):
     save_file(timm_vit(**kwargs).state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=rf"a\.safetensors: expected the layers of a plain Vision Transformer; found {name}"):
+    with pytest.raises(
+        UserError, match=rf"a\.safetensors: expected the layers of a plain Vision Transformer; found {name}"
+    ):
         read_weights(tmp_path / "a.safetensors")
 
 
@@ -251,13 +283,18 @@ def test_timm_without_a_class_token_is_refused():
 def test_presets_have_models_of_timm(preset):
     """The sizes of which timm has no model of this name are arguments."""
     name = preset.removesuffix("_dec512d8b").replace("medium", "base").replace("wavesfm", "small") + "_224"
-    more = {"small": {"embed_dim": 512, "num_heads": 8}, "wavesfm": {"embed_dim": 256, "num_heads": 8, "depth": 8}}
+    more = {
+        "small": {"embed_dim": 512, "num_heads": 8},
+        "wavesfm": {"embed_dim": 256, "num_heads": 8, "depth": 8},
+    }
     more = more.get(preset.split("_")[1], {})
     with torch.device("meta"):
         theirs = timm.create_model(name, in_chans=1, num_classes=0, global_pool="", **more)
         ours = models_vit.create_model(preset, "segmentation", 3, 224)
-    shapes = [{name: tuple(value.shape) for name, value in state.items()}
-              for state in (theirs.state_dict(), convert.to_timm(ours.state_dict()))]  # fmt: skip
+    shapes = [
+        {name: tuple(value.shape) for name, value in state.items()}
+        for state in (theirs.state_dict(), convert.to_timm(ours.state_dict()))
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -298,7 +335,9 @@ def test_colour_becomes_one_channel_that_answers_a_grey_image_as_before(tmp_path
     assert load_pretrained(one, found, "rgb").adapted == ["patch_embed.proj.weight 3 -> 1 channels"]
     grey = torch.randn(2, 1, *IMAGE)
     with torch.no_grad():
-        torch.testing.assert_close(one.encode(grey), rgb.encode(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            one.encode(grey), rgb.encode(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=0
+        )
 
 
 def test_files_have_no_views(tmp_path):

@@ -23,14 +23,21 @@ LIGHT = 299_792_458.0
 def scene(motion=None, **kwargs):
     """A room without echoes and a receiver without flaws, unless told otherwise."""
     settings = {
-        "stream": Stream(1), "motion": motion, "carrier_hz": 5.31e9, "room_m": (6.0, 5.0, 3.0), "wall_gain": 0.0,
-        "tx_m": (0.5, 2.5, 1.1), "rx_m": ((5.5, 2.5, 1.1), (5.5, 2.6, 1.1), (5.5, 2.7, 1.1)),
-    }  # fmt: skip
+        "stream": Stream(1),
+        "motion": motion,
+        "carrier_hz": 5.31e9,
+        "room_m": (6.0, 5.0, 3.0),
+        "wall_gain": 0.0,
+        "tx_m": (0.5, 2.5, 1.1),
+        "rx_m": ((5.5, 2.5, 1.1), (5.5, 2.6, 1.1), (5.5, 2.7, 1.1)),
+    }
     return csi_room.CsiScene(**settings | kwargs)
 
 
 def echoing(motion=None, **kwargs):
-    return scene(motion, **{"wall_gain": -0.5, "furniture_m": ((2.0, 4.0, 0.5, 1.0), (4.0, 1.0, 1.0, 0.3))} | kwargs)
+    return scene(
+        motion, **{"wall_gain": -0.5, "furniture_m": ((2.0, 4.0, 0.5, 1.0), (4.0, 1.0, 1.0, 0.3))} | kwargs
+    )
 
 
 def times(duration_s=5.0, rate_hz=100.0):
@@ -77,8 +84,14 @@ def test_image_sources_are_reflections_in_the_six_surfaces():
 
 def test_walls_and_furniture_add_paths_of_their_length():
     # One wall alone cannot be had; the impulse response shows where paths are: over 35.6 MHz, 8.4 m apart or more.
-    room = scene(room_m=(60.0, 200.0, 200.0), tx_m=(10.0, 100.0, 100.0), rx_m=((40.0, 100.0, 100.0),), antenna_db=(0.0,),
-                 furniture_m=((25.0, 150.0, 100.0, 1e4),), wall_gain=-0.5)  # fmt: skip
+    room = scene(
+        room_m=(60.0, 200.0, 200.0),
+        tx_m=(10.0, 100.0, 100.0),
+        rx_m=((40.0, 100.0, 100.0),),
+        antenna_db=(0.0,),
+        furniture_m=((25.0, 150.0, 100.0, 1e4),),
+        wall_gain=-0.5,
+    )
     values = csi_room.channel(room, times(0.01)).numpy()[0, :, 0]
     lengths = np.arange(10, 140, 0.5)
     frequencies = 5.31e9 + 312.5e3 * np.array(csi_room.SUBCARRIERS)
@@ -86,7 +99,11 @@ def test_walls_and_furniture_add_paths_of_their_length():
     wavelength = LIGHT / 5.31e9
     by_thing = 2 * math.dist((10, 100), (25, 150))
     scattered = wavelength * math.sqrt(1e4) / ((4 * math.pi) ** 1.5 * (by_thing / 2) ** 2)
-    paths = ((30, wavelength / (4 * math.pi * 30)), (50, 0.5 * wavelength / (4 * math.pi * 50)), (by_thing, scattered))
+    paths = (
+        (30, wavelength / (4 * math.pi * 30)),
+        (50, 0.5 * wavelength / (4 * math.pi * 50)),
+        (by_thing, scattered),
+    )
     for length, gain in paths:  # direct, over x = 0, over the thing
         near = np.abs(lengths - length) < 6
         assert abs(lengths[near][impulse[near].argmax()] - length) < 1.5
@@ -103,10 +120,18 @@ def test_an_empty_room_is_constant():
 
 
 @pytest.mark.parametrize("carrier_hz", [2.437e9, 5.31e9])
-def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_speed_over_the_wavelength(carrier_hz):
+def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_speed_over_the_wavelength(
+    carrier_hz,
+):
     motion = csi_room.Motion("run", center_m=(5.0, 2.5), speed_m_s=2.0, rate_hz=1.5, span_m=4.0)
-    room = scene(motion, carrier_hz=carrier_hz, room_m=(9.0, 5.0, 3.0), tx_m=(0.1, 2.5, 1.1), rx_m=((0.1, 2.6, 1.1),),
-                 antenna_db=(0.0,))  # fmt: skip
+    room = scene(
+        motion,
+        carrier_hz=carrier_hz,
+        room_m=(9.0, 5.0, 3.0),
+        tx_m=(0.1, 2.5, 1.1),
+        rx_m=((0.1, 2.6, 1.1),),
+        antenna_db=(0.0,),
+    )
     moments = times(0.5, 4000)
     power = csi_room.channel(room, moments).abs().square().numpy().astype(float)[0]  # (114, T)
     power -= power.mean(axis=1, keepdims=True)
@@ -117,7 +142,9 @@ def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_sp
     places = csi_room.body(motion, moments).numpy()
     paths = sum(np.linalg.norm(places - np.array(end), axis=2) for end in (room.tx_m, room.rx_m[0]))
     rates = np.abs(np.diff(paths, axis=1)) * 4000 / (LIGHT / carrier_hz)
-    assert abs(shifts[spectrum.argmax()] - 2 * 0.98 * 2.0 / (LIGHT / carrier_hz)) < 4  # 0.98: the course is rounded
+    assert (
+        abs(shifts[spectrum.argmax()] - 2 * 0.98 * 2.0 / (LIGHT / carrier_hz)) < 4
+    )  # 0.98: the course is rounded
     fastest = rates.max() + 6  # what the window smears
     assert spectrum[shifts > fastest].sum() < 1e-3 * spectrum.sum()
     assert spectrum[shifts > 0.5 * fastest].sum() > 1e-3 * spectrum.sum()  # limbs are faster than the body
@@ -126,9 +153,9 @@ def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_sp
 def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
     motion = csi_room.Motion("fall", center_m=(3.0, 0.5), onset_s=60.0)  # stands, far from the line of sight
     room = echoing(motion, carrier_hz=2.452e9, room_m=(6.0, 5.0, 3.0))
-    found = (csi_room.channel(room, times(0.01)) - csi_room.channel(replace(room, motion=None), times(0.01))).numpy()[
-        :, :, 0
-    ]
+    found = (
+        csi_room.channel(room, times(0.01)) - csi_room.channel(replace(room, motion=None), times(0.01))
+    ).numpy()[:, :, 0]
     frequencies = 2.452e9 + 312.5e3 * np.array(csi_room.SUBCARRIERS)
     wavelength = LIGHT / 2.452e9
     images = []
@@ -150,7 +177,8 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
 
 def test_a_person_on_the_line_of_sight_dims_it():
     beside, between = (
-        csi_room.channel(scene(csi_room.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean() for y in (0.6, 2.5)
+        csi_room.channel(scene(csi_room.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean()
+        for y in (0.6, 2.5)
     )
     empty = csi_room.channel(scene(), times(1.0)).abs().mean()
     assert between < 0.7 * empty
@@ -174,8 +202,14 @@ def test_everybody_stays_in_the_room_and_below_the_speed(activity):
         most = {"box": 0.6, "fall": 4.5, "clean": 0.9}.get(activity, 1.02 * drawn.motion.speed_m_s)
         assert chest.max() < most
         speeds.append(chest.mean())
-    low, high = {"box": (0, 0.3), "circle": (0.5, 1.3), "clean": (0.03, 0.4), "fall": (0.05, 0.5), "run": (1.6, 3.0),
-                 "walk": (0.6, 1.5)}[activity]  # fmt: skip
+    low, high = {
+        "box": (0, 0.3),
+        "circle": (0.5, 1.3),
+        "clean": (0.03, 0.4),
+        "fall": (0.05, 0.5),
+        "run": (1.6, 3.0),
+        "walk": (0.6, 1.5),
+    }[activity]
     assert low < min(speeds) < max(speeds) < high
 
 
@@ -191,7 +225,9 @@ def test_people_in_one_room():
 
 
 def test_a_fall_ends_on_the_floor_and_stays_there():
-    motion = csi_room.Motion("fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0))
+    motion = csi_room.Motion(
+        "fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0)
+    )
     head = csi_room.body(motion, times()).numpy()[2]
     assert head[:200, 2] == pytest.approx(0.93 * 1.8)
     assert head[300:, 2].max() < 0.2
@@ -223,13 +259,15 @@ def test_noise_has_the_power_that_the_snr_says():
     room = echoing(snr_db=0.0, level_db=30.0, num_packets=300)
     linear = 10 ** (csi_room.render(room).double() / 10)
     assert float(linear.mean()) == pytest.approx(2 * 10**3, rel=0.02)
-    assert float((10 ** (csi_room.render(replace(room, snr_db=math.inf)).double() / 10)).mean()) == pytest.approx(
-        10**3, rel=1e-3
-    )
+    assert float(
+        (10 ** (csi_room.render(replace(room, snr_db=math.inf)).double() / 10)).mean()
+    ) == pytest.approx(10**3, rel=1e-3)
 
 
 def test_gain_control_holds_each_packets_level_within_half_a_step_and_moves_in_steps():
-    room = scene(csi_room.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0)  # without echoes, so without deep fades
+    room = scene(
+        csi_room.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0
+    )  # without echoes, so without deep fades
     stepped, fixed = csi_room.render(replace(room, agc_step_db=0.5)).double(), csi_room.render(room).double()
     gains = stepped - fixed
     assert gains.std(dim=(0, 1)).max() < 1e-4  # of a packet as a whole
@@ -272,16 +310,25 @@ def test_a_scene_depends_on_seed_kind_and_index_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("change", [
-    {"carrier_hz": 0.0}, {"wall_gain": 1.5}, {"jitter": 1.0}, {"num_packets": 0}, {"agc_step_db": -1.0},
-    {"antenna_db": (0.0,)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"carrier_hz": 0.0},
+        {"wall_gain": 1.5},
+        {"jitter": 1.0},
+        {"num_packets": 0},
+        {"agc_step_db": -1.0},
+        {"antenna_db": (0.0,)},
+    ],
+)
 def test_wrong_scenes_are_refused_with_their_value(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))}="):
         scene(**change)
 
 
-@pytest.mark.parametrize("change", [{"activity": "swim"}, {"height_m": 0.0}, {"rate_hz": 0.0}, {"activity": "run"}])
+@pytest.mark.parametrize(
+    "change", [{"activity": "swim"}, {"height_m": 0.0}, {"rate_hz": 0.0}, {"activity": "run"}]
+)
 def test_wrong_motions_are_refused(change):
     with pytest.raises(ValueError, match="expected"):
         csi_room.Motion(**{"activity": "box"} | change)
@@ -315,7 +362,12 @@ def test_activities_can_be_told_apart_by_their_doppler_though_not_by_that_alone(
 
 def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     source = SyntheticCsi(13, seed=3, kind=1, image_size=(32, 48))
-    assert (source.in_chans, source.image_size, len(source), source.task) == (3, (32, 48), 13, "classification")
+    assert (source.in_chans, source.image_size, len(source), source.task) == (
+        3,
+        (32, 48),
+        13,
+        "classification",
+    )
     assert source.class_names == ACTIVITIES
     assert [source.target(index) for index in range(13)] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0]
     assert (source.parts(), source.groups) == (None, {})
@@ -330,12 +382,17 @@ def test_synthetic_csi_takes_turns_at_classes_and_is_the_same_in_every_epoch():
     assert image.dtype == np.float32
     assert np.array_equal(image, source.load(4, np.random.default_rng(0), epoch=7)[1])
     values = np.stack(
-        [csi_room.render(csi_room.draw(ACTIVITIES[index % 6], Stream(3, CSI + 1, index))).numpy() for index in range(13)]
+        [
+            csi_room.render(csi_room.draw(ACTIVITIES[index % 6], Stream(3, CSI + 1, index))).numpy()
+            for index in range(13)
+        ]
     )
     settings = source.normalization()
     assert settings["mean"][0][0][0] == pytest.approx(values.mean(), rel=1e-5)
     assert settings["std"][0][0][0] == pytest.approx(values.std(), rel=1e-4)
-    assert source.describe(4, None)["center_freq_hz"] == csi_room.draw("run", Stream(3, CSI + 1, 4)).carrier_hz
+    assert (
+        source.describe(4, None)["center_freq_hz"] == csi_room.draw("run", Stream(3, CSI + 1, 4)).carrier_hz
+    )
     other = SyntheticCsi(13, seed=3, kind=1, image_size=(32, 48))
     other.set_normalization(settings)
     assert np.array_equal(other.load(4, None)[1], image)
@@ -412,7 +469,9 @@ def test_statistics_are_those_of_the_training_part(tmp_path):
     assert source.normalization() == settings
     assert np.array_equal(source.load(0, None)[1], image)
     expected = (57 - taken.mean()) / taken.std()
-    assert source.load(int(source.parts()["test"][0]), None)[1] == pytest.approx(expected, rel=1e-5)  # a constant stays one
+    assert source.load(int(source.parts()["test"][0]), None)[1] == pytest.approx(
+        expected, rel=1e-5
+    )  # a constant stays one
 
 
 def test_antennas_subcarriers_and_every_fourth_packet_land_where_they_should(tmp_path):
@@ -489,7 +548,9 @@ def test_what_is_wrong_with_a_mat_file_is_said_when_it_is_read(tmp_path):
 
 def test_an_npz_has_its_labels_sorted_or_as_its_classes_say(tmp_path):
     path = tmp_path / "a.npz"
-    source = CsiFile(write_npz(path, day=np.array([1, 1, 1, 2, 2, 2]), user=np.array(list("ababab")), rate_hz=100))
+    source = CsiFile(
+        write_npz(path, day=np.array([1, 1, 1, 2, 2, 2]), user=np.array(list("ababab")), rate_hz=100)
+    )
     assert source.class_names == ["lie", "sit", "walk"]
     assert [source.target(index) for index in range(6)] == [1, 0, 2, 1, 0, 2]
     assert (source.in_chans, source.image_size, len(source), source.parts()) == (1, (224, 224), 6, None)
@@ -525,13 +586,17 @@ def test_the_gain_of_a_sample_does_not_matter(tmp_path):
     np.testing.assert_allclose(images[0], images[1], atol=1e-5)
 
 
-def test_training_samples_have_zero_mean_and_unit_variance_in_each_subcarrier_and_others_do_not_count(tmp_path):
+def test_training_samples_have_zero_mean_and_unit_variance_in_each_subcarrier_and_others_do_not_count(
+    tmp_path,
+):
     x = np.random.default_rng(1).uniform(10, 20, (6, 4, 10)) * np.array([1, 3, 0, 2])[:, None]
     source = CsiFile(write_npz(tmp_path / "a.npz", x=x), image_size=(4, 10))
     source.fit([0, 2, 3])
     images = np.stack([source.load(index, None)[1][0] for index in (0, 2, 3)])
     assert images.mean((0, 2)) == pytest.approx(0, abs=1e-5)
-    assert images.std((0, 2)) == pytest.approx(np.array([1, 1, 0, 1]), abs=1e-4)  # the third subcarrier is never reported
+    assert images.std((0, 2)) == pytest.approx(
+        np.array([1, 1, 0, 1]), abs=1e-4
+    )  # the third subcarrier is never reported
     changed = x.copy()
     changed[[1, 4, 5]] += 9
     other = CsiFile(write_npz(tmp_path / "a.npz", x=changed), image_size=(4, 10))
@@ -553,37 +618,50 @@ def test_padding_is_neither_seen_nor_counted(tmp_path):
         source.fit(np.arange(3))
         images.append([source.load(index, None)[1] for index in range(3)])
     assert np.array_equal(images[0], images[1])
-    assert np.array_equal(images[0][2], np.repeat(images[0][2][..., :1], 20, axis=2))  # one packet fills the image
+    assert np.array_equal(
+        images[0][2], np.repeat(images[0][2][..., :1], 20, axis=2)
+    )  # one packet fills the image
 
 
 def test_normalization_of_other_data_is_refused(tmp_path):
     source = CsiFile(write_npz(tmp_path / "a.npz"))
     source.fit(np.arange(6))
     other = CsiFile(write_npz(tmp_path / "b.npz", x=np.ones((6, 5, 10))))
-    with pytest.raises(UserError, match=r"b\.npz: expected a model of CSI of \[1, 5, 1\] .* found \[1, 4, 1\]"):
+    with pytest.raises(
+        UserError, match=r"b\.npz: expected a model of CSI of \[1, 5, 1\] .* found \[1, 4, 1\]"
+    ):
         other.set_normalization(source.normalization())
 
 
 _X = np.ones((6, 4, 10))
 
 
-@pytest.mark.parametrize(("arrays", "expected"), [
-    ({"x": None}, "expected the arrays x and label; found label"),
-    ({"label": None}, "expected the arrays x and label; found x"),
-    ({"x": _X[0]}, r"expected x of numbers .* found float64 \[4, 10\]"),
-    ({"x": _X.astype(complex)}, "found complex128"),
-    ({"x": _X[:, :0]}, r"found float64 \[6, 0, 10\]"),
-    ({"x": np.where(np.arange(6) == 4, np.nan, 1.0)[:, None, None] * _X}, "NaN or infinity in sample 4"),
-    ({"label": np.array(["a"] * 5)}, r"expected label of the length of x, \[6\]; found \[5\]"),
-    ({"day": np.arange(7)}, r"expected day of the length of x, \[6\]; found \[7\]"),
-    ({"length": np.arange(5)}, r"expected length of the length of x"),
-    ({"length": np.array([1, 2, 3, 4, 5, 11])}, "expected length of integers from 1 to 10; found int64 1 to 11"),
-    ({"label": np.linspace(0, 1, 6)}, "expected label of text or integers; found float64"),
-    ({"classes": np.array(["sit", "lie"])}, "expected labels among classes .* found walk"),
-    ({"classes": np.array(["sit", "lie", "walk", "sit"])}, "expected classes that differ"),
-    ({"label": np.arange(6), "classes": np.array(["a", "b"])}, "expected labels from 0 to 1, .* found 0 to 5"),
-    ({"label": np.array(["a", 1, None, 2, 3, 4], object)}, "objects"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"x": None}, "expected the arrays x and label; found label"),
+        ({"label": None}, "expected the arrays x and label; found x"),
+        ({"x": _X[0]}, r"expected x of numbers .* found float64 \[4, 10\]"),
+        ({"x": _X.astype(complex)}, "found complex128"),
+        ({"x": _X[:, :0]}, r"found float64 \[6, 0, 10\]"),
+        ({"x": np.where(np.arange(6) == 4, np.nan, 1.0)[:, None, None] * _X}, "NaN or infinity in sample 4"),
+        ({"label": np.array(["a"] * 5)}, r"expected label of the length of x, \[6\]; found \[5\]"),
+        ({"day": np.arange(7)}, r"expected day of the length of x, \[6\]; found \[7\]"),
+        ({"length": np.arange(5)}, r"expected length of the length of x"),
+        (
+            {"length": np.array([1, 2, 3, 4, 5, 11])},
+            "expected length of integers from 1 to 10; found int64 1 to 11",
+        ),
+        ({"label": np.linspace(0, 1, 6)}, "expected label of text or integers; found float64"),
+        ({"classes": np.array(["sit", "lie"])}, "expected labels among classes .* found walk"),
+        ({"classes": np.array(["sit", "lie", "walk", "sit"])}, "expected classes that differ"),
+        (
+            {"label": np.arange(6), "classes": np.array(["a", "b"])},
+            "expected labels from 0 to 1, .* found 0 to 5",
+        ),
+        ({"label": np.array(["a", 1, None, 2, 3, 4], object)}, "objects"),
+    ],
+)
 def test_what_is_wrong_with_an_npz_is_said(tmp_path, arrays, expected):
     path = write_npz(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=expected) as error:
@@ -596,7 +674,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     path = write_npz(tmp_path / "a.npz")
     whole = path.read_bytes()
     np.save(tmp_path / "b.npy", np.ones(3))
-    for content in (b"", b"nothing", whole[:-100], whole[: len(whole) // 2], (tmp_path / "b.npy").read_bytes()):
+    for content in (
+        b"",
+        b"nothing",
+        whole[:-100],
+        whole[: len(whole) // 2],
+        (tmp_path / "b.npy").read_bytes(),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
             CsiFile(path)
@@ -610,8 +694,9 @@ def test_the_esp32_recordings_load():
     assert len(source) == 809
     assert source.class_names == sorted(
         f"{activity}_{end}"
-        for activity in ("SEATED", "SITTING_DOWN", "STANDING_UP", "TURN", "WALKING") for end in ("RX", "TX")
-    )  # fmt: skip
+        for activity in ("SEATED", "SITTING_DOWN", "STANDING_UP", "TURN", "WALKING")
+        for end in ("RX", "TX")
+    )
     groups = {name: len(np.unique(values)) for name, values in source.groups.items()}
     assert groups == {"day": 4, "execution": 10, "direction": 2}
     source.fit(np.flatnonzero(source.groups["day"] == "D1"))
@@ -620,5 +705,7 @@ def test_the_esp32_recordings_load():
     assert np.isfinite(images).all()
     assert images[source.groups["day"] == "D1"].std() == pytest.approx(1, abs=1e-3)
     # A person who walks changes the channel more than one who sits.
-    moves = {name: images[source.labels == number].std(-1).mean() for number, name in enumerate(source.class_names)}
+    moves = {
+        name: images[source.labels == number].std(-1).mean() for number, name in enumerate(source.class_names)
+    }
     assert min(moves["WALKING_RX"], moves["WALKING_TX"]) > 1.3 * max(moves["SEATED_RX"], moves["SEATED_TX"])

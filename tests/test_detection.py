@@ -40,11 +40,24 @@ def test_figures_of_several_stretches_do_not_mix_them():
     moved = replace(A, freq_lower_hz=20e3, freq_upper_hz=10.1e6, confidence=0.9)
     nr = Carrier("NR", 0.0, 1.0, 20e6, 30e6)
     figures = detection_figures([([moved, nr], [A]), ([], [A]), ([A], [])], ["NR", "LTE"])
-    assert figures["LTE"] == {"true": 2, "found": 2, "matched": 1, "precision": 0.5, "recall": 0.5,
-                              "center_error_khz": pytest.approx([60.0, 60.0]),
-                              "bandwidth_error_khz": pytest.approx([80.0, 80.0])}  # fmt: skip
-    assert figures["NR"] == {"true": 0, "found": 1, "matched": 0, "precision": 0.0, "recall": None,
-                             "center_error_khz": None, "bandwidth_error_khz": None}  # fmt: skip
+    assert figures["LTE"] == {
+        "true": 2,
+        "found": 2,
+        "matched": 1,
+        "precision": 0.5,
+        "recall": 0.5,
+        "center_error_khz": pytest.approx([60.0, 60.0]),
+        "bandwidth_error_khz": pytest.approx([80.0, 80.0]),
+    }
+    assert figures["NR"] == {
+        "true": 0,
+        "found": 1,
+        "matched": 0,
+        "precision": 0.0,
+        "recall": None,
+        "center_error_khz": None,
+        "bandwidth_error_khz": None,
+    }
     assert (figures["all"]["true"], figures["all"]["found"], figures["all"]["matched"]) == (2, 3, 1)
     rows = detection_rows(figures)
     assert rows[1][:5] == ["NR", "0", "1", "0.0", "-"]

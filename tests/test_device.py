@@ -28,9 +28,13 @@ def test_devices_that_are_not_here(name):
 
 @pytest.mark.parametrize(
     ("amx", "avx512", "vendor", "least"),
-    [(True, True, "GenuineIntel", 192), (False, True, "AuthenticAMD", 64), (False, True, "GenuineIntel", None),
-     (False, False, "AuthenticAMD", None)],
-)  # fmt: skip
+    [
+        (True, True, "GenuineIntel", 192),
+        (False, True, "AuthenticAMD", 64),
+        (False, True, "GenuineIntel", None),
+        (False, False, "AuthenticAMD", None),
+    ],
+)
 def test_precision_of_a_cpu(monkeypatch, tmp_path, amx, avx512, vendor, least):
     """bf16 where it was measured to be faster, from the width on at which it is."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
@@ -50,7 +54,13 @@ def test_processes_share_the_cores(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(device, "usable_cores", lambda: set(range(12)))
     try:
-        for given, processes, expected in ((None, 3, 4), ("1", 3, 4), ("2", 3, threads), (None, 1, threads), (None, 50, 1)):
+        for given, processes, expected in (
+            (None, 3, 4),
+            ("1", 3, 4),
+            ("2", 3, threads),
+            (None, 1, threads),
+            (None, 50, 1),
+        ):
             torch.set_num_threads(threads)
             monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
             if given:

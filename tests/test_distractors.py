@@ -12,12 +12,21 @@ from radio.scenes import baseband
 from radio.scenes.distractors import KINDS, Distractor, add, draw
 
 # (sample rate, duration, seed)
-CASES = [(1.92e6, 40e-3, 0), (7.68e6, 80e-3, 1), (20e6, 1e-3, 2), (30.72e6, 10e-3, 3), (61.44e6, 16e-3, 4),
-         (122.88e6, 5e-3, 5)]
+CASES = [
+    (1.92e6, 40e-3, 0),
+    (7.68e6, 80e-3, 1),
+    (20e6, 1e-3, 2),
+    (30.72e6, 10e-3, 3),
+    (61.44e6, 16e-3, 4),
+    (122.88e6, 5e-3, 5),
+]
 IDS = [f"{rate / 1e6:g}MHz" for rate, _, _ in CASES]
 EVERY_KIND = [(kind, *case) for kind in KINDS for case in CASES]
-every_kind = pytest.mark.parametrize(("kind", "rate", "duration", "seed"), EVERY_KIND,
-                                     ids=[f"{kind}-{number}" for kind in KINDS for number in IDS])
+every_kind = pytest.mark.parametrize(
+    ("kind", "rate", "duration", "seed"),
+    EVERY_KIND,
+    ids=[f"{kind}-{number}" for kind in KINDS for number in IDS],
+)
 
 
 def rendered(distractor, sample_rate_hz, duration_s, seed=0):
@@ -29,7 +38,9 @@ def rendered(distractor, sample_rate_hz, duration_s, seed=0):
 def drawn(kind, rate, duration, seed, low=-0.45, high=0.45, snr_db=20.0):
     """A distractor without echoes (which tilt the band), or a skip where none fits."""
     for attempt in range(8):
-        found = draw(kind, np.random.default_rng((seed, attempt)), rate, duration, low * rate, high * rate, snr_db)
+        found = draw(
+            kind, np.random.default_rng((seed, attempt)), rate, duration, low * rate, high * rate, snr_db
+        )
         if found is not None:
             return dataclasses.replace(found, delay_spread_s=0.0)
     return pytest.skip(f"no {kind} fits into {(high - low) * rate / 1e6:.1f} MHz")
@@ -147,7 +158,10 @@ def test_draws_lie_between_the_frequencies_given_and_vary(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_drawn_where_nothing_fits(kind):
-    assert all(draw(kind, np.random.default_rng(seed), 61.44e6, 10e-3, 1e6, 1.001e6, 0.0) is None for seed in range(20))
+    assert all(
+        draw(kind, np.random.default_rng(seed), 61.44e6, 10e-3, 1e6, 1.001e6, 0.0) is None
+        for seed in range(20)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,8 +185,18 @@ def test_echoes_keep_the_power_and_colour_the_band():
     assert spread[1] > 3 * spread[0]
 
 
-@pytest.mark.parametrize("change", [{"kind": "fax"}, {"bandwidth_hz": 0.0}, {"center_hz": float("nan")}, {"seed": -1},
-                                    {"seed": 2**31}, {"delay_spread_s": 1.0}, {"snr_db": float("inf")}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "fax"},
+        {"bandwidth_hz": 0.0},
+        {"center_hz": float("nan")},
+        {"seed": -1},
+        {"seed": 2**31},
+        {"delay_spread_s": 1.0},
+        {"snr_db": float("inf")},
+    ],
+)
 def test_wrong_values_are_named(change):
     with pytest.raises(ValueError, match=str(next(iter(change)))):
         Distractor(**{"kind": "tone", "center_hz": 0.0, "bandwidth_hz": 1e3, "snr_db": 0.0, **change})
@@ -224,14 +248,17 @@ def test_what_lies_beyond_the_band_is_not_sent(side):
 # in time
 
 
-@pytest.mark.parametrize(("kind", "settings"), [
-    ("tone", {"num_tones": 1, "spacing_hz": 0.0, "drift_hz": 0.0, "drift_period_s": 1.0}),
-    ("gfsk", {"bit_rate_hz": 1e6, "index": 0.32, "bt": 0.5}),
-    ("qam", {"symbol_rate_hz": 5e6, "roll_off": 0.25, "bits_a_symbol": 2}),
-    ("noise_burst", {"noise_hz": 6e6, "edge": 0.03, "tilt_db": 0.0, "step_db": 0.0}),
-    ("nbiot", {"form": "npusch", "tones": 12, "spacing_hz": 15e3}),
-    ("fm", {"mode": "narrow", "deviation_hz": 5e3, "audio_hz": 3e3}),
-])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("tone", {"num_tones": 1, "spacing_hz": 0.0, "drift_hz": 0.0, "drift_period_s": 1.0}),
+        ("gfsk", {"bit_rate_hz": 1e6, "index": 0.32, "bt": 0.5}),
+        ("qam", {"symbol_rate_hz": 5e6, "roll_off": 0.25, "bits_a_symbol": 2}),
+        ("noise_burst", {"noise_hz": 6e6, "edge": 0.03, "tilt_db": 0.0, "step_db": 0.0}),
+        ("nbiot", {"form": "npusch", "tones": 12, "spacing_hz": 15e3}),
+        ("fm", {"mode": "narrow", "deviation_hz": 5e3, "audio_hz": 3e3}),
+    ],
+)
 def test_bursts_last_as_the_settings_say(kind, settings):
     rate, burst_s, gap_s = 7.68e6, 2e-3, 1e-3
     iq = made(kind, rate, 60e-3, burst_s=burst_s, gap_s=gap_s, **settings)
@@ -244,12 +271,18 @@ def test_bursts_last_as_the_settings_say(kind, settings):
 # frequency modulation
 
 
-@pytest.mark.parametrize(("kind", "settings"), [
-    ("fm", {"mode": "broadcast", "deviation_hz": 75e3, "audio_hz": 15e3, "burst_s": 1.0, "gap_s": 0.0}),
-    ("gfsk", {"bit_rate_hz": 250e3, "index": 1.0, "bt": 0.5, "burst_s": 1.0, "gap_s": 0.0}),
-    ("gsm", {"carriers": 1, "spacing_hz": 200e3, "slots": (255,), "beacon": True}),
-    ("chirp", {"waveform": "lora", "chirp_hz": 250e3, "spreading_factor": 9, "burst_s": 1.0, "gap_s": 1.0}),
-])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("fm", {"mode": "broadcast", "deviation_hz": 75e3, "audio_hz": 15e3, "burst_s": 1.0, "gap_s": 0.0}),
+        ("gfsk", {"bit_rate_hz": 250e3, "index": 1.0, "bt": 0.5, "burst_s": 1.0, "gap_s": 0.0}),
+        ("gsm", {"carriers": 1, "spacing_hz": 200e3, "slots": (255,), "beacon": True}),
+        (
+            "chirp",
+            {"waveform": "lora", "chirp_hz": 250e3, "spreading_factor": 9, "burst_s": 1.0, "gap_s": 1.0},
+        ),
+    ],
+)
 def test_angle_modulation_has_a_constant_envelope(kind, settings):
     magnitude = abs(made(kind, 7.68e6, 10e-3, **settings))
     magnitude = magnitude[magnitude > 0.5]
@@ -257,7 +290,17 @@ def test_angle_modulation_has_a_constant_envelope(kind, settings):
 
 
 def test_noise_is_gaussian():
-    iq = made("noise_burst", 15.36e6, 10e-3, noise_hz=10e6, edge=0.1, tilt_db=0.0, burst_s=1.0, gap_s=0.0, step_db=0.0)
+    iq = made(
+        "noise_burst",
+        15.36e6,
+        10e-3,
+        noise_hz=10e6,
+        edge=0.1,
+        tilt_db=0.0,
+        burst_s=1.0,
+        gap_s=0.0,
+        step_db=0.0,
+    )
     assert (abs(iq) ** 4).mean() / (abs(iq) ** 2).mean() ** 2 == pytest.approx(2.0, abs=0.05)
 
 
@@ -286,8 +329,16 @@ def test_gaussian_fsk_deviates_by_half_its_index():
 
 def test_bluetooth_hops_every_slot_on_its_channels():
     rate = 61.44e6
-    settings = {"channels": 40, "spacing_hz": 1e6, "dwell_s": 625e-6, "burst_s": 366e-6, "modulation": "gfsk",
-                "bit_rate_hz": 1e6, "index": 0.32, "bt": 0.5}
+    settings = {
+        "channels": 40,
+        "spacing_hz": 1e6,
+        "dwell_s": 625e-6,
+        "burst_s": 366e-6,
+        "modulation": "gfsk",
+        "bit_rate_hz": 1e6,
+        "index": 0.32,
+        "bt": 0.5,
+    }
     iq = made("hopping", rate, 20e-3, **settings)
     bursts = runs(smoothed_power(iq, 600) > 0.5)
     assert len(bursts) >= 30
@@ -305,8 +356,13 @@ def test_bluetooth_hops_every_slot_on_its_channels():
 
 def test_gsm_slots_last_577_us_of_a_frame_of_4615_us():
     rate = 3.84e6
-    bursts = runs(smoothed_power(made("gsm", rate, 40e-3, carriers=1, spacing_hz=200e3, slots=(1,), beacon=False), 16) > 0.5)
-    np.testing.assert_allclose(np.diff(bursts[:, 0]) / rate, 120 / 26 * 1e-3, atol=10e-6)  # 26 frames in 120 ms
+    bursts = runs(
+        smoothed_power(made("gsm", rate, 40e-3, carriers=1, spacing_hz=200e3, slots=(1,), beacon=False), 16)
+        > 0.5
+    )
+    np.testing.assert_allclose(
+        np.diff(bursts[:, 0]) / rate, 120 / 26 * 1e-3, atol=10e-6
+    )  # 26 frames in 120 ms
     # 148 bits of 48 / 13 µs lie within the ramps, which take the guard's 8.25
     lengths_s = np.diff(bursts, axis=1) / rate
     assert (lengths_s > 147 * 48 / 13e6).all()
@@ -331,8 +387,17 @@ def test_root_raised_cosine_pulses_meet_without_interference():
     """Through the matched filter, samples at the symbol times are the QPSK points."""
     symbol_rate, roll_off, count = 1e6, 0.3, 8192
     rate = 4 * symbol_rate
-    iq = made("qam", rate, 4 * count / rate, symbol_rate_hz=symbol_rate, roll_off=roll_off, bits_a_symbol=2,
-              burst_s=1.0, gap_s=0.0, bandwidth_hz=symbol_rate)
+    iq = made(
+        "qam",
+        rate,
+        4 * count / rate,
+        symbol_rate_hz=symbol_rate,
+        roll_off=roll_off,
+        bits_a_symbol=2,
+        burst_s=1.0,
+        gap_s=0.0,
+        bandwidth_hz=symbol_rate,
+    )
     frequency = abs(np.fft.fftfreq(len(iq), 1 / rate)) / symbol_rate
     raised = 0.5 * (1 + np.cos(np.pi / roll_off * (frequency - (1 - roll_off) / 2).clip(0, roll_off)))
     symbols = np.fft.ifft(np.fft.fft(iq) * np.sqrt(raised))[::4][100:-100]
@@ -343,8 +408,17 @@ def test_root_raised_cosine_pulses_meet_without_interference():
     assert {*points.round(2)} == {*(np.array([1 + 1j, 1 - 1j, -1 + 1j, -1 - 1j]) / np.sqrt(2)).round(2)}
 
 
-WIFI = {"system": "wifi", "width_hz": 20e6, "spacing_hz": 312.5e3, "highest": 26, "nulls": 1, "bits_a_symbol": 4,
-        "frame_s": 0.5e-3, "idle_s": 0.2e-3, "acks": True}
+WIFI = {
+    "system": "wifi",
+    "width_hz": 20e6,
+    "spacing_hz": 312.5e3,
+    "highest": 26,
+    "nulls": 1,
+    "bits_a_symbol": 4,
+    "frame_s": 0.5e-3,
+    "idle_s": 0.2e-3,
+    "acks": True,
+}
 
 
 def lag_correlation(iq, lag):
@@ -360,7 +434,9 @@ def test_wifi_prefix_repeats_after_3_2_us():
 def test_wifi_fills_its_subcarriers_and_no_more():
     """52 of 312.5 kHz without the one at 0 Hz: level to 8.1 MHz, 20 dB down (802.11 17.3.9.3 at 11 MHz) at 9.5 MHz."""
     rate = 25.6e6
-    power = (abs(np.fft.fft(made("ofdm", rate, 20e-3, **WIFI).reshape(-1, 512) * np.hanning(512))) ** 2).mean(axis=0)
+    power = (abs(np.fft.fft(made("ofdm", rate, 20e-3, **WIFI).reshape(-1, 512) * np.hanning(512))) ** 2).mean(
+        axis=0
+    )
     hertz = abs(np.fft.fftfreq(512, 1 / rate))
     middle = power[(hertz > 1e6) & (hertz < 5e6)].mean()
     assert power[(hertz > 7e6) & (hertz < 8.05e6)].mean() > 0.8 * middle
@@ -387,7 +463,16 @@ def test_wifi_frames_begin_with_ten_equal_short_symbols_and_are_answered_after_s
 @pytest.mark.parametrize(("size", "guard_share"), [(2048, 0.25), (8192, 0.125)])
 def test_dvbt_prefix_repeats_after_its_useful_part(size, guard_share):
     rate = 64e6 / 7
-    iq = made("ofdm", rate, 20e-3, system="dvbt", channel_hz=8e6, size=size, guard_share=guard_share, bits_a_symbol=6)
+    iq = made(
+        "ofdm",
+        rate,
+        20e-3,
+        system="dvbt",
+        channel_hz=8e6,
+        size=size,
+        guard_share=guard_share,
+        bits_a_symbol=6,
+    )
     assert lag_correlation(iq, size) > 0.7 * guard_share / (1 + guard_share)
     assert lag_correlation(iq, size - 500) < 0.05
     assert energy_share(torch.from_numpy(iq), rate, -3.83e6, 3.83e6) > 0.99
@@ -406,7 +491,9 @@ def test_single_tone_nbiot_is_narrower_than_twelve():
     def width(tones):
         settings = {"form": "npusch", "tones": tones, "spacing_hz": 15e3, "burst_s": 1.0, "gap_s": 0.0}
         iq = torch.from_numpy(made("nbiot", 1.92e6, 20e-3, **settings))
-        return next(hz for hz in np.arange(5e3, 200e3, 5e3) if energy_share(iq, 1.92e6, -hz / 2, hz / 2) > 0.9)
+        return next(
+            hz for hz in np.arange(5e3, 200e3, 5e3) if energy_share(iq, 1.92e6, -hz / 2, hz / 2) > 0.9
+        )
 
     assert width(1) <= 35e3
     assert 150e3 <= width(12) <= 180e3
@@ -419,8 +506,17 @@ def test_dechirped_lora_symbols_are_tones():
     factor, chirp_hz = 8, 125e3
     values = 2**factor
     rate = 2 * chirp_hz  # two samples a chip
-    iq = made("chirp", rate, 0.25, seed=2, waveform="lora", chirp_hz=chirp_hz, spreading_factor=factor,
-              burst_s=40 * values / chirp_hz, gap_s=60 * values / chirp_hz)
+    iq = made(
+        "chirp",
+        rate,
+        0.25,
+        seed=2,
+        waveform="lora",
+        chirp_hz=chirp_hz,
+        spreading_factor=factor,
+        burst_s=40 * values / chirp_hz,
+        gap_s=60 * values / chirp_hz,
+    )
     begin, end = runs(smoothed_power(iq, 9) > 0.5)[0]
     assert (end - begin) / (2 * values) == pytest.approx(39.25, abs=0.3)
     time = np.arange(values) / values
@@ -442,7 +538,9 @@ def test_dechirped_lora_symbols_are_tones():
 @pytest.mark.parametrize(("shape", "slope"), [("up", 1), ("down", -1)])
 def test_radar_sweeps_rise_or_fall_at_their_rate(shape, slope):
     rate, sweep_hz, sweep_s = 15.36e6, 8e6, 1e-3
-    iq = made("chirp", rate, 8e-3, waveform="fmcw", sweep_hz=sweep_hz, sweep_s=sweep_s, shape=shape, idle_s=0.0)
+    iq = made(
+        "chirp", rate, 8e-3, waveform="fmcw", sweep_hz=sweep_hz, sweep_s=sweep_s, shape=shape, idle_s=0.0
+    )
     hertz = np.angle(iq[1:] * iq[:-1].conj()) * rate / (2 * np.pi)
     assert np.median(np.diff(hertz)) * rate == pytest.approx(slope * sweep_hz / sweep_s, rel=0.02)
     assert np.quantile(abs(hertz), 0.99) == pytest.approx(sweep_hz / 2, rel=0.03)
@@ -477,8 +575,18 @@ def test_dme_pulses_come_in_pairs_of_3_5_us(spacing_s):
 
 def test_spurs_of_a_comb_are_equally_spaced():
     rate = 15.36e6
-    iq = made("tone", rate, 5e-3, num_tones=7, spacing_hz=600e3, drift_hz=0.0, drift_period_s=1.0, burst_s=1.0, gap_s=0.0,
-              center_hz=1e6)
+    iq = made(
+        "tone",
+        rate,
+        5e-3,
+        num_tones=7,
+        spacing_hz=600e3,
+        drift_hz=0.0,
+        drift_period_s=1.0,
+        burst_s=1.0,
+        gap_s=0.0,
+        center_hz=1e6,
+    )
     power = abs(np.fft.fft(iq * np.hanning(len(iq)))) ** 2
     frequency = np.fft.fftfreq(len(iq), 1 / rate)
     strong = np.sort(frequency[power > power.max() * 10**-1.8])

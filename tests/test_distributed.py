@@ -20,9 +20,14 @@ def test_processes_exchange_small_things_and_one_of_them_speaks(tmp_path):
     assert main.err == "warning: said once\n"
     for found in json.loads(main.out):
         assert found == {
-            "world_size": 3, "device": "cpu", "sum": [3, 3], "max": 2, "gather": ["rank 0", "rank 1", "rank 2"],
-            "added": [3, 3], "main": [[0, 1, 2], 2.5, [2, 2], "torch.bfloat16", []],
-        }  # fmt: skip
+            "world_size": 3,
+            "device": "cpu",
+            "sum": [3, 3],
+            "max": 2,
+            "gather": ["rank 0", "rank 1", "rank 2"],
+            "added": [3, 3],
+            "main": [[0, 1, 2], 2.5, [2, 2], "torch.bfloat16", []],
+        }
 
 
 def test_a_single_process_exchanges_with_itself(tmp_path):
@@ -84,14 +89,29 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert json.loads(main.out) == [[3, "SIGUSR1"]] * 3
 
 
-@pytest.mark.parametrize(("environment", "words"), [
-    ({"WORLD_SIZE": "2"}, "RANK: expected a number in the environment, set by a launcher; found None"),
-    ({"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a number in the environment, set by a launcher; found 'two'"),
-    ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK: expected a number below WORLD_SIZE 2; found 5"),
-    ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT: expected the 2 processes of the run to meet at None:None"),
-    ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "FREE"}, "to meet at 127.0.0.1:"),
-    ({"SLURM_STEP_NUM_TASKS": "8"}, "SLURM_STEP_NUM_TASKS: expected one task to a node, which runs torchrun"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK: expected a number in the environment, set by a launcher; found None"),
+        (
+            {"WORLD_SIZE": "two"},
+            "WORLD_SIZE: expected a number in the environment, set by a launcher; found 'two'",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK: expected a number below WORLD_SIZE 2; found 5"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "MASTER_ADDR, MASTER_PORT: expected the 2 processes of the run to meet at None:None",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "FREE"},
+            "to meet at 127.0.0.1:",
+        ),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8"},
+            "SLURM_STEP_NUM_TASKS: expected one task to a node, which runs torchrun",
+        ),
+    ],
+)
 def test_what_no_launcher_sets_is_said_in_a_line(monkeypatch, environment, words):
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
@@ -104,13 +124,18 @@ def test_what_no_launcher_sets_is_said_in_a_line(monkeypatch, environment, words
 
 
 def flags(**changes):
-    return SimpleNamespace(**{"device": "cpu", "dist_backend": "auto", "dist_timeout_s": 10.0, "shard": False} | changes)
+    return SimpleNamespace(
+        **{"device": "cpu", "dist_backend": "auto", "dist_timeout_s": 10.0, "shard": False} | changes
+    )
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"shard": True}, "--shard: expected several processes"),
-    ({"dist_timeout_s": 0.0}, "--dist_timeout_s: expected more than 0 seconds; found 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shard": True}, "--shard: expected several processes"),
+        ({"dist_timeout_s": 0.0}, "--dist_timeout_s: expected more than 0 seconds; found 0.0"),
+    ],
+)
 def test_flags_that_cannot_be(changes, words):
     with pytest.raises(UserError, match=words), joining.joined(flags(**changes)):
         pass

@@ -23,15 +23,17 @@ from util import fetch
 
 SHORT = {
     "main_pretrain": "--input_size 16 --n_fft 64 --window_ms 2 --batch_size 2 --epochs 1 --warmup_epochs 0 --num_workers 0 "
-                     "--device cpu --peak_tflops 1 --scenes 8",
+    "--device cpu --peak_tflops 1 --scenes 8",
     "main_finetune": "--batch_size 4 --epochs 1 --warmup_epochs 0 --num_workers 0 --device cpu",
     "main_synthesize": "--input_size 16 --n_fft 64 --window_ms 2 --train 8 --val 4 --test 4 --num_workers 0",
     "main_pack": "--input_size 16 --n_fft 64 --window_ms 2 --device cpu",
     "main_segment": "--device cpu",
     "main_embed": "--device cpu --num_workers 0",
     "main_download": "",
-}  # fmt: skip
-PARSED = re.compile(r"^torchrun|submitit_launch|weights/make|benchmarks/|main_download\.py (?!list)|mae_vit_base|facebook/")
+}
+PARSED = re.compile(
+    r"^torchrun|submitit_launch|weights/make|benchmarks/|main_download\.py (?!list)|mae_vit_base|facebook/"
+)
 BY_HAND = ("make ", "pip ", "cp ", "rm ", "hackrf_transfer ")
 WITH_DATA = (
     "README.md",
@@ -76,21 +78,29 @@ def user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     band = {"core:sample_count": 3000, "core:freq_lower_edge": 2.39998e9, "core:freq_upper_edge": 2.40002e9}
-    labels = [band | {"core:sample_start": 0, "core:label": "wifi"},
-              band | {"core:sample_start": 3000, "core:label": "bluetooth"}]  # fmt: skip
+    labels = [
+        band | {"core:sample_start": 0, "core:label": "wifi"},
+        band | {"core:sample_start": 3000, "core:label": "bluetooth"},
+    ]
     for number in range(8):
         write_ci16(tmp_path / "iq", f"r{number}", 0.02, seed=number)
         write_ci16(tmp_path / "recordings", f"lte-f1815-{number}", 0.03, seed=number, annotations=labels)
     for name in ("up", "down"):
         for number in range(12):
-            write_ci16(tmp_path / "folders" / name, f"{name}{number}", 0.02, seed=number + 50 * (name == "up"))
+            write_ci16(
+                tmp_path / "folders" / name, f"{name}{number}", 0.02, seed=number + 50 * (name == "up")
+            )
     write_ci16(tmp_path, "capture", sample_rate_hz=1e6, annotations=labels)
     write_ntu_fi(tmp_path / "NTU-Fi_HAR", count=3)
     write_frames(tmp_path / "TrainingData", 12)
     write_radioml(tmp_path / "GOLD_XYZ_OSC.0001_1024.hdf5", snrs=(-4, -2, 10), each=4)
     rng = np.random.default_rng(0)
-    np.savez("csi.npz", x=rng.random((48, 10, 30), np.float32) + 1, label=np.array(["sit", "walk"] * 24),
-             day=np.repeat(["D1", "D2", "D3", "D4"], 12))  # fmt: skip
+    np.savez(
+        "csi.npz",
+        x=rng.random((48, 10, 30), np.float32) + 1,
+        label=np.array(["sit", "walk"] * 24),
+        day=np.repeat(["D1", "D2", "D3", "D4"], 12),
+    )
     shutil.copy("csi.npz", "geotec_esp32_csihar.npz")
     (tmp_path / "weights").symlink_to(ROOT / "weights")
     samples = rng.integers(-30, 30, 2 * 100_000, np.int8).tobytes()
@@ -116,14 +126,18 @@ def test_commands_in_their_order(user, capsys, document):
     for command in commands(document):
         command = command.replace("/data/", "")
         if command.startswith("make "):
-            assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+            assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), (
+                command
+            )
         elif PARSED.search(command):
             module, flags = words_of(command)
             args = module.get_args_parser().parse_args(flags)
             if hasattr(module, "check_args") and module.__name__ in SHORT:
                 module.check_args(args)
             named = getattr(args, "finetune", None)
-            assert not named or named.endswith(".pth") or fetch.entry_of(named) or fetch.hub_address(named), command
+            assert not named or named.endswith(".pth") or fetch.entry_of(named) or fetch.hub_address(named), (
+                command
+            )
         elif not command.startswith(BY_HAND) or "python" in command:
             module, flags = words_of(command)
             prepare(user, module, flags)
@@ -150,7 +164,14 @@ def prepare(user, module, flags):
     for data in {"scenes", "made/scenes"} & set(flags):
         if not (user / data).exists():
             (user / data).parent.mkdir(exist_ok=True)
-            made = ["--output", data, *SHORT["main_synthesize"].split(), "--set", "duration_ms=2", "sample_rates_hz=1.92e6"]
+            made = [
+                "--output",
+                data,
+                *SHORT["main_synthesize"].split(),
+                "--set",
+                "duration_ms=2",
+                "sample_rates_hz=1.92e6",
+            ]
             assert call(importlib.import_module("main_synthesize"), *made) == 0
 
 
@@ -158,8 +179,10 @@ def prepare(user, module, flags):
 def test_python(user):
     """The encoder is one of a real size: what a reader has from --export."""
     weights = models_mae.mae_vit_tiny_patch16().state_dict()
-    save_file({name: value for name, value in weights.items() if "decoder" not in name and name != "mask_token"},
-              "encoder.safetensors")  # fmt: skip
+    save_file(
+        {name: value for name, value in weights.items() if "decoder" not in name and name != "mask_token"},
+        "encoder.safetensors",
+    )
     pieces = blocks("README.md", "python") + blocks("FINETUNE.md", "python")
     assert len(pieces) == 2
     shapes = []
@@ -179,7 +202,9 @@ def headings(path):
 
 @pytest.mark.parametrize("document", LINKED)
 def test_links_lead_somewhere(document):
-    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$|`[^`\n]*`", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     for link in re.findall(r"\]\(([^)]+)\)", text):
         if link.startswith("https://"):
             continue

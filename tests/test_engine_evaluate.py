@@ -88,11 +88,14 @@ def test_scores_of_several_processes_add_up_to_those_of_one(tmp_path, monkeypatc
 NONE = math.nan
 
 
-@pytest.mark.parametrize(("scores", "numbers"), [
-    ([NONE, 0.5, NONE, 0.9, 0.1, NONE], [3, 1, 4]),
-    ([NONE] * 4, [0, 1, 2, 3]),
-    ([0.1 * number for number in range(10)] + [NONE] * 50, [9, 8, 7, 6, 5, 4, 2, 1, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "numbers"),
+    [
+        ([NONE, 0.5, NONE, 0.9, 0.1, NONE], [3, 1, 4]),
+        ([NONE] * 4, [0, 1, 2, 3]),
+        ([0.1 * number for number in range(10)] + [NONE] * 50, [9, 8, 7, 6, 5, 4, 2, 1, 0]),
+    ],
+)
 def test_windows_without_a_carrier_are_shown_only_where_there_is_nothing_else(scores, numbers):
     assert shown(torch.tensor(scores, dtype=torch.float64)) == numbers
 
@@ -101,8 +104,11 @@ def test_windows_without_a_carrier_are_shown_only_where_there_is_nothing_else(sc
 def test_pictures_and_console_say_what_their_numbers_are(tmp_path, monkeypatch, capsys, masks):
     drawn = {}
     monkeypatch.setattr(engine_evaluate, "confusion_figure", lambda counts, names, caption: caption)
-    monkeypatch.setattr(engine_evaluate, "prediction_sheet",
-                        lambda rows, names, caption: ([row["title"] for row in rows], caption))  # fmt: skip
+    monkeypatch.setattr(
+        engine_evaluate,
+        "prediction_sheet",
+        lambda rows, names, caption: ([row["title"] for row in rows], caption),
+    )
     run = run_with(lambda step, figure, name: drawn.update({name: figure}))
     batches, found = measured(open_set(tmp_path / "set", masks), masks)
 
@@ -132,5 +138,3 @@ def test_a_column_of_snrs_groups_the_samples():
     found = names([*np.arange(40) + 0.25, np.nan])["SNR"]
     assert (found[0], found[7], found[-1]) == ("0 to 5 dB", "5 to 10 dB", "unknown")
     assert sorted(set(names([10, -5, 5])["SNR"]), key=natural) == ["-5 dB", "5 dB", "10 dB"]
-
-

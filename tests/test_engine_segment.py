@@ -45,8 +45,13 @@ class Loud(nn.Module):
 
 
 def segmenter(columns=16, rows=8, n_fft=32, duration_s=1e-3, model=Levels):
-    return Segmenter(model().eval(), Spectrogram(n_fft, duration_s, (rows, columns)), CLASSES, torch.device("cpu"),
-                     contextlib.nullcontext)  # fmt: skip
+    return Segmenter(
+        model().eval(),
+        Spectrogram(n_fft, duration_s, (rows, columns)),
+        CLASSES,
+        torch.device("cpu"),
+        contextlib.nullcontext,
+    )
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.95])
@@ -77,7 +82,9 @@ def whole(recording, one, overlap):
     tiling = one.tiling(recording, overlap)
     sums, counts = np.zeros((4, 8, tiling.total)), np.zeros(tiling.total)
     for column in tiling.first_columns:
-        sums[:, :, column : column + 16] += planes_of(one, recording.read(tiling.start(column), tiling.window))
+        sums[:, :, column : column + 16] += planes_of(
+            one, recording.read(tiling.start(column), tiling.window)
+        )
         counts[column : column + 16] += 1
     return sums / counts
 
@@ -107,7 +114,9 @@ def test_runs_are_the_means_of_the_windows_over_each_column(
     [recording] = open_recording(write_ci16(tmp_path, duration_s=duration_s, sample_rate_hz=1e6))
     one = segmenter()
     one.workers = workers
-    np.testing.assert_allclose(runs_of(one, [recording], overlap, as_accelerator), whole(recording, one, overlap), atol=1e-4)
+    np.testing.assert_allclose(
+        runs_of(one, [recording], overlap, as_accelerator), whole(recording, one, overlap), atol=1e-4
+    )
     assert one.timings.signal_s == pytest.approx(duration_s)
     assert set(one.timings.seconds) == {"reading", "front end", "network"}
 
@@ -166,8 +175,10 @@ def test_a_stretch_is_given_to_its_finder_block_by_block(tmp_path, pooled):
 @pytest.mark.slow
 def test_processes_end_with_the_one_that_they_look_for(tmp_path):
     """By SIGKILL too."""
-    code = f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom labelling.region_pool import RegionPool\n" \
-           "pool = RegionPool(2); print(*pool._pool._processes, flush=True); signal.pause()"  # fmt: skip
+    code = (
+        f"import signal, sys; sys.path[:0] = [{str(ROOT)!r}]\nfrom labelling.region_pool import RegionPool\n"
+        "pool = RegionPool(2); print(*pool._pool._processes, flush=True); signal.pause()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert len(process.stdout.readline().split()) == 2
         process.kill()
@@ -189,8 +200,11 @@ def test_a_gpu_finds_what_a_cpu_finds(tmp_path, monkeypatch, datatype, overlap):
     for _ in range(5):
         found = carriers_of(one, recording, overlap)
         assert [(one.label, one.start_s, one.duration_s) for one in found] == [
-            (one.label, one.start_s, one.duration_s) for one in expected]  # fmt: skip
-        edges = np.array([[(one.freq_lower_hz, one.freq_upper_hz) for one in carriers] for carriers in (found, expected)])
+            (one.label, one.start_s, one.duration_s) for one in expected
+        ]
+        edges = np.array(
+            [[(one.freq_lower_hz, one.freq_upper_hz) for one in carriers] for carriers in (found, expected)]
+        )
         assert abs(edges[0] - edges[1]).max() < 100
     one.pool.close()
     assert set(one.timings.seconds) == {"reading", "front end", "network", "carriers"}
@@ -203,7 +217,9 @@ def test_full_batches_are_computed_by_the_compiled_model(tmp_path, monkeypatch):
     def backend(graph, inputs):
         return lambda *tensors: sizes.append(len(tensors[-1])) or graph(*tensors)
 
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compiled(model, dynamic=dynamic, backend=backend))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic: compiled(model, dynamic=dynamic, backend=backend)
+    )
     [recording] = open_recording(write_ci16(tmp_path, duration_s=10e-3, sample_rate_hz=1e6))
     one = segmenter(model=Loud)
     expected = runs_of(one, [recording], 0)

@@ -6,7 +6,9 @@ from torch.utils.data import DataLoader, Dataset
 from util.errors import RunError, UserError, one_line, reported, warn
 
 
-@pytest.mark.parametrize(("error", "status"), [(UserError("a.npy: expected\nIQ; found\n none"), 2), (RunError("stop"), 1)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(UserError("a.npy: expected\nIQ; found\n none"), 2), (RunError("stop"), 1)]
+)
 def test_reported(error, status, capsys):
     with pytest.raises(SystemExit) as exit_, reported():
         raise error

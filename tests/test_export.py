@@ -27,10 +27,15 @@ DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
 IMAGE = (32, 48)
 CLASSES = ["Noise", "NR", "LTE"]
 ABOUT = {
-    "holds": "segmentation", "preset": "vit_nano", "front_end": {"image_size": list(IMAGE), "n_fft": 64}, "classes": CLASSES,
-    "args": {"model": "vit_nano", "in_chans": 1}, "command": "python main_finetune.py", "data": "scenes",
+    "holds": "segmentation",
+    "preset": "vit_nano",
+    "front_end": {"image_size": list(IMAGE), "n_fft": 64},
+    "classes": CLASSES,
+    "args": {"model": "vit_nano", "in_chans": 1},
+    "command": "python main_finetune.py",
+    "data": "scenes",
     "licence": "CC0-1.0",
-}  # fmt: skip
+}
 
 
 def snippet():
@@ -44,7 +49,9 @@ def drawn(model):
     torch.manual_seed(4)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.uniform_(parameter, 0.5, 1)
+            torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.uniform_(
+                parameter, 0.5, 1
+            )
     return model
 
 
@@ -80,14 +87,18 @@ def test_the_name_of_the_file_says_whether_the_encoder_is_alone(tmp_path):
     whole = read_weights(tmp_path / "mae.safetensors")
     assert whole.state_dict.keys() == model.state_dict().keys()
     assert whole.holds == "mae"
-    assert (tmp_path / "encoder.safetensors").read_bytes() == (tmp_path / "radio-encoder-v1.safetensors").read_bytes()
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (
+        tmp_path / "radio-encoder-v1.safetensors"
+    ).read_bytes()
     alone = read_weights(tmp_path / "encoder.safetensors")
     decoder = {name for name in model.state_dict() if name.startswith(("decoder_", "mask_token"))}
     assert alone.state_dict.keys() == model.state_dict().keys() - decoder
     assert alone.holds == "encoder"
     assert alone.args == {"model": "vit_nano", "in_chans": 1}
     other = models_vit.SegmentationViT(3, (48, 48), **SIZES, **DECODER)
-    assert load_pretrained(other, alone.state_dict, "a", alone.front_end).adapted == ["pos_embed 4 x 6 -> 6 x 6"]
+    assert load_pretrained(other, alone.state_dict, "a", alone.front_end).adapted == [
+        "pos_embed 4 x 6 -> 6 x 6"
+    ]
 
 
 # ONNX
@@ -112,7 +123,11 @@ def test_onnxruntime_gives_the_logits_for_any_number_of_images(tmp_path, kind, c
 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     [given], [result] = session.get_inputs(), session.get_outputs()
-    assert (given.name, given.type, given.shape) == ("spectrogram", "tensor(float)", ["batch", channels, *size])
+    assert (given.name, given.type, given.shape) == (
+        "spectrogram",
+        "tensor(float)",
+        ["batch", channels, *size],
+    )
     assert (result.name, result.shape[0]) == ("logits", "batch")
     model.eval()
     for count in (1, 3):
@@ -177,12 +192,18 @@ def test_a_model_too_large_for_onnx_is_refused():
 @pytest.mark.parametrize(
     ("path", "onnx", "said"),
     [
-        ("model.onnx", False, r"expected a \.safetensors file of pretraining \(main_finetune.py .*; found model\.onnx"),
+        (
+            "model.onnx",
+            False,
+            r"expected a \.safetensors file of pretraining \(main_finetune.py .*; found model\.onnx",
+        ),
         ("model.pth", False, r"expected a file named \.safetensors; found model\.pth"),
         ("model.pth", True, r"expected a file named \.safetensors or \.onnx; found model\.pth"),
-        ("safetensors", True, r".*; found safetensors"), (".onnx", True, r".*; found \.onnx"), ("a/", True, ".*; found a/"),
+        ("safetensors", True, r".*; found safetensors"),
+        (".onnx", True, r".*; found \.onnx"),
+        ("a/", True, ".*; found a/"),
     ],
-)  # fmt: skip
+)
 def test_other_files_are_refused(path, onnx, said):
     with pytest.raises(UserError, match=f"^--export: {said}$"):
         export.check_args(argparse.Namespace(export=path, export_dtype="float32"), onnx)
@@ -223,16 +244,28 @@ def test_what_cannot_be_written_is_said_first(tmp_path, path):
 @pytest.mark.parametrize(
     ("module", "flags", "line"),
     [
-        (main_pretrain, "--data_path /home/me/air ../b --epochs 2 --norm_pix_loss --no-pin_mem --output_dir /o --keep 1",
-         "python main_pretrain.py --data_path air b --norm_pix_loss --epochs 2"),
-        (main_pretrain, "--data_path synthetic:classic --set snr_db=5,40 fs=1 --input_size 32 64 --resume x.pth --export a",
-         "python main_pretrain.py --data_path synthetic:classic --set snr_db=5,40 fs=1 --input_size 32 64"),
-        (main_finetune, "--task sensing --data_path /d/x --finetune hf://me/name --cls_token --no-flip --lr 1e-05",
-         "python main_finetune.py --task sensing --data_path x --finetune hf://me/name --cls_token --lr 1e-05 --no-flip"),
-        (main_finetune, "--task sensing --data_path . --classes a,5\u202fG --split /a/s.json --seeds 3 --seed 2 --eval",
-         "python main_finetune.py --task sensing --data_path . --classes 'a,5\u202fG' --split s.json --seed 2"),
+        (
+            main_pretrain,
+            "--data_path /home/me/air ../b --epochs 2 --norm_pix_loss --no-pin_mem --output_dir /o --keep 1",
+            "python main_pretrain.py --data_path air b --norm_pix_loss --epochs 2",
+        ),
+        (
+            main_pretrain,
+            "--data_path synthetic:classic --set snr_db=5,40 fs=1 --input_size 32 64 --resume x.pth --export a",
+            "python main_pretrain.py --data_path synthetic:classic --set snr_db=5,40 fs=1 --input_size 32 64",
+        ),
+        (
+            main_finetune,
+            "--task sensing --data_path /d/x --finetune hf://me/name --cls_token --no-flip --lr 1e-05",
+            "python main_finetune.py --task sensing --data_path x --finetune hf://me/name --cls_token --lr 1e-05 --no-flip",
+        ),
+        (
+            main_finetune,
+            "--task sensing --data_path . --classes a,5\u202fG --split /a/s.json --seeds 3 --seed 2 --eval",
+            "python main_finetune.py --task sensing --data_path . --classes 'a,5\u202fG' --split s.json --seed 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_recorded_command_makes_the_weights_again_and_names_no_folder(module, flags, line):
     parser = module.get_args_parser()
     args = vars(parser.parse_args(flags.split(" ")))

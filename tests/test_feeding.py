@@ -41,7 +41,11 @@ def write_set(path, count=9):
     with spectrogram_set_writer(path, count, front_end(), class_names=["Noise", "NR"], masks=True) as packed:
         for number in range(count):
             decibels = rng.standard_normal((1, 16, 24), np.float32)
-            packed.add(decibels, {"name": str(number), "path": str(number // 3)}, rng.integers(0, 2, (16, 24), np.uint8))
+            packed.add(
+                decibels,
+                {"name": str(number), "path": str(number // 3)},
+                rng.integers(0, 2, (16, 24), np.uint8),
+            )
     return SpectrogramSet(path)
 
 
@@ -51,14 +55,27 @@ def recordings(folder):
 
     def samples(dtype):
         size = np.dtype(dtype).itemsize
-        return (rng.standard_normal(6000).astype(dtype) if np.dtype(dtype).kind == "f"
-                else rng.integers(0, 256, 6000 * size, np.uint8).view(dtype)).tobytes()  # fmt: skip
+        return (
+            rng.standard_normal(6000).astype(dtype)
+            if np.dtype(dtype).kind == "f"
+            else rng.integers(0, 256, 6000 * size, np.uint8).view(dtype)
+        ).tobytes()
 
     folder.mkdir()
-    for number, (datatype, dtype) in enumerate((
-        ("ci16_le", "<i2"), ("ci16_be", ">i2"), ("ci8", "i1"), ("cu8", "u1"), ("cu16_le", "<u2"), ("ri16_le", "<i2"),
-        ("cf32_le", "<f4"), ("cf32_be", ">f4"), ("cf64_le", "<f8"), ("ci32_le", "<i4"),
-    )):  # fmt: skip
+    for number, (datatype, dtype) in enumerate(
+        (
+            ("ci16_le", "<i2"),
+            ("ci16_be", ">i2"),
+            ("ci8", "i1"),
+            ("cu8", "u1"),
+            ("cu16_le", "<u2"),
+            ("ri16_le", "<i2"),
+            ("cf32_le", "<f4"),
+            ("cf32_be", ">f4"),
+            ("cf64_le", "<f8"),
+            ("ci32_le", "<i4"),
+        )
+    ):
         write_sigmf(folder, samples(dtype), datatype, f"{number}", sample_rate=100e3 * (1 + number % 2))
     write_sigmf(folder, samples("<i2"), "ci16_le", "channels", sample_rate=100e3, num_channels=2)
     np.save(folder / "planes.npy", np.frombuffer(samples("<i2"), "<i2").reshape(2, 3000))
@@ -89,7 +106,9 @@ def sample_alone(source, epoch, index, training, made):
     return noise, image[0]
 
 
-def delivered(source, training=True, workers=0, batch_size=7, epoch=2, device=CPU, made=None, pin=False, first_batch=0):
+def delivered(
+    source, training=True, workers=0, batch_size=7, epoch=2, device=CPU, made=None, pin=False, first_batch=0
+):
     """{sample: (noise, image)} of an epoch."""
     batches = EpochBatches(len(source), batch_size, 3, shuffle=True)
     batches.epoch, batches.first_batch = epoch, first_batch
@@ -133,7 +152,10 @@ def test_integers_go_to_the_device_as_they_are_stored(tmp_path, name):
 
 def test_an_epoch_that_is_begun_in_the_middle_has_the_rest(tmp_path):
     source = write_set(tmp_path / "set")
-    whole, rest = delivered(source, workers=1, batch_size=2), delivered(source, workers=1, batch_size=2, first_batch=3)
+    whole, rest = (
+        delivered(source, workers=1, batch_size=2),
+        delivered(source, workers=1, batch_size=2, first_batch=3),
+    )
     assert list(rest) == list(whole)[6:]
     assert all(torch.equal(image, whole[index][1]) for index, (_, image) in rest.items())
 
@@ -167,8 +189,13 @@ def test_a_batch_of_a_set_is_read_in_order_neighbours_at_once(tmp_path, monkeypa
     assert all(np.array_equal(value, one_by_one[index]) for value, index in zip(values, order, strict=True))
     size = 2 * 16 * 24
     first = reads.found[0][0]
-    assert reads.found == [(first, 3), (first + 2 * size, 1), (first + 5 * size, 1), (first + 8 * size, 2),
-                           (first + 11 * size, 1)]  # fmt: skip
+    assert reads.found == [
+        (first, 3),
+        (first + 2 * size, 1),
+        (first + 5 * size, 1),
+        (first + 8 * size, 2),
+        (first + 11 * size, 1),
+    ]
     masks = source.target_many(order, 0)
     assert all(np.array_equal(mask, source.mask(index)) for mask, index in zip(masks, order, strict=True))
 
@@ -180,7 +207,9 @@ def test_windows_side_by_side_are_read_at_once_and_each_file_is_opened_once(tmp_
     order = [13, 3, 12, 1, 2, 19]
     expected = [source.load(index, None)[1] for index in order]
     reads, opened, real = Reads(monkeypatch), [], open
-    monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: opened.append(path) or real(path, *args, **kwargs))
+    monkeypatch.setattr(
+        "builtins.open", lambda path, *args, **kwargs: opened.append(path) or real(path, *args, **kwargs)
+    )
     [(kind, rows, places)] = source.load_many(order, no_rng, 0)
     assert (kind, rows.dtype, rows.shape, places) == (IQ, np.int16, (6, 1000, 2), list(range(6)))
     assert reads.found == [(8000, 2), (36000, 1), (4000, 3)]
@@ -193,15 +222,20 @@ def test_a_system_call_may_be_cut_short(tmp_path, monkeypatch):
     source = write_set(tmp_path / "set", 12)
     whole = source.spectrograms.read(0, 12)
     real = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: real(file, [memoryview(buffers[0])[:100]], at))
+    monkeypatch.setattr(
+        os, "preadv", lambda file, buffers, at: real(file, [memoryview(buffers[0])[:100]], at)
+    )
     assert np.array_equal(source.spectrograms.read_many([5, 1, 2, 3]), whole[[5, 1, 2, 3]])
     assert np.array_equal(source.spectrograms.read(0, 12), whole)
 
 
-@pytest.mark.parametrize(("change", "found"), [
-    (lambda path: os.truncate(path, 5000), "bytes or more, as when it was opened; found 5000"),
-    (lambda path: path.unlink(), "; found no such file, though it was there when the run began"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda path: os.truncate(path, 5000), "bytes or more, as when it was opened; found 5000"),
+        (lambda path: path.unlink(), "; found no such file, though it was there when the run began"),
+    ],
+)
 @pytest.mark.parametrize("what", ["recording", "spectrograms.npy", "masks.npy"])
 def test_a_batch_names_the_file_that_was_cut_or_deleted(tmp_path, what, change, found):
     if what == "recording":
@@ -211,7 +245,11 @@ def test_a_batch_names_the_file_that_was_cut_or_deleted(tmp_path, what, change, 
         source, path = write_set(tmp_path / "set", 40), tmp_path / "set" / what
 
     def read(indices):
-        read = source.target_many if what == "masks.npy" else lambda *args: source.load_many(args[0], no_rng, *args[1:])
+        read = (
+            source.target_many
+            if what == "masks.npy"
+            else lambda *args: source.load_many(args[0], no_rng, *args[1:])
+        )
         return read(indices, 0)
 
     read([len(source) - 1, 0])
@@ -223,24 +261,34 @@ def test_a_batch_names_the_file_that_was_cut_or_deleted(tmp_path, what, change, 
 def test_samples_that_are_not_finite_are_named_in_a_batch(tmp_path):
     iq = np.ones(4000, np.complex64)
     iq[2600] = np.nan
-    source = RecordingWindows.from_recordings(find_recordings(write_sigmf(tmp_path, iq.tobytes(), "cf32_le",
-                                                                          sample_rate=100e3)), front_end())  # fmt: skip
+    source = RecordingWindows.from_recordings(
+        find_recordings(write_sigmf(tmp_path, iq.tobytes(), "cf32_le", sample_rate=100e3)), front_end()
+    )
     source.load_many([0, 6], no_rng, 0)
     with pytest.raises(UserError, match=r"a\.sigmf-meta: expected finite samples, found .* at sample 2600$"):
         source.load_many([0, 5, 6], no_rng, 0)
 
 
 def test_targets_come_with_their_samples(tmp_path):
-    about = {"core:sample_start": 3000, "core:sample_count": 9000, "core:label": "NR", "core:freq_lower_edge": 2.4e9,
-             "core:freq_upper_edge": 2.405e9}  # fmt: skip
+    about = {
+        "core:sample_start": 3000,
+        "core:sample_count": 9000,
+        "core:label": "NR",
+        "core:freq_lower_edge": 2.4e9,
+        "core:freq_upper_edge": 2.405e9,
+    }
     air = AnnotatedWindows(find_recordings(write_ci16(tmp_path / "air", annotations=[about])), front_end())
     for source in (air, write_set(tmp_path / "set", 20)):
         part = Part(source, np.arange(len(source))[::-1])
         batches = EpochBatches(len(part), 8, 0, shuffle=True)
         for workers in (0, 1):
             numbers = []
-            for batch in make_loader(LabelledSamples(part, 0), batches, workers, False).batches(partial(to_images, front_end=front_end(), device=CPU), CPU):
-                for number, image, target in zip(batch["index"].tolist(), batch["images"], batch["target"], strict=True):
+            for batch in make_loader(LabelledSamples(part, 0), batches, workers, False).batches(
+                partial(to_images, front_end=front_end(), device=CPU), CPU
+            ):
+                for number, image, target in zip(
+                    batch["index"].tolist(), batch["images"], batch["target"], strict=True
+                ):
                     index = len(source) - 1 - number
                     assert np.array_equal(target, source.target(index))
                     kind, values = source.load(index, None)
@@ -269,7 +317,11 @@ def test_slots_hold_pieces_of_any_arrays():
     slots = Slots(3, 10000)
     rng = np.random.default_rng(0)
     pieces = [
-        piece_of(rng.standard_normal((3, 5), np.float32), np.empty((0, 4), np.int64), np.array([1j, 2], np.complex64)),
+        piece_of(
+            rng.standard_normal((3, 5), np.float32),
+            np.empty((0, 4), np.int64),
+            np.array([1j, 2], np.complex64),
+        ),
         piece_of(np.arange(3, dtype=">u2"), np.asfortranarray(rng.random((40, 25)))),
         piece_of(rng.random(5000), np.ones(7)),  # larger than a slot
     ]
@@ -329,7 +381,11 @@ def test_what_was_delivered_stays():
     """The images of a batch are its own: slots are written again while it may be in use."""
     batches = EpochBatches(12, 1, 0, shuffle=False)
     loader = make_loader(MaskedSamples(Larger(), PATCHES, 0, True), batches, 1, False)
-    held = [batch for epoch in range(3) for batch in loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)]
+    held = [
+        batch
+        for epoch in range(3)
+        for batch in loader.batches(partial(to_images, front_end=front_end(), device=CPU), CPU)
+    ]
     assert [int(batch["images"].unique()) for batch in held] == list(range(12)) * 3
     noises = torch.cat([batch["noise"] for batch in held]).view(3, 12, PATCHES)
     assert torch.equal(noises[0], noises[2])
@@ -425,7 +481,9 @@ class Marked(Source):
 
     def made(self, numbers, front_end, device):
         torch.cuda._sleep(self.cycles)
-        return numbers.to(device, non_blocking=True)[:, :, None, None].float().expand(-1, -1, 256, 256).clone()
+        return (
+            numbers.to(device, non_blocking=True)[:, :, None, None].float().expand(-1, -1, 256, 256).clone()
+        )
 
 
 @needs_gpu
@@ -447,7 +505,9 @@ def test_a_gpu_waits_for_its_images_and_keeps_them_while_they_are_used(making, t
         del images, noise
     assert numbers == [index for keys in batches for _, index in keys]
     assert torch.equal(torch.cat(sums).cpu(), 65536 * torch.tensor(numbers, dtype=torch.float64))
-    draws = [stream(0, SAMPLE, index=index).generator().random(PATCHES, dtype=np.float32) for index in numbers]
+    draws = [
+        stream(0, SAMPLE, index=index).generator().random(PATCHES, dtype=np.float32) for index in numbers
+    ]
     alone = torch.from_numpy(np.stack(draws))
     torch.testing.assert_close(torch.cat(noises).cpu(), alone.double().sum(dim=1))
     waited_s = feed.waited_s()

@@ -400,7 +400,9 @@ def dataset(web, tmp_path):
     )
     web.files["/set"] = archive.read_bytes()
     hand = table_row("hand", "dataset", how="ask nicely")
-    register(tmp_path, table_row("set", "dataset", url=web.url("/set"), largest_unpacked=10**6), hand, table_row())
+    register(
+        tmp_path, table_row("set", "dataset", url=web.url("/set"), largest_unpacked=10**6), hand, table_row()
+    )
     return entries()["set"]
 
 

@@ -81,7 +81,9 @@ def features_there(state, images):
 
 def decoded_there(state, images, depth):
     tokens = linear(features_there(state, images), state, "decoder_embed") + state["decoder_pos_embed"]
-    tokens = layer_norm(blocks(tokens, state, "decoder_blocks", depth, OLD_TIMM), state, "decoder_norm", FINAL)
+    tokens = layer_norm(
+        blocks(tokens, state, "decoder_blocks", depth, OLD_TIMM), state, "decoder_norm", FINAL
+    )
     return linear(tokens, state, "decoder_pred")[:, 1:]  # (N, L, patch * patch * C)
 
 
@@ -120,10 +122,14 @@ def waves_there(state, images, embedding="vis_patch_embed"):
 def fixed_positions(side=14):
     """Sines and cosines of the column, then those of the row, each with wavelengths from 2 π to 10000 · 2 π: [L, D]."""
     rates = [10000 ** (-4 * i / WIDTH) for i in range(WIDTH // 4)]
-    return torch.tensor([
-        [wave(place * rate) for place in (column, row) for wave in (math.sin, math.cos) for rate in rates]
-        for row in range(side) for column in range(side)
-    ], dtype=torch.float64)  # fmt: skip
+    return torch.tensor(
+        [
+            [wave(place * rate) for place in (column, row) for wave in (math.sin, math.cos) for rate in rates]
+            for row in range(side)
+            for column in range(side)
+        ],
+        dtype=torch.float64,
+    )
 
 
 # State dicts
@@ -132,8 +138,12 @@ def fixed_positions(side=14):
 def drawn(shapes):
     """Norms near one; what makes the first tokens so small that the epsilon matters."""
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) * (0.005 if re.search("embed|cls_|ln_bias", name) else 0.1)
-            + (name.endswith("weight") and "norm" in name) for name, shape in shapes.items()}  # fmt: skip
+    return {
+        name: torch.randn(shape, generator=generator)
+        * (0.005 if re.search("embed|cls_|ln_bias", name) else 0.1)
+        + (name.endswith("weight") and "norm" in name)
+        for name, shape in shapes.items()
+    }
 
 
 def affine(name, out, *inside):
@@ -150,19 +160,29 @@ def block_shapes(stem, depth, width):
 
 
 def encoder_shapes(width=WIDTH):
-    return {"cls_token": (1, 1, width), "pos_embed": (1, 1 + (SIDE // PATCH) ** 2, width),
-            **affine("patch_embed.proj", width, 1, PATCH, PATCH), **block_shapes("blocks", DEPTH, width),
-            **affine("norm", width)}  # fmt: skip
+    return {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + (SIDE // PATCH) ** 2, width),
+        **affine("patch_embed.proj", width, 1, PATCH, PATCH),
+        **block_shapes("blocks", DEPTH, width),
+        **affine("norm", width),
+    }
 
 
 def decoder_shapes(depth, channels):
-    return {**affine("decoder_embed", DECODER_WIDTH, WIDTH), "decoder_pos_embed": (1, 17, DECODER_WIDTH),
-            **block_shapes("decoder_blocks", depth, DECODER_WIDTH), **affine("decoder_norm", DECODER_WIDTH),
-            **affine("decoder_pred", PATCH**2 * channels, DECODER_WIDTH)}  # fmt: skip
+    return {
+        **affine("decoder_embed", DECODER_WIDTH, WIDTH),
+        "decoder_pos_embed": (1, 17, DECODER_WIDTH),
+        **block_shapes("decoder_blocks", depth, DECODER_WIDTH),
+        **affine("decoder_norm", DECODER_WIDTH),
+        **affine("decoder_pred", PATCH**2 * channels, DECODER_WIDTH),
+    }
 
 
 def mae():
-    return drawn(encoder_shapes() | {"mask_token": (1, 1, DECODER_WIDTH)} | decoder_shapes(DECODER_DEPTH, channels=1))
+    return drawn(
+        encoder_shapes() | {"mask_token": (1, 1, DECODER_WIDTH)} | decoder_shapes(DECODER_DEPTH, channels=1)
+    )
 
 
 def segmenter():
@@ -180,15 +200,22 @@ def fine_tuned():
 
 def probe():
     generator = torch.Generator().manual_seed(1)
-    statistics = {"head.0.running_mean": torch.randn(WIDTH, generator=generator),
-                  "head.0.running_var": torch.rand(WIDTH, generator=generator) / 10,
-                  "head.0.num_batches_tracked": torch.tensor(7)}  # fmt: skip
+    statistics = {
+        "head.0.running_mean": torch.randn(WIDTH, generator=generator),
+        "head.0.running_var": torch.rand(WIDTH, generator=generator) / 10,
+        "head.0.num_batches_tracked": torch.tensor(7),
+    }
     return drawn(encoder_shapes() | affine("head.1", CLASSES, WIDTH)) | statistics
 
 
 def waves(patches={"vis_patch_embed": 3}, more=()):  # noqa: B006
-    shapes = {"cls_token": (1, 1, WIDTH), **block_shapes("blocks", DEPTH, WIDTH), **affine("norm", WIDTH),
-              **affine("iq_segment_embed", WIDTH, 2, 16), "iq_ant_embed.weight": (16, WIDTH)}  # fmt: skip
+    shapes = {
+        "cls_token": (1, 1, WIDTH),
+        **block_shapes("blocks", DEPTH, WIDTH),
+        **affine("norm", WIDTH),
+        **affine("iq_segment_embed", WIDTH, 2, 16),
+        "iq_ant_embed.weight": (16, WIDTH),
+    }
     for name, channels in patches.items():
         shapes |= affine(f"{name}.proj", WIDTH, channels, PATCH, PATCH)
     return drawn(shapes | dict(more))
@@ -202,15 +229,29 @@ FILM = {f"mod_ln_{part}.{kind}": (WIDTH,) for part in ("scale", "bias") for kind
 
 def flags(**kwargs):
     """The arguments of a run as MAE's `save_model` keeps them."""
-    return argparse.Namespace(**{
-        "model": PRESET, "lr": np.float64(1e-3), "world_size": np.int64(2), "blr": 1e-3, "output_dir": pathlib.Path("/a/b"),
-        "device": torch.device("cuda:0"), "amp": torch.float16, "nested": argparse.Namespace(size=(16, 16)), **kwargs,
-    })  # fmt: skip
+    return argparse.Namespace(
+        **{
+            "model": PRESET,
+            "lr": np.float64(1e-3),
+            "world_size": np.int64(2),
+            "blr": 1e-3,
+            "output_dir": pathlib.Path("/a/b"),
+            "device": torch.device("cuda:0"),
+            "amp": torch.float16,
+            "nested": argparse.Namespace(size=(16, 16)),
+            **kwargs,
+        }
+    )
 
 
 def as_mae(state):
-    return {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "epoch": 3, "scaler": {"scale": 1.0},
-            "args": flags()}  # fmt: skip
+    return {
+        "model": state,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 3,
+        "scaler": {"scale": 1.0},
+        "args": flags(),
+    }
 
 
 def prefixed(state):
@@ -223,7 +264,13 @@ LAYOUTS = {
     "released": lambda state: {"model": state},
     "bare": lambda state: state,
     "EMA": lambda state: {"epoch": np.int64(3), "model_ema": prefixed(state), "args": flags()},
-    "timm": lambda state: {"epoch": 3, "arch": PRESET, "state_dict": state, "args": flags(), "metric": np.float32(1)},
+    "timm": lambda state: {
+        "epoch": 3,
+        "arch": PRESET,
+        "state_dict": state,
+        "args": flags(),
+        "metric": np.float32(1),
+    },
     "nested": lambda state: {"state_dict": {"model": state}, "args": flags()},
 }
 
@@ -234,7 +281,11 @@ def loaded(path, side=SIDE, in_chans=1, norm_eps=OLD_TIMM):
     preset, head = models_presets.preset_of(weights, path), models_vit.head_of(weights)
     make = models_vit.create_model if head else models_vit.create_encoder
     model = make(preset, img_size=side, in_chans=in_chans, norm_eps=norm_eps, **head).eval()
-    return model, weights, load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted)
+    return (
+        model,
+        weights,
+        load_pretrained(model, weights.state_dict, path, weights.front_end, weights.converted),
+    )
 
 
 def images_of(channels=1, side=SIDE):
@@ -261,13 +312,16 @@ def assert_computes(path, state, there, channels=1, side=SIDE, **kwargs):
     assert errors[FINAL] > 5e-5
 
 
-@pytest.mark.parametrize(("state", "there", "changed"), [
-    (mae, features_there, []),
-    (segmenter, segmented_there, ["decoder_pred -> head"]),
-    (sensing, sensed_there, []),
-    (fine_tuned, fine_tuned_there, []),
-    (probe, probed_there, ["head.0 -> head_norm, head.1 -> head"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("state", "there", "changed"),
+    [
+        (mae, features_there, []),
+        (segmenter, segmented_there, ["decoder_pred -> head"]),
+        (sensing, sensed_there, []),
+        (fine_tuned, fine_tuned_there, []),
+        (probe, probed_there, ["head.0 -> head_norm, head.1 -> head"]),
+    ],
+)
 def test_features_and_logits_are_those_of_the_other_project(tmp_path, state, there, changed):
     torch.save(as_mae(state()), tmp_path / "checkpoint-3.pth")
     assert_computes(tmp_path / "checkpoint-3.pth", state(), there)
@@ -296,15 +350,27 @@ def test_every_layout_of_a_file(tmp_path, layout, zipped):
         assert weights.args == {}
         return
     assert weights.args == {
-        "model": PRESET, "lr": 1e-3, "world_size": 2, "blr": 1e-3, "output_dir": "/a/b", "device": "cuda:0",
-        "amp": "torch.float16", "nested": {"size": (16, 16)},
-    }  # fmt: skip
+        "model": PRESET,
+        "lr": 1e-3,
+        "world_size": 2,
+        "blr": 1e-3,
+        "output_dir": "/a/b",
+        "device": "cuda:0",
+        "amp": "torch.float16",
+        "nested": {"size": (16, 16)},
+    }
     assert {type(weights.args[name]) for name in ("lr", "world_size", "output_dir")} == {float, int, str}
 
 
-@pytest.mark.parametrize(("more", "channels"), [
-    ((), 3), (FILM, 3), (affine("channel_adapter", 3, 5, 1, 1), 5), ({"channel_adapter.weight": (3, 1, 1, 1), **FILM}, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "channels"),
+    [
+        ((), 3),
+        (FILM, 3),
+        (affine("channel_adapter", 3, 5, 1, 1), 5),
+        ({"channel_adapter.weight": (3, 1, 1, 1), **FILM}, 1),
+    ],
+)
 def test_wavesfms_image_encoder(tmp_path, more, channels):
     """Images of 14 x 14 patches, as there: the positions are fixed, and not in the file."""
     state = waves(more=more)
@@ -319,23 +385,42 @@ def test_wavesfms_image_encoder(tmp_path, more, channels):
 def test_of_wavesfms_patch_embeddings_the_model_takes_that_of_its_channels(tmp_path, channels, chosen):
     state = waves({f"vis_patch_embeds.{number}": number for number in (3, 1, 4)}, FILM)
     torch.save({"model": state}, tmp_path / "a.pth")
-    assert_computes(tmp_path / "a.pth", state, waves_there, channels, 14 * PATCH, embedding=f"vis_patch_embeds.{chosen}")
+    assert_computes(
+        tmp_path / "a.pth", state, waves_there, channels, 14 * PATCH, embedding=f"vis_patch_embeds.{chosen}"
+    )
     report = loaded(tmp_path / "a.pth", 14 * PATCH, channels)[2]
     others = [number for number in (1, 3, 4) if number != chosen]
-    assert set(report.left) == {f"patch_embed.{number}.proj.{leaf}" for number in others for leaf in ("weight", "bias")}
+    assert set(report.left) == {
+        f"patch_embed.{number}.proj.{leaf}" for number in others for leaf in ("weight", "bias")
+    }
 
 
-@pytest.mark.parametrize("gone", ["cls_token", "vis_patch_embed.proj.weight", "vis_patch_embed.proj.bias", "norm.bias"])
+@pytest.mark.parametrize(
+    "gone", ["cls_token", "vis_patch_embed.proj.weight", "vis_patch_embed.proj.bias", "norm.bias"]
+)
 def test_a_file_of_wavesfm_that_lacks_something_is_refused(tmp_path, gone):
-    torch.save({"model": {name: value for name, value in waves().items() if name != gone}}, tmp_path / "a.pth")
+    torch.save(
+        {"model": {name: value for name, value in waves().items() if name != gone}}, tmp_path / "a.pth"
+    )
     with pytest.raises(UserError, match=rf"a\.pth: expected .* with {gone}.*; found none$"):
         loaded(tmp_path / "a.pth", 14 * PATCH, 3)
 
 
-@pytest.mark.parametrize(("name", "shape", "said"), [
-    ("blocks.0.ls1.gamma", (WIDTH,), "the layers of a plain Vision Transformer; found blocks.0.ls1.gamma"),
-    ("channel_adapter.weight", (2, 5, 1, 1), r"a patch embedding of the 2 channels of channel_adapter; found \[3\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        (
+            "blocks.0.ls1.gamma",
+            (WIDTH,),
+            "the layers of a plain Vision Transformer; found blocks.0.ls1.gamma",
+        ),
+        (
+            "channel_adapter.weight",
+            (2, 5, 1, 1),
+            r"a patch embedding of the 2 channels of channel_adapter; found \[3\]",
+        ),
+    ],
+)
 def test_a_file_of_wavesfm_with_something_else_is_refused(tmp_path, name, shape, said):
     torch.save({"model": waves(more={name: shape})}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=rf"a\.pth: expected {said}$"):
@@ -351,7 +436,9 @@ def test_positions_in_a_file_of_wavesfm_are_taken(tmp_path):
 
 def test_an_encoder_of_another_width_is_refused_in_a_line(tmp_path):
     torch.save(as_mae(drawn(encoder_shapes(width=24))), tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth: expected the encoder of a preset .* embed_dim 24, depth 2$"):
+    with pytest.raises(
+        UserError, match=r"a\.pth: expected the encoder of a preset .* embed_dim 24, depth 2$"
+    ):
         loaded(tmp_path / "a.pth")
     model = models_vit.create_encoder(PRESET, img_size=SIDE)
     with pytest.raises(UserError, match=r"^a: expected cls_token of \[1, 1, 16\]; found \[1, 1, 24\]$"):

@@ -22,8 +22,17 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 GPU = torch.device("cuda")
 BATCH, SAMPLES = 8, 8 * 6
-SIZES = {"img_size": 64, "patch_size": 16, "in_chans": 1, "embed_dim": 64, "depth": 3, "num_heads": 2,
-         "decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 2}  # fmt: skip
+SIZES = {
+    "img_size": 64,
+    "patch_size": 16,
+    "in_chans": 1,
+    "embed_dim": 64,
+    "depth": 3,
+    "num_heads": 2,
+    "decoder_embed_dim": 32,
+    "decoder_depth": 2,
+    "decoder_num_heads": 2,
+}
 
 
 class Noise(Source):
@@ -59,8 +68,21 @@ def training(way="off", samples=SAMPLES):
     torch.manual_seed(0)
     model = MaskedAutoencoderViT(**SIZES).to(GPU)
     front_end = Spectrogram(n_fft=64, duration_s=4096 / 1e6, image_size=(64, 64)).to(GPU)
-    flags = ["--batch_size", str(BATCH), "--epochs", "10", "--warmup_epochs", "0", "--lr", "1e-3", "--num_workers", "0"]
-    args = main_pretrain.get_args_parser().parse_args([*flags, "--amp", "bf16", "--compile", way, "--peak_tflops", "100"])
+    flags = [
+        "--batch_size",
+        str(BATCH),
+        "--epochs",
+        "10",
+        "--warmup_epochs",
+        "0",
+        "--lr",
+        "1e-3",
+        "--num_workers",
+        "0",
+    ]
+    args = main_pretrain.get_args_parser().parse_args(
+        [*flags, "--amp", "bf16", "--compile", way, "--peak_tflops", "100"]
+    )
     run = prepare(args, GPU, NeverStop(), None, 64, {})
     run = dataclasses.replace(run, record=SimpleNamespace(steps=lambda *_: None, scalars=lambda *_: None))
     dataset = MaskedSamples(Noise(samples), model.num_patches, 0, training=True)
@@ -99,7 +121,9 @@ def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
     assert len(steps) == SAMPLES // BATCH
 
 
-@pytest.mark.parametrize(("tokens", "heads", "width"), [(197, 16, 16), (197, 16, 32), (50, 8, 64), (256, 2, 32), (5, 3, 16)])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "width"), [(197, 16, 16), (197, 16, 32), (50, 8, 64), (256, 2, 32), (5, 3, 16)]
+)
 def test_short_attention_is_attention(tokens, heads, width):
     """As near to float64 as what torch has is, forward and backward."""
     torch.manual_seed(0)
@@ -113,8 +137,12 @@ def test_short_attention_is_attention(tokens, heads, width):
         return out.double(), given.grad.double()
 
     exact = computed(attention.usual_attention, torch.float64)
-    for ours, torchs, right in zip(computed(lambda given: attention.short_attention(given)[0], torch.bfloat16),
-                                   computed(attention.usual_attention, torch.bfloat16), exact, strict=True):  # fmt: skip
+    for ours, torchs, right in zip(
+        computed(lambda given: attention.short_attention(given)[0], torch.bfloat16),
+        computed(attention.usual_attention, torch.bfloat16),
+        exact,
+        strict=True,
+    ):
         assert (ours - right).norm() <= 1.2 * (torchs - right).norm()
         assert (ours - right).norm() < 1e-2 * right.norm()
 
@@ -135,9 +163,26 @@ def test_nothing_is_compiled_again():
 
 
 def test_the_command_says_how_long_compiling_took_and_the_mfu(tmp_path, capsys):
-    command = ["--data_path", "synthetic:classic", "--scenes", "20", "--model", "mae_vit_tiny_patch16", "--batch_size", "8",
-               "--epochs", "2", "--warmup_epochs", "0", "--num_workers", "2", "--val_fraction", "0.5",
-               "--output_dir", str(tmp_path)]  # fmt: skip
+    command = [
+        "--data_path",
+        "synthetic:classic",
+        "--scenes",
+        "20",
+        "--model",
+        "mae_vit_tiny_patch16",
+        "--batch_size",
+        "8",
+        "--epochs",
+        "2",
+        "--warmup_epochs",
+        "0",
+        "--num_workers",
+        "2",
+        "--val_fraction",
+        "0.5",
+        "--output_dir",
+        str(tmp_path),
+    ]
     main_pretrain.main(main_pretrain.get_args_parser().parse_args(command))
     shown = capsys.readouterr().out
     assert "compile on" in shown

@@ -11,7 +11,9 @@ from support import hdf4, raster
 from data.hdf4 import read_raster
 from util.errors import UserError
 
-needs_hdf4 = pytest.mark.skipif(not shutil.which("r8tohdf"), reason="r8tohdf is not there (Debian: hdf4-tools)")
+needs_hdf4 = pytest.mark.skipif(
+    not shutil.which("r8tohdf"), reason="r8tohdf is not there (Debian: hdf4-tools)"
+)
 
 
 def read(tmp_path, content):
@@ -125,7 +127,7 @@ def test_runs_reach_over_rows(tmp_path):
         (hdf4([*raster(PIXELS)[:2], (302 | 0x4000, 2, bytes(9)), raster(PIXELS)[3]]), "special element"),
         (b"\x0e\x03\x13\x01" + struct.pack(">HI", 0, 4), "circle"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path, content, words):
     with pytest.raises(UserError, match=words) as caught:
         read(tmp_path, content)
@@ -141,7 +143,9 @@ def test_a_missing_file_is_a_users_mistake(tmp_path):
 @pytest.mark.parametrize("image_tag", [302, 303])
 def test_a_file_cut_anywhere_is_an_error(tmp_path, image_tag):
     runs = b"".join(bytes([7]) + row.tobytes() for row in PIXELS)
-    whole = hdf4(raster(PIXELS, image_tag=image_tag, **({"method": 11, "data": runs} if image_tag == 303 else {})))
+    whole = hdf4(
+        raster(PIXELS, image_tag=image_tag, **({"method": 11, "data": runs} if image_tag == 303 else {}))
+    )
     np.testing.assert_array_equal(read(tmp_path, whole), PIXELS)
 
     for length in range(len(whole)):

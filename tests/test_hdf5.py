@@ -27,6 +27,8 @@ from radio.spectrogram import Spectrogram
 from util.errors import UserError
 
 CPU = torch.device("cpu")
+
+
 def batches_of(data, name, workers=0):
     """The batches of a part, in its order, as training and evaluation get them."""
     part = data.parts[name]
@@ -54,8 +56,11 @@ def test_radioml_is_read_as_it_lies(tmp_path):
     assert np.array_equal(iq, stored[:, 0] + 1j * stored[:, 1])
     assert (source.target(100), type(source.target(100))) == (8, int)
     assert source.describe(100, None) == {
-        "name": "GOLD.hdf5 row 100", "path": str(path), "snr_db": source.groups["snr"][100],
-        "num_samples": 1024}  # fmt: skip
+        "name": "GOLD.hdf5 row 100",
+        "path": str(path),
+        "snr_db": source.groups["snr"][100],
+        "num_samples": 1024,
+    }
     assert len(set(sample_names(source))) == len(source)
     assert sum(map(len, data.parts.values())) == 288
     for part in data.parts.values():
@@ -89,8 +94,13 @@ def test_the_fft_is_an_eighth_of_a_row_unless_it_is_given(tmp_path, samples, exp
     path = write_radioml(tmp_path / "r.hdf5", classes=2, samples=samples)
     assert opened("sensing", path).front_end.n_fft == expected
     assert opened("sensing", path, "--n_fft", 2).settings["row_n_fft"] == 2
-    refused(f"--n_fft: expected 2 to {samples}, the samples in a row of {path}; found 1025", "sensing", path,
-            "--n_fft", 1025)  # fmt: skip
+    refused(
+        f"--n_fft: expected 2 to {samples}, the samples in a row of {path}; found 1025",
+        "sensing",
+        path,
+        "--n_fft",
+        1025,
+    )
     refused("--window_ms: expected none with", "sensing", path, "--window_ms", 16)
 
 
@@ -98,12 +108,21 @@ def test_weights_of_rows_keep_their_fft_and_others_are_named(tmp_path, capsys):
     path = write_radioml(tmp_path / "r.hdf5", classes=2)
     saved = opened("classification", path, "--n_fft", 64, "--input_size", 16).settings
     assert opened("classification", path, pretrained=saved).settings == saved
-    refused("--n_fft: expected 64, which the weights were trained with; found 32", "classification", path, "--n_fft", 32,
-            pretrained=saved)  # fmt: skip
+    refused(
+        "--n_fft: expected 64, which the weights were trained with; found 32",
+        "classification",
+        path,
+        "--n_fft",
+        32,
+        pretrained=saved,
+    )
     assert capsys.readouterr().err == ""
     windows = Spectrogram(1024, 0.016, (16, 16)).settings()
     assert opened("classification", path, pretrained=windows).settings == saved | {"row_n_fft": 128}
-    assert "rows of 1024 samples go through --n_fft 128; the weights were trained with 1024" in capsys.readouterr().err
+    assert (
+        "rows of 1024 samples go through --n_fft 128; the weights were trained with 1024"
+        in capsys.readouterr().err
+    )
 
 
 def test_rows_are_split_and_measured_by_snr(tmp_path):
@@ -125,7 +144,9 @@ def test_more_labels_than_a_block_are_read(tmp_path, monkeypatch):
 def test_workers_read_what_the_process_reads_though_it_has_read_before(tmp_path, workers):
     data = opened("classification", write_radioml(tmp_path / "r.hdf5", classes=2), "--input_size", 16)
     before = [data.source.load(int(index), None)[1] for index in data.parts["train"].indices]
-    assert np.array_equal(pickle.loads(pickle.dumps(data.source)).load(0, None)[1], data.source.load(0, None)[1])
+    assert np.array_equal(
+        pickle.loads(pickle.dumps(data.source)).load(0, None)[1], data.source.load(0, None)[1]
+    )
     images = torch.cat([batch["images"] for batch in batches_of(data, "train", workers)])
     torch.testing.assert_close(images, data.front_end(torch.from_numpy(np.stack(before))))
 
@@ -161,7 +182,10 @@ def test_recordings_and_snrs_of_a_cache_are_columns(tmp_path):
     source = data.source
     assert source.groups["recording"].tolist() == files
     assert source.describe(20, None)["snr_db"] == 5.5
-    of = [{source.groups["recording"][index] for index in part.indices} for part in opened("sensing", path).parts.values()]
+    of = [
+        {source.groups["recording"][index] for index in part.indices}
+        for part in opened("sensing", path).parts.values()
+    ]
     assert sum(map(len, of)) == 4
     # A name for each row, or one for all, is nothing to keep together.
     for names in ([f"{row}.mat" for row in range(24)], ["all.mat"] * 24):
@@ -199,7 +223,9 @@ def test_compressed_chunks_of_many_rows_are_said_to_be_slow(tmp_path, monkeypatc
     assert capsys.readouterr().err == ""
     path = tmp_path / "packed.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("csi", data=np.zeros((4, 1, 20, 20), np.float32), chunks=(4, 1, 20, 20), compression="gzip")
+        file.create_dataset(
+            "csi", data=np.zeros((4, 1, 20, 20), np.float32), chunks=(4, 1, 20, 20), compression="gzip"
+        )
         file["label"] = [0, 1, 0, 1]
     open_hdf5(path)
     assert "4 rows are decompressed to read one; h5repack -l csi:CHUNK=1x1x20x20" in capsys.readouterr().err
@@ -211,30 +237,67 @@ def test_compressed_chunks_of_many_rows_are_said_to_be_slow(tmp_path, monkeypatc
 NAN = np.full((24, 3, 20, 20), np.nan, np.float32)
 BAD = {
     "no data sets": (lambda path: write_hdf5(path, {}), "expected the data sets X and Y (RadioML|found none"),
-    "other data sets": (lambda path: write_hdf5(path, {"a": [1], "b/c": [2.0]}), "the data sets X and Y|found a, b/c"),
-    "many others": (lambda path: write_hdf5(path, {f"d{n}": [1] for n in range(12)}),
-                    "found d0, d1, d10, d11, d2, d3, d4, d5, ..."),
+    "other data sets": (
+        lambda path: write_hdf5(path, {"a": [1], "b/c": [2.0]}),
+        "the data sets X and Y|found a, b/c",
+    ),
+    "many others": (
+        lambda path: write_hdf5(path, {f"d{n}": [1] for n in range(12)}),
+        "found d0, d1, d10, d11, d2, d3, d4, d5, ...",
+    ),
     "no labels": (lambda path: write_wavesfm(path, label=None), "found csi"),
     "no Y": (lambda path: write_radioml(path, classes=2, Y=None), "found X, Z"),
-    "labels above": (lambda path: write_wavesfm(path, label=np.arange(24)), "expected labels from 0 to 5; found 0 to 23"),
-    "labels below": (lambda path: write_wavesfm(path, label=np.arange(24) % 6 - 1), "labels from 0 to 5; found -1 to 4"),
-    "one class": (lambda path: write_wavesfm(path, names=None, label=np.zeros(24, int)), "labels from 0 to 1; found 0 to 0"),
-    "a regression": (lambda path: write_wavesfm(path, label=np.zeros((24, 3), np.float32)),
-                     "label of integers [N], a class for each row (regression is no task here); found float32 [24, 3]"),
-    "fewer labels": (lambda path: write_wavesfm(path, label=np.arange(20) % 6), "for each of the 24 rows of csi; found 20"),
-    "names that repeat": (lambda path: write_wavesfm(path, names=["a", "b", "c", "d", "e", "a"]), "6 names that differ"),
-    "another number of SNRs": (lambda path: write_wavesfm(path, snr=np.zeros(3)), "24 numbers in snr; found float64 [3]"),
-    "rows of another shape": (lambda path: write_radioml(path, classes=2, X=np.zeros((24, 2, 1024), np.float32)),
-                              "numbers [N, samples, 2] in X; found float32 [24, 2, 1024]"),
-    "text for rows": (lambda path: write_wavesfm(path, "image", image=np.full((24, 1, 4, 4), b"a")),
-                      "numbers [N, C, rows, columns] in image; found |S1 [24, 1, 4, 4]"),
-    "two classes at once": (lambda path: write_radioml(path, classes=2, Y=np.ones((24, 2), int)),
-                            "a single 1 in each row of Y, the others 0, as in row 0; found [1, 1]"),
-    "a share of a class": (lambda path: write_radioml(path, classes=2, Y=np.full((24, 2), [0, 0.5])), "found [0.0, 0.5]"),
-    "Y of ids": (lambda path: write_radioml(path, classes=2, Y=np.zeros(24, int)), "Y one-hot, [N, classes]; found int64"),
+    "labels above": (
+        lambda path: write_wavesfm(path, label=np.arange(24)),
+        "expected labels from 0 to 5; found 0 to 23",
+    ),
+    "labels below": (
+        lambda path: write_wavesfm(path, label=np.arange(24) % 6 - 1),
+        "labels from 0 to 5; found -1 to 4",
+    ),
+    "one class": (
+        lambda path: write_wavesfm(path, names=None, label=np.zeros(24, int)),
+        "labels from 0 to 1; found 0 to 0",
+    ),
+    "a regression": (
+        lambda path: write_wavesfm(path, label=np.zeros((24, 3), np.float32)),
+        "label of integers [N], a class for each row (regression is no task here); found float32 [24, 3]",
+    ),
+    "fewer labels": (
+        lambda path: write_wavesfm(path, label=np.arange(20) % 6),
+        "for each of the 24 rows of csi; found 20",
+    ),
+    "names that repeat": (
+        lambda path: write_wavesfm(path, names=["a", "b", "c", "d", "e", "a"]),
+        "6 names that differ",
+    ),
+    "another number of SNRs": (
+        lambda path: write_wavesfm(path, snr=np.zeros(3)),
+        "24 numbers in snr; found float64 [3]",
+    ),
+    "rows of another shape": (
+        lambda path: write_radioml(path, classes=2, X=np.zeros((24, 2, 1024), np.float32)),
+        "numbers [N, samples, 2] in X; found float32 [24, 2, 1024]",
+    ),
+    "text for rows": (
+        lambda path: write_wavesfm(path, "image", image=np.full((24, 1, 4, 4), b"a")),
+        "numbers [N, C, rows, columns] in image; found |S1 [24, 1, 4, 4]",
+    ),
+    "two classes at once": (
+        lambda path: write_radioml(path, classes=2, Y=np.ones((24, 2), int)),
+        "a single 1 in each row of Y, the others 0, as in row 0; found [1, 1]",
+    ),
+    "a share of a class": (
+        lambda path: write_radioml(path, classes=2, Y=np.full((24, 2), [0, 0.5])),
+        "found [0.0, 0.5]",
+    ),
+    "Y of ids": (
+        lambda path: write_radioml(path, classes=2, Y=np.zeros(24, int)),
+        "Y one-hot, [N, classes]; found int64",
+    ),
     "no HDF5": (lambda path: path.write_bytes(b"hello" * 100), "expected an HDF5 file; found a damaged"),
     "nothing": (lambda path: path.write_bytes(b""), "expected an HDF5 file; found a damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -264,7 +327,9 @@ def test_a_file_that_is_cut_anywhere_is_named(tmp_path, write):
     for length in (0, 7, 100, 600, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         for read in (lambda: open_hdf5(path), lambda: source.read([0, len(source) - 1])):
-            with pytest.raises(UserError, match=r"r\.h5: expected an HDF5 file; found a damaged or unreadable file"):
+            with pytest.raises(
+                UserError, match=r"r\.h5: expected an HDF5 file; found a damaged or unreadable file"
+            ):
                 read()
     path.unlink()
     with pytest.raises(UserError, match="found no such file"):
@@ -279,14 +344,18 @@ def test_values_that_are_not_finite_are_named_by_their_row(tmp_path):
         with h5py.File(path, "a") as file:
             file["csi"][17, 2, 3, 4] = value
         source.load_many([16, 18], None, 0)
-        with pytest.raises(UserError, match=r"cache\.h5: expected finite values in csi; found NaN or infinity in row 17"):
+        with pytest.raises(
+            UserError, match=r"cache\.h5: expected finite values in csi; found NaN or infinity in row 17"
+        ):
             source.load_many([18, 17], None, 0)
 
 
 def test_a_file_that_shrank_is_named(tmp_path):
     source = open_hdf5(write_radioml(tmp_path / "r.hdf5", classes=3))
     write_radioml(tmp_path / "r.hdf5", classes=2)
-    with pytest.raises(UserError, match=r"X of \[36, 1024, 2\], as when it was opened; found \[24, 1024, 2\]"):
+    with pytest.raises(
+        UserError, match=r"X of \[36, 1024, 2\], as when it was opened; found \[24, 1024, 2\]"
+    ):
         source.read([0])
 
 
@@ -296,8 +365,11 @@ def test_a_file_that_shrank_is_named(tmp_path):
 def rml2016(path, protocol=2):
     """As RML2016.10a_dict.pkl: a dict (modulation, SNR) -> float32 [n, 2, 128]."""
     rng = np.random.default_rng(0)
-    content = {(name, snr): rng.standard_normal((5, 2, 128)).astype(np.float32) + number + 10 * (snr > 0)
-               for number, name in enumerate(("QPSK", "8PSK", "AM-DSB")) for snr in (-2, 18)}  # fmt: skip
+    content = {
+        (name, snr): rng.standard_normal((5, 2, 128)).astype(np.float32) + number + 10 * (snr > 0)
+        for number, name in enumerate(("QPSK", "8PSK", "AM-DSB"))
+        for snr in (-2, 18)
+    }
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return content
 
@@ -316,7 +388,9 @@ def test_pickles_are_told_by_what_is_in_them(tmp_path, protocol):
     for name in ("RML2016.10b.dat", "RML22.01A"):
         rml2016(tmp_path / name, protocol)
         assert format_of(tmp_path / name) == PICKLED
-    (tmp_path / "iq.dat").write_bytes(np.random.default_rng(protocol).integers(0, 256, 4000, np.uint8).tobytes())
+    (tmp_path / "iq.dat").write_bytes(
+        np.random.default_rng(protocol).integers(0, 256, 4000, np.uint8).tobytes()
+    )
     (tmp_path / "start.dat").write_bytes(b"\x80\x02" + bytes(1000))
     (tmp_path / "empty.dat").write_bytes(b"")
     assert [format_of(tmp_path / f"{name}.dat") for name in ("iq", "start", "empty")] == [None] * 3
@@ -346,7 +420,9 @@ def test_pickles_are_refused_with_a_line_that_converts_them(tmp_path, name, in_f
     data = opened("classification", tmp_path / made, "--input_size", 16)
     assert data.class_names == ["8PSK", "AM-DSB", "QPSK"]
     assert (len(data.source), data.front_end.n_fft) == (30, 16)
-    keys = [(data.class_names[data.source.target(row)], int(data.source.groups["snr"][row])) for row in range(30)]
+    keys = [
+        (data.class_names[data.source.target(row)], int(data.source.groups["snr"][row])) for row in range(30)
+    ]
     assert {key: keys.count(key) for key in keys} == dict.fromkeys(content, 5)
     iq = data.source.load(keys.index(("QPSK", 18)), None)[1]
     assert np.array_equal(np.stack([iq.real, iq.imag]), content["QPSK", 18][0])
@@ -354,7 +430,10 @@ def test_pickles_are_refused_with_a_line_that_converts_them(tmp_path, name, in_f
 
 @pytest.mark.parametrize("in_folder", [False, True])
 def test_other_formats_are_named_wherever_they_are_given(tmp_path, in_folder):
-    files = {"HDF5": write_radioml(tmp_path / "one" / "r.hdf5", classes=2), "MATLAB 7.3 (HDF5)": mat73(tmp_path / "a.mat")}
+    files = {
+        "HDF5": write_radioml(tmp_path / "one" / "r.hdf5", classes=2),
+        "MATLAB 7.3 (HDF5)": mat73(tmp_path / "a.mat"),
+    }
     (tmp_path / "two").mkdir()
     files["MATLAB 7.3 (HDF5)"] = files["MATLAB 7.3 (HDF5)"].rename(tmp_path / "two" / "a.mat")
     for name, file in files.items():

@@ -39,9 +39,36 @@ def labeller():
 def iq(tmp_path_factory):
     """A scene with an LTE carrier that the released weights find: complex64 [400,000], 26 ms."""
     folder = tmp_path_factory.mktemp("scene")
-    assert call(main_synthesize, "--output", folder, "--iq", "only", "--preset", "classic", "--train", 0, "--val", 0,
-                "--test", 1, "--seed", 3, "--num_workers", 0, "--set", "duration_ms=27", f"sample_rates_hz={RATE}",
-                "technologies=LTE", "lte_bandwidths_mhz=10", "snr_db=30", "num_carriers=1", "doppler_hz=0") == 0  # fmt: skip
+    assert (
+        call(
+            main_synthesize,
+            "--output",
+            folder,
+            "--iq",
+            "only",
+            "--preset",
+            "classic",
+            "--train",
+            0,
+            "--val",
+            0,
+            "--test",
+            1,
+            "--seed",
+            3,
+            "--num_workers",
+            0,
+            "--set",
+            "duration_ms=27",
+            f"sample_rates_hz={RATE}",
+            "technologies=LTE",
+            "lte_bandwidths_mhz=10",
+            "snr_db=30",
+            "num_carriers=1",
+            "doppler_hz=0",
+        )
+        == 0
+    )
     [recording] = open_recording(next(folder.rglob("*.sigmf-meta")))
     iq = recording.read(0, 400_000)
     return 0.5 * iq / np.abs(iq).max()
@@ -54,8 +81,22 @@ def write_iq(folder, iq, captures=({"core:sample_start": 0, "core:frequency": 1.
 
 
 def labelled_by_command(path, output, *flags):
-    assert call(main_segment, path, "--weights", RELEASED[1], "--device", "cpu", "--amp", "off", "--output", output,
-                *flags) == 0  # fmt: skip
+    assert (
+        call(
+            main_segment,
+            path,
+            "--weights",
+            RELEASED[1],
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--output",
+            output,
+            *flags,
+        )
+        == 0
+    )
     return json.loads((output / "a.json").read_text())
 
 
@@ -64,7 +105,8 @@ def assert_same_carriers(labels, about):
     for carrier, one in zip(labels, about["carriers"], strict=True):
         assert isinstance(carrier, Carrier)
         assert {name: getattr(carrier, name) for name in one if name != "stretch"} == {
-            name: value for name, value in one.items() if name != "stretch"}  # fmt: skip
+            name: value for name, value in one.items() if name != "stretch"
+        }
 
 
 def test_every_entry_is_listed_and_explained():
@@ -89,7 +131,11 @@ assert not {"requests", "huggingface_hub"} - set(hubconf.dependencies)
 own = {name.partition(".")[0] for name in sys.modules} & set(sys.argv[1].split())
 print(*sorted(own - set(hubconf.dependencies)))
 """
-    names = [line.partition(">")[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if ">=" in line]
+    names = [
+        line.partition(">")[0]
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if ">=" in line
+    ]
     line = [sys.executable, "-c", program, " ".join({*names} - {"pillow"})]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
@@ -104,13 +150,21 @@ labeller = torch.hub.load({str(ROOT)!r}, "labeller", source="local", device="cpu
 labels = labeller.label(torch.randn(80_000, dtype=torch.complex64), sample_rate_hz=20e6)
 print(type(labels.figure()).__name__, labels.class_map.shape)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout.splitlines()[-1:] == ["Figure (224, 224)"], done.stderr
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mae_vit_tiny_patch16", models_mae.MaskedAutoencoderViT),
-                                            ("vit_tiny_patch16", models_vit.Encoder)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("mae_vit_tiny_patch16", models_mae.MaskedAutoencoderViT), ("vit_tiny_patch16", models_vit.Encoder)],
+)
 def test_a_preset(name, kind):
     plain = load(name, img_size=(32, 64), in_chans=2)
     assert type(plain).__name__ == kind.__name__
@@ -174,15 +228,25 @@ def test_a_recording_is_labelled_as_main_segment_labels_it(labeller, iq, tmp_pat
 
 def test_limits_are_those_of_main_segment(iq, tmp_path):
     path = write_iq(tmp_path, iq)
-    flags = {"overlap": 0.5, "min_confidence": 0.3, "min_bandwidth_hz": 1e5, "min_duration_s": 1e-3, "bridge_s": 0.0}
-    about = labelled_by_command(path, tmp_path / "out", *(part for name, value in flags.items()
-                                                          for part in (f"--{name}", value)))  # fmt: skip
+    flags = {
+        "overlap": 0.5,
+        "min_confidence": 0.3,
+        "min_bandwidth_hz": 1e5,
+        "min_duration_s": 1e-3,
+        "bridge_s": 0.0,
+    }
+    about = labelled_by_command(
+        path, tmp_path / "out", *(part for name, value in flags.items() for part in (f"--{name}", value))
+    )
     assert_same_carriers(load("labeller", device="cpu", amp="off", **flags).label(str(path)), about)
 
 
 def test_a_retuned_recording(labeller, iq, tmp_path):
     """Carriers of all stretches, times from the file's first sample; a class map for each."""
-    captures = [{"core:sample_start": 0, "core:frequency": 1.8e9}, {"core:sample_start": 200_000, "core:frequency": 2e9}]
+    captures = [
+        {"core:sample_start": 0, "core:frequency": 1.8e9},
+        {"core:sample_start": 200_000, "core:frequency": 2e9},
+    ]
     path = write_iq(tmp_path, iq, captures)
     labels = labeller.label(path)
     assert_same_carriers(labels, labelled_by_command(path, tmp_path / "out"))
@@ -221,7 +285,10 @@ def test_a_raw_file(labeller, iq, tmp_path):
     ("call_", "expected"),
     [
         (lambda: load("labeller", "nonsense"), "nonsense: expected a file or a name of"),
-        (lambda: load("labeller", "radio_mae_vit_tiny"), "expected weights with a segmentation head; found none"),
+        (
+            lambda: load("labeller", "radio_mae_vit_tiny"),
+            "expected weights with a segmentation head; found none",
+        ),
         (lambda: load("labeller", classes=["a", "b", "c"]), "--classes: expected Noise,NR,LTE"),
         (lambda: load("labeller", min_confidence=2), "min_confidence: expected 0 to 1; found 2"),
         (lambda: load("vit_tiny_patch16", "nonsense"), "nonsense: expected a file or a name of"),
@@ -243,11 +310,27 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, call_, expected):
     ("recording", "more", "expected"),
     [
         ("gone.sigmf-meta", {}, "gone.sigmf-meta: expected a recording"),
-        (np.zeros(10_000, np.float32), {"sample_rate_hz": 1e6}, "iq: expected a complex array [samples]; found float32"),
+        (
+            np.zeros(10_000, np.float32),
+            {"sample_rate_hz": 1e6},
+            "iq: expected a complex array [samples]; found float32",
+        ),
         (np.zeros((2, 10_000), np.complex64), {"sample_rate_hz": 1e6}, "found complex64 [2, 10000]"),
-        (np.zeros(10_000, np.complex64), {}, "sample_rate_hz: expected the array's sample rate in Hz; found None"),
-        (np.zeros(100, np.complex64), {"sample_rate_hz": 1e6}, "iq: expected at least 512 samples, an FFT; found 100"),
-        (np.full(10_000, np.nan, np.complex64), {"sample_rate_hz": 1e6}, "iq: expected finite samples, found "),
+        (
+            np.zeros(10_000, np.complex64),
+            {},
+            "sample_rate_hz: expected the array's sample rate in Hz; found None",
+        ),
+        (
+            np.zeros(100, np.complex64),
+            {"sample_rate_hz": 1e6},
+            "iq: expected at least 512 samples, an FFT; found 100",
+        ),
+        (
+            np.full(10_000, np.nan, np.complex64),
+            {"sample_rate_hz": 1e6},
+            "iq: expected finite samples, found ",
+        ),
     ],
 )
 def test_recordings_that_cannot_be_labelled(labeller, recording, more, expected):

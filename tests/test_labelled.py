@@ -35,8 +35,14 @@ class Numbered(Source):
 def pair():
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 3, (8, ROWS, COLUMNS)).astype(np.uint8)
-    images = np.stack([masks * 10.0, masks * 20.0], axis=1).astype(np.float32)  # two channels, that tell the class
-    return torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(rng.random((8, 4), dtype=np.float32))
+    images = np.stack([masks * 10.0, masks * 20.0], axis=1).astype(
+        np.float32
+    )  # two channels, that tell the class
+    return (
+        torch.from_numpy(images),
+        torch.from_numpy(masks),
+        torch.from_numpy(rng.random((8, 4), dtype=np.float32)),
+    )
 
 
 def test_images_and_masks_move_together_as_numpy_rolls_and_flips(pair):
@@ -45,7 +51,9 @@ def test_images_and_masks_move_together_as_numpy_rolls_and_flips(pair):
 
     assert moved_masks.dtype == torch.uint8
     assert 0 < (numbers[:, 1] < 0.5).sum() < 8
-    for image, mask, number, found, found_mask in zip(images, masks, numbers, moved, moved_masks, strict=True):
+    for image, mask, number, found, found_mask in zip(
+        images, masks, numbers, moved, moved_masks, strict=True
+    ):
         for before, after in ((mask[None], found_mask[None]), (image, found)):
             before = before.numpy()[:, ::-1] if number[1] < 0.5 else before.numpy()
             np.testing.assert_array_equal(after, np.roll(before, -int(number[0] * COLUMNS), axis=2))
@@ -78,7 +86,9 @@ def test_classes_weigh_the_median_frequency_over_their_own():
     weights = class_weights(Part(source, np.arange(2)), 4, "median_frequency")
     torch.testing.assert_close(weights, torch.tensor([0.375 / 0.375, 0.375 / 0.25, 0.375 / 0.5, 0.0]))
     labels = SimpleNamespace(target=lambda index: [0, 0, 0, 1][index])  # a class for each sample
-    torch.testing.assert_close(class_weights(Part(labels, np.arange(4)), 2, "median_frequency"), torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(
+        class_weights(Part(labels, np.arange(4)), 2, "median_frequency"), torch.tensor([1.0, 1.0])
+    )
 
 
 def test_samples_are_those_of_their_part_and_epochs_are_the_same_unless_fresh():
@@ -116,7 +126,9 @@ def one_hot_images(count=7, classes=3):
 @pytest.mark.parametrize("count", [6, 7, 1])
 def test_labels_are_mixed_as_their_images_are(mixup, cutmix, count):
     images, targets = one_hot_images(count)
-    mixed, shares = mix(images.clone(), targets, Mixup(mixup, cutmix, label_smoothing=0, num_classes=3), 0, 1, 2)
+    mixed, shares = mix(
+        images.clone(), targets, Mixup(mixup, cutmix, label_smoothing=0, num_classes=3), 0, 1, 2
+    )
 
     weights = mixed.mean(dim=(2, 3))  # of each image in each: [B, B]
     torch.testing.assert_close(shares, weights @ torch.nn.functional.one_hot(targets, 3).float())
@@ -138,7 +150,10 @@ def test_pairs_are_mixed_alike_however_an_epoch_is_cut_into_batches():
     images, targets = one_hot_images(6)
     mixup = Mixup(0.8, 1.0, num_classes=3)
     whole = mix(images.clone(), targets, mixup, 0, 1, 10)
-    parts = [mix(images[rows].clone(), targets[rows], mixup, 0, 1, 10 + rows.start) for rows in (slice(0, 2), slice(2, 6))]
+    parts = [
+        mix(images[rows].clone(), targets[rows], mixup, 0, 1, 10 + rows.start)
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
     for together, apart in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(together, torch.cat(apart))
 

@@ -76,10 +76,15 @@ def test_queries_and_values_change_by_the_scaled_product_and_keys_stay():
         name = f"blocks.{number}.attn.qkv.weight"
         query, key, value = (merged[name] - before[name]).chunk(3)
         assert torch.equal(key, torch.zeros(16, 16))
-        for change, a, b in ((query, adapter.a_query, adapter.b_query), (value, adapter.a_value, adapter.b_value)):
+        for change, a, b in (
+            (query, adapter.a_query, adapter.b_query),
+            (value, adapter.a_value, adapter.b_value),
+        ):
             torch.testing.assert_close(change, ALPHA / RANK * b.detach() @ a.detach(), atol=1e-6, rtol=0)
             assert torch.linalg.matrix_rank(change, atol=1e-5) == RANK
-    assert all(torch.equal(merged[name], before[name]) for name in before if not name.endswith("attn.qkv.weight"))
+    assert all(
+        torch.equal(merged[name], before[name]) for name in before if not name.endswith("attn.qkv.weight")
+    )
 
 
 def test_without_adapters_a_state_dict_stays_as_it_is():
@@ -97,7 +102,9 @@ def test_ranks_up_to_the_width_are_taken(rank):
 @pytest.mark.parametrize("rank", [0, -1, 17])
 def test_other_ranks_are_refused_and_nothing_is_added(rank):
     model = segmenter()
-    with pytest.raises(UserError, match=rf"^--lora: expected a rank from 1 to 16, the width of the encoder; found {rank}$"):
+    with pytest.raises(
+        UserError, match=rf"^--lora: expected a rank from 1 to 16, the width of the encoder; found {rank}$"
+    ):
         lora.add(model, rank, ALPHA)
     assert lora.modules(model) == []
 
@@ -115,20 +122,33 @@ def test_adapters_and_head_alone_train(kind, mode):
         outputs = model(images())
         F.cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.long)).backward()
         optimizer.step()
-    head = {"segmentation": ("decoder_", "head."), "mean": ("fc_norm.", "head."), "class token": ("head.",)}[kind]
+    head = {"segmentation": ("decoder_", "head."), "mean": ("fc_norm.", "head."), "class token": ("head.",)}[
+        kind
+    ]
     expected = {name for name in before if name.startswith(head) and name != "decoder_pos_embed"}
-    expected |= {name for name in before if name.rpartition(".")[2] in ("a_query", "a_value", "b_query", "b_value")}
+    expected |= {
+        name for name in before if name.rpartition(".")[2] in ("a_query", "a_value", "b_query", "b_value")
+    }
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert set(names) == moved == expected
 
 
-@pytest.mark.parametrize("broken", [
-    lambda state: {name: value for name, value in state.items() if not name.endswith("a_query")},
-    lambda state: {name: value for name, value in state.items() if not name.endswith("scale")},
-    lambda state: {name: value[:, :2] if name.endswith("b_value") else value for name, value in state.items()},
-    lambda state: {name: value[0] if name.endswith("original") else value for name, value in state.items()},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda state: {name: value for name, value in state.items() if not name.endswith("a_query")},
+        lambda state: {name: value for name, value in state.items() if not name.endswith("scale")},
+        lambda state: {
+            name: value[:, :2] if name.endswith("b_value") else value for name, value in state.items()
+        },
+        lambda state: {
+            name: value[0] if name.endswith("original") else value for name, value in state.items()
+        },
+    ],
+)
 def test_other_parametrizations_are_refused_in_a_line(tmp_path, broken):
     torch.save({"model": broken(adapted(segmenter()).state_dict())}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth: expected a low-rank adapter of queries and values at blocks\.0\."):
+    with pytest.raises(
+        UserError, match=r"a\.pth: expected a low-rank adapter of queries and values at blocks\.0\."
+    ):
         read_weights(tmp_path / "a.pth")

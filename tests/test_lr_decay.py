@@ -57,8 +57,17 @@ def test_weights_decay_and_biases_norms_and_tokens_do_not(kind):
     optimizer.step()
     decays = {name: round(parameter.flatten()[0].item(), 5) for name, parameter in model.named_parameters()}
     for name, value in decays.items():
-        matrix = name.endswith(("qkv.weight", "attn.proj.weight", "fc1.weight", "fc2.weight", "head.weight",
-                                "decoder_embed.weight", "patch_embed.proj.weight"))  # fmt: skip
+        matrix = name.endswith(
+            (
+                "qkv.weight",
+                "attn.proj.weight",
+                "fc1.weight",
+                "fc2.weight",
+                "head.weight",
+                "decoder_embed.weight",
+                "patch_embed.proj.weight",
+            )
+        )
         assert value == (0.95 if matrix else 1.0), name
 
 
@@ -66,7 +75,9 @@ def test_weights_decay_and_biases_norms_and_tokens_do_not(kind):
 def test_groups_hold_each_trained_parameter_once_and_no_other(mode):
     model = models()["decoder"]
     names = models_vit.trainable(model, mode)
-    grouped = [id(parameter) for group in param_groups_lrd(model, 0.05, 0.75) for parameter in group["params"]]
+    grouped = [
+        id(parameter) for group in param_groups_lrd(model, 0.05, 0.75) for parameter in group["params"]
+    ]
     parameters = dict(model.named_parameters())
     assert sorted(grouped) == sorted(id(parameters[name]) for name in names)
 

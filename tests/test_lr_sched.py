@@ -26,6 +26,8 @@ def test_any_warm_up_is_defined(warmup_epochs):
 
 def test_groups_keep_their_scale():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr_scale": 0.5}], lr=1.0)
+    optimizer = torch.optim.SGD(
+        [{"params": parameters[:1]}, {"params": parameters[1:], "lr_scale": 0.5}], lr=1.0
+    )
     set_lr(optimizer, 0.3)
     assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.15]

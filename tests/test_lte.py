@@ -82,9 +82,14 @@ def slow_crs_port(cell_id, slot, number, k, ports):
 
 
 PATTERNS = {  # table 4.2-2, as pairs (subframes of each kind)
-    0: ("05", "16"), 1: ("0459", "16"), 2: ("034589", "16"), 3: ("056789", "1"), 4: ("0456789", "1"),
-    5: ("03456789", "1"), 6: ("059", "16"),
-}  # fmt: skip
+    0: ("05", "16"),
+    1: ("0459", "16"),
+    2: ("034589", "16"),
+    3: ("056789", "1"),
+    4: ("0456789", "1"),
+    5: ("03456789", "1"),
+    6: ("059", "16"),
+}
 DWPTS_TS = (6592, 19760, 21952, 24144, 26336, 6592, 19760, 21952, 24144, 13168)  # table 4.2-1
 
 
@@ -115,7 +120,9 @@ def slow_role(cell, subframe, symbol, k):
         return "sync" if -31 <= from_centre < 31 else ""
     if slot == 1 and number < 4 and -36 <= from_centre < 36:
         return "" if slow_crs_port(cell.cell_id, slot, number, k, 4) is not None else "pbch"
-    control = min(cell.control_symbols, 2) if cell.duplex == "TDD" and subframe in (1, 6) else cell.control_symbols
+    control = (
+        min(cell.control_symbols, 2) if cell.duplex == "TDD" and subframe in (1, 6) else cell.control_symbols
+    )
     if symbol < control:
         if slow_crs_port(cell.cell_id, slot, number, k, max(2, cell.num_ports)) is not None:
             return ""
@@ -258,7 +265,10 @@ def test_reference_and_synchronization_signals_are_in_every_frame(cell, first):
         slot, number = 2 * subframe + symbol // 7, symbol % 7
         role = roles(cell)[subframe * 14 + symbol]
         for port in range(cell.num_ports if "crs" in role else 0):
-            owned = [slow_crs_port(cell.cell_id, slot, number, k, cell.num_ports) == port for k in range(12 * cell.num_rb)]
+            owned = [
+                slow_crs_port(cell.cell_id, slot, number, k, cell.num_ports) == port
+                for k in range(12 * cell.num_rb)
+            ]
             if any(owned):
                 expected = slow_crs(cell.cell_id, cell.num_rb, slot, number)
                 np.testing.assert_allclose(values[port, row, owned], expected, atol=1e-6)
@@ -325,7 +335,13 @@ def test_powers_are_what_was_asked_for(first):
     power = np.square(np.abs(without_dc(grid.values, cell))).sum(0)
     role = np.roll(roles(cell), -14 * first, axis=0)
     by_element = 10 ** (np.repeat(np.repeat(power_db, 12, axis=1), 14, axis=0) / 10)
-    for word, expected in (("crs", 10**0.3), ("sync", 10**-0.2), ("pbch", 10**-0.2), ("pcfich", 1), ("control", 1)):
+    for word, expected in (
+        ("crs", 10**0.3),
+        ("sync", 10**-0.2),
+        ("pbch", 10**-0.2),
+        ("pcfich", 1),
+        ("control", 1),
+    ):
         np.testing.assert_allclose(power[role == word], expected, rtol=1e-5)
     np.testing.assert_allclose(power[role == "pdsch"], by_element[role == "pdsch"], rtol=1e-5)
 
@@ -389,7 +405,9 @@ def test_same_stream_same_grid_other_stream_other_data():
     cell = LteCell(25, 5, num_ports=2)
     schedule = full(cell, 3, 4)
     grid = resource_grid(cell, 2, schedule, Stream(1, 2, 3))
-    again = resource_grid(cell, 2, torch.from_numpy(schedule).long(), Stream(1, 2, 3), power_db=torch.zeros(3, 25))
+    again = resource_grid(
+        cell, 2, torch.from_numpy(schedule).long(), Stream(1, 2, 3), power_db=torch.zeros(3, 25)
+    )
     other = resource_grid(cell, 2, schedule, Stream(1, 2, 4))
     assert torch.equal(grid.values, again.values)
     assert torch.equal(grid.occupied, again.occupied)
@@ -402,17 +420,34 @@ def test_same_stream_same_grid_other_stream_other_data():
 def test_same_grid_on_a_gpu():
     cell = LteCell(25, 5, num_ports=4, sync_boost_db=1.7)
     power_db = np.linspace(-5, 5, 250).reshape(10, 25)
-    here, there = (resource_grid(cell, 0, full(cell, 10, 6), Stream(1), device, power_db) for device in ("cpu", "cuda"))
+    here, there = (
+        resource_grid(cell, 0, full(cell, 10, 6), Stream(1), device, power_db) for device in ("cpu", "cuda")
+    )
     assert torch.equal(here.occupied, there.occupied.cpu())
     torch.testing.assert_close(here.values, there.values.cpu(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"num_rb": 7}, {"cell_id": 504}, {"cell_id": -1}, {"cell_id": 1.5}, {"duplex": "fdd"}, {"uldl_config": 7},
-    {"special_config": 10}, {"num_ports": 3}, {"control_symbols": 0}, {"control_symbols": 4},
-    {"num_rb": 6, "control_symbols": 1}, {"num_rb": 6, "control_symbols": 5}, {"control_load": 1.1},
-    {"control_load": float("nan")}, {"crs_boost_db": float("inf")}, {"sync_boost_db": float("nan")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_rb": 7},
+        {"cell_id": 504},
+        {"cell_id": -1},
+        {"cell_id": 1.5},
+        {"duplex": "fdd"},
+        {"uldl_config": 7},
+        {"special_config": 10},
+        {"num_ports": 3},
+        {"control_symbols": 0},
+        {"control_symbols": 4},
+        {"num_rb": 6, "control_symbols": 1},
+        {"num_rb": 6, "control_symbols": 5},
+        {"control_load": 1.1},
+        {"control_load": float("nan")},
+        {"crs_boost_db": float("inf")},
+        {"sync_boost_db": float("nan")},
+    ],
+)
 def test_parameters_that_are_not_the_standards(wrong):
     with pytest.raises(ValueError, match=f"{list(wrong)[-1]}.*{list(wrong.values())[-1]}"):
         LteCell(**wrong)
@@ -431,9 +466,6 @@ def test_schedules_that_fit_no_grid():
     for power_db in (np.zeros((10, 5)), np.full((10, 6), np.nan)):
         with pytest.raises(ValueError, match="power_db"):
             resource_grid(cell, 0, full(cell), Stream(1), power_db=power_db)
-
-
-
 
 
 # ---- real cells
@@ -495,7 +527,9 @@ def test_a_real_cell_of_six_resource_blocks():
     assert power[always].min() > 3
     broadcast_rows = np.isin(np.arange(140), [5, 6, 7, 8, 9, 10, 75, 76])
     free = (roles(cell) == "") & broadcast_rows[:, None]
-    assert free.sum() == 4 * 10 + 12 + 24  # beside PSS and SSS; port 1's CRS, and ports 2 and 3's, in the PBCH
+    assert (
+        free.sum() == 4 * 10 + 12 + 24
+    )  # beside PSS and SSS; port 1's CRS, and ports 2 and 3's, in the PBCH
     assert power[free].max() < 0.1
 
 

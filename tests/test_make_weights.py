@@ -21,9 +21,35 @@ from util.errors import RunError, UserError
 from util.pretrained import read_weights
 from weights import make
 
-TINY = ("--size", "nano", "--scenes", 6, "--shard", 4, "--held_out", 2, "--n_fft", 128, "--window_ms", 3, "--input_size", 16,
-        "--set", "duration_ms=1,4", "sample_rates_hz=1.92e6", "--num_workers", 0, "--pretrain_epochs", 2,
-        "--finetune_epochs", 2, "--batch_size", 4, "--device", "cpu")  # fmt: skip
+TINY = (
+    "--size",
+    "nano",
+    "--scenes",
+    6,
+    "--shard",
+    4,
+    "--held_out",
+    2,
+    "--n_fft",
+    128,
+    "--window_ms",
+    3,
+    "--input_size",
+    16,
+    "--set",
+    "duration_ms=1,4",
+    "sample_rates_hz=1.92e6",
+    "--num_workers",
+    0,
+    "--pretrain_epochs",
+    2,
+    "--finetune_epochs",
+    2,
+    "--batch_size",
+    4,
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture
@@ -69,10 +95,26 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
     assert engine_segment.open_segmenter(seg, torch.device("cpu")).class_names == ["Noise", "NR", "LTE"]
 
     # what --eval says of the file is what was measured after training, in single precision
-    flags = ("--task", "segmentation", "--model", "vit_nano_patch16", "--data_path", tmp_path / "scenes", "--device", "cpu",
-             "--num_workers", 0, "--output_dir", tmp_path / "eval", "--eval", "--finetune")  # fmt: skip
+    flags = (
+        "--task",
+        "segmentation",
+        "--model",
+        "vit_nano_patch16",
+        "--data_path",
+        tmp_path / "scenes",
+        "--device",
+        "cpu",
+        "--num_workers",
+        0,
+        "--output_dir",
+        tmp_path / "eval",
+        "--eval",
+        "--finetune",
+    )
     assert call(main_finetune, *flags, seg) == 0
-    trained, evaluated = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("seg_nano", "eval"))
+    trained, evaluated = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("seg_nano", "eval")
+    )
     assert evaluated["loss"] == pytest.approx(trained["loss"], abs=1e-3)
     assert evaluated["test"]["pixel_accuracy"] == pytest.approx(trained["test"]["pixel_accuracy"], abs=0.01)
     assert call(main_finetune, *flags, mae) == 2  # no head to evaluate
@@ -96,8 +138,12 @@ def test_shards_are_of_every_recipe_and_each_of_a_seed_of_its_own(tmp_path):
         config = with_settings(PRESETS[made_of.preset], made_of.set)
         assert config.duration_ms == (3,)  # --set has the last word
         assert (config.inside, config.agc, config.noise_only) == {
-            "wild": (0.2, 0.15, 0.2), "whole": (0, 0.15, 0.2), "pieces": (0, 1, 0.1), "frames": (0, 0, 0),
-            "others": (0.2, 0.4, 1)}[recipe]  # fmt: skip
+            "wild": (0.2, 0.15, 0.2),
+            "whole": (0, 0.15, 0.2),
+            "pieces": (0, 1, 0.1),
+            "frames": (0, 0, 0),
+            "others": (0.2, 0.4, 1),
+        }[recipe]
 
 
 def test_where_time_is_up_the_shards_that_are_there_are_used(here, tmp_path, monkeypatch):

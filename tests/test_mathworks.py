@@ -60,7 +60,9 @@ def test_frequency_grows_downwards_and_time_to_the_right_from_iq_to_image(tmp_pa
     row_hz = (np.arange(256) + 0.5) / 256 * FRAME_RATE_HZ - FRAME_RATE_HZ / 2
     assert abs(row_hz[image[0, :, 200].argmax()] - 20e6) < 0.5e6
     off = image[0, :, 80:].mean(axis=1)
-    assert (image[0, :, :60].mean(axis=1) - off).argmax() == np.abs(row_hz + 9e6).argmin()  # on for the first quarter
+    assert (image[0, :, :60].mean(axis=1) - off).argmax() == np.abs(
+        row_hz + 9e6
+    ).argmin()  # on for the first quarter
     assert set(classes[np.abs(row_hz + 9e6) < 0.8e6].flat) == {1}
     assert set(classes[np.abs(row_hz - 20e6) < 0.8e6].flat) == {2}
     assert set(classes[np.abs(row_hz) < 7e6].flat) == {0}
@@ -95,7 +97,9 @@ def test_a_constant_picture_is_zero(tmp_path):
 @pytest.mark.parametrize("image_size", [(224, 224), (100, 300), (512, 64)])
 def test_resized_labels_are_the_nearest_ones_and_resized_images_lie_under_them(tmp_path, image_size):
     rng = np.random.default_rng(1)
-    labels = np.repeat(np.repeat(rng.choice([0, 127, 255], (16, 16)), 16, axis=0), 16, axis=1).astype(np.uint8)
+    labels = np.repeat(np.repeat(rng.choice([0, 127, 255], (16, 16)), 16, axis=0), 16, axis=1).astype(
+        np.uint8
+    )
 
     source = one_frame(tmp_path, labels, labels, image_size=image_size)
     classes, (_, image) = source.target(0), source.load(0, None)
@@ -110,10 +114,14 @@ def test_a_shrunken_image_is_averaged(tmp_path):
     picture = np.zeros((128, 128), np.uint8)
     picture[::4, :64:4], picture[::4, 64::4] = 250, 50  # one pixel of each cell, off its centre
 
-    _, image = one_frame(tmp_path, picture, np.full((128, 128), 127, np.uint8), image_size=(32, 32)).load(0, None)
+    _, image = one_frame(tmp_path, picture, np.full((128, 128), 127, np.uint8), image_size=(32, 32)).load(
+        0, None
+    )
 
     assert image[0, 2:14, 2:30].std() < 0.01
-    assert image[0, 2:14].mean() - image[0, 18:30].mean() == pytest.approx(2, abs=0.05)  # two halves, unit variance
+    assert image[0, 2:14].mean() - image[0, 18:30].mean() == pytest.approx(
+        2, abs=0.05
+    )  # two halves, unit variance
 
 
 def test_frames_are_sorted_by_number_and_described(tmp_path):
@@ -128,10 +136,21 @@ def test_frames_are_sorted_by_number_and_described(tmp_path):
     source = MathWorksFrames(tmp_path)
 
     assert [(frame.number, frame.technology) for frame in source.frames] == [
-        (1, "NR"), (1, "LTE_NR"), (2, "NR"), (2, "LTE"), (2, "LTE_NR"), (10, "NR"), (10, "LTE_NR")]  # fmt: skip
+        (1, "NR"),
+        (1, "LTE_NR"),
+        (2, "NR"),
+        (2, "LTE"),
+        (2, "LTE_NR"),
+        (10, "NR"),
+        (10, "LTE_NR"),
+    ]
     assert source.describe(0, None) == {
-        "name": "NR frame 1", "path": str(path), "technology": "NR", "snr_db": 41.0,
-        "parameters": {"SCS": 30, "SNRdB": 41, "RC": "R.9"}}  # fmt: skip
+        "name": "NR frame 1",
+        "path": str(path),
+        "technology": "NR",
+        "snr_db": 41.0,
+        "parameters": {"SCS": 30, "SNRdB": 41, "RC": "R.9"},
+    }
     assert source.describe(1, None)["snr_db"] is None
     assert source.describe(1, None)["parameters"] == {}
 
@@ -145,7 +164,9 @@ def test_single_to_combined_trains_on_one_technology_and_tests_on_both(frames_fo
     assert [len(parts[name]) for name in ("train", "test")] == [24, 12]
 
 
-@pytest.mark.parametrize(("protocol", "kinds"), [("combined", {"LTE_NR"}), ("mixed", {"NR", "LTE", "LTE_NR"})])
+@pytest.mark.parametrize(
+    ("protocol", "kinds"), [("combined", {"LTE_NR"}), ("mixed", {"NR", "LTE", "LTE_NR"})]
+)
 def test_parts_drawn_at_random_share_no_number_and_follow_the_seed(frames_folder, protocol, kinds):
     def numbers_and_kinds(seed):
         source = MathWorksFrames(frames_folder, protocol, test_fraction=0.25, split_seed=seed)
@@ -198,7 +219,10 @@ def test_the_resaved_layout_gives_what_the_published_one_gives(tmp_path):
     levels = np.random.default_rng(0).integers(0, 256, (32, 32)).astype(np.uint8)
     labels = columns_of(-20e6, -10e6, 127, 32) + columns_of(5e6, 10e6, 255, 32)
     write_resaved(tmp_path / "mat", 0, 0.3 * levels - 90.0, labels, SNRdB=20.0, RC="R.2")
-    resaved, published = MathWorksFrames(tmp_path / "mat", "combined"), one_frame(tmp_path / "png", levels, labels)
+    resaved, published = (
+        MathWorksFrames(tmp_path / "mat", "combined"),
+        one_frame(tmp_path / "png", levels, labels),
+    )
 
     assert resaved.image_size == published.image_size == (32, 32)
     np.testing.assert_allclose(resaved.load(0, None)[1], published.load(0, None)[1], atol=1e-5)
@@ -211,7 +235,10 @@ def test_a_resaved_picture_in_colour_is_read_as_one(tmp_path):
     picture = through_parula(np.random.default_rng(0).random((16, 24)))
     labels = np.full((16, 24), 127, np.uint8)
     write_resaved(tmp_path / "mat", 3, picture, labels)
-    resaved, published = MathWorksFrames(tmp_path / "mat", "combined"), one_frame(tmp_path / "png", picture, labels)
+    resaved, published = (
+        MathWorksFrames(tmp_path / "mat", "combined"),
+        one_frame(tmp_path / "png", picture, labels),
+    )
 
     assert resaved.image_size == (24, 16)
     np.testing.assert_array_equal(resaved.load(0, None)[1], published.load(0, None)[1])
@@ -232,7 +259,9 @@ def test_frames_of_one_number_in_train_and_val_are_different_frames(tmp_path, fo
     source = MathWorksFrames(write_fork(tmp_path / "fork", form=form))
 
     assert [frame.name for frame in source.frames] == [
-        *(f"train LTE_NR frame {number}" for number in range(6)), *(f"val LTE_NR frame {number}" for number in range(3))]
+        *(f"train LTE_NR frame {number}" for number in range(6)),
+        *(f"val LTE_NR frame {number}" for number in range(3)),
+    ]
     assert len(set(sample_names(source))) == len(set(source.groups["recording"])) == 9
     for frame in source.frames:
         for file in (frame.image, frame.labels, frame.parameters):
@@ -241,17 +270,23 @@ def test_frames_of_one_number_in_train_and_val_are_different_frames(tmp_path, fo
         assert [source.describe(index, None)["snr_db"] for index in (2, 8)] == [2, 2]
 
 
-@pytest.mark.parametrize(("counts", "held_out"), [
-    ((("train", 6), ("val", 3)), {"test": "val"}), ((("train", 6), ("test", 3)), {"test": "test"}),
-    ((("train", 6), ("val", 2), ("test", 3)), {"test": "test", "val": "val"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("counts", "held_out"),
+    [
+        ((("train", 6), ("val", 3)), {"test": "val"}),
+        ((("train", 6), ("test", 3)), {"test": "test"}),
+        ((("train", 6), ("val", 2), ("test", 3)), {"test": "test", "val": "val"}),
+    ],
+)
 @pytest.mark.parametrize("protocol", ["mixed", "combined"])
 def test_folders_of_parts_are_the_parts(tmp_path, counts, held_out, protocol):
     source = MathWorksFrames(write_fork(tmp_path / "fork", counts), protocol)
     made = make_splits(source, 0, 0.2, 0.2).parts
 
     folders = {part: {source.frames[index].part for index in indices} for part, indices in made.items()}
-    assert folders == {"train": {"train"}, "val": {"train"}} | {part: {folder} for part, folder in held_out.items()}
+    assert folders == {"train": {"train"}, "val": {"train"}} | {
+        part: {folder} for part, folder in held_out.items()
+    }
     for part, folder in held_out.items():
         assert len(made[part]) == dict(counts)[folder]
     assert not set(made["train"]) & set(made["val"])
@@ -269,10 +304,14 @@ def test_one_folder_of_parts_is_no_division(tmp_path):
 
 def test_frames_beside_the_parts_and_protocols_that_divide_again_are_errors(tmp_path):
     fork = write_fork(tmp_path / "fork")
-    with pytest.raises(UserError, match="--protocol single_to_combined: expected frames without folders train"):
+    with pytest.raises(
+        UserError, match="--protocol single_to_combined: expected frames without folders train"
+    ):
         MathWorksFrames(fork, "single_to_combined")
     (fork / "val" / "LTE_NR" / "LTE_NR_labels_frame_1.mat").unlink()
-    with pytest.raises(UserError, match=r"val/LTE_NR/LTE_NR_labels_frame_1\.mat: expected the labels of LTE_NR frame 1"):
+    with pytest.raises(
+        UserError, match=r"val/LTE_NR/LTE_NR_labels_frame_1\.mat: expected the labels of LTE_NR frame 1"
+    ):
         MathWorksFrames(fork)
     write_frame(tmp_path / "beside", "LTE_NR", 1)
     write_fork(tmp_path / "beside")
@@ -331,7 +370,10 @@ def test_a_label_that_is_no_class_is_an_error(folder, value):
 
 def test_damaged_files_of_a_frame_are_named(folder):
     source = MathWorksFrames(folder)
-    for name, read in (("NR_frame_1.hdf", source.target), ("NR_frame_1.png", lambda index: source.load(index, None))):
+    for name, read in (
+        ("NR_frame_1.hdf", source.target),
+        ("NR_frame_1.png", lambda index: source.load(index, None)),
+    ):
         content = (folder / name).read_bytes()
         for length in (0, 3, 60, len(content) // 2):
             (folder / name).write_bytes(content[:length])
@@ -406,7 +448,9 @@ def test_a_spectrogram_that_is_not_finite_is_an_error(tmp_path):
 def test_what_does_not_fit_the_protocol_is_an_error(tmp_path, folder):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="--protocol: expected one of single_to_combined, combined, mixed; found half"):
+    with pytest.raises(
+        UserError, match="--protocol: expected one of single_to_combined, combined, mixed; found half"
+    ):
         MathWorksFrames(folder, "half")
     with pytest.raises(UserError, match="found none"):
         MathWorksFrames(empty)

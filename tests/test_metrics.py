@@ -32,7 +32,9 @@ def samples(counts):
 def random_batch(seed=0, shape=(13, 8, 9), classes=3):
     rng = np.random.default_rng(seed)
     target = rng.choice(classes, size=shape, p=np.array([7, 2, 1][:classes]) / sum([7, 2, 1][:classes]))
-    logits = rng.standard_normal((shape[0], classes, *shape[1:])) + 1.5 * np.moveaxis(np.eye(classes)[target], -1, 1)
+    logits = rng.standard_normal((shape[0], classes, *shape[1:])) + 1.5 * np.moveaxis(
+        np.eye(classes)[target], -1, 1
+    )
     return torch.from_numpy(logits).float(), torch.from_numpy(target.astype(np.uint8))
 
 
@@ -42,7 +44,14 @@ def test_figures_worked_out_by_hand():
     assert results["samples"] == 112
     assert results["pixel_accuracy"] == pytest.approx(97 / 112)
     expected = {
-        "Noise": {"samples": 100, "accuracy": 0.9, "iou": 90 / 103, "precision": 90 / 93, "recall": 0.9, "f1": 180 / 193},
+        "Noise": {
+            "samples": 100,
+            "accuracy": 0.9,
+            "iou": 90 / 103,
+            "precision": 90 / 93,
+            "recall": 0.9,
+            "f1": 180 / 193,
+        },
         "NR": {"samples": 10, "accuracy": 0.6, "iou": 6 / 19, "precision": 0.4, "recall": 0.6, "f1": 0.48},
         "LTE": {"samples": 2, "accuracy": 0.5, "iou": 0.2, "precision": 0.25, "recall": 0.5, "f1": 1 / 3},
     }
@@ -75,8 +84,12 @@ def test_figures_agree_with_formulas_over_samples():
     for k, name in enumerate(NAMES):
         is_true, is_called = true == k, called == k
         recall, precision = is_called[is_true].mean(), is_true[is_called].mean()
-        own = {"recall": recall, "precision": precision, "iou": (is_true & is_called).sum() / (is_true | is_called).sum(),
-               "f1": 2 / (1 / recall + 1 / precision)}  # fmt: skip
+        own = {
+            "recall": recall,
+            "precision": precision,
+            "iou": (is_true & is_called).sum() / (is_true | is_called).sum(),
+            "f1": 2 / (1 / recall + 1 / precision),
+        }
         for figure, value in own.items():
             rows[figure].append(value)
             assert results["classes"][name][figure] == pytest.approx(value)
@@ -112,7 +125,13 @@ def test_an_absent_class_has_no_figures_and_no_part_in_the_means():
     results = figures(torch.tensor([[6, 2, 2], [1, 9, 0], [0, 0, 0]]), NAMES)
 
     assert results["classes"]["LTE"] == {
-        "samples": 0, "accuracy": None, "iou": None, "precision": None, "recall": None, "f1": None}  # fmt: skip
+        "samples": 0,
+        "accuracy": None,
+        "iou": None,
+        "precision": None,
+        "recall": None,
+        "f1": None,
+    }
     assert results["mean_accuracy"] == pytest.approx((0.6 + 0.9) / 2)
     assert results["mean_iou"] == pytest.approx((6 / 11 + 9 / 12) / 2)
     assert results["pixel_accuracy"] == 0.75
@@ -125,7 +144,13 @@ def test_a_class_that_is_never_called_has_no_precision_but_counts_elsewhere():
     results = figures(torch.tensor([[8, 0], [4, 0]]), ["Noise", "NR"])
 
     assert results["classes"]["NR"] == {
-        "samples": 4, "accuracy": 0, "iou": 0, "precision": None, "recall": 0, "f1": 0}  # fmt: skip
+        "samples": 4,
+        "accuracy": 0,
+        "iou": 0,
+        "precision": None,
+        "recall": 0,
+        "f1": 0,
+    }
     assert results["mean_precision"] == pytest.approx(8 / 12)
     assert results["mean_f1"] == pytest.approx(0.8 / 2)
     assert results["mean_iou"] == pytest.approx(8 / 12 / 2)
@@ -248,8 +273,11 @@ def test_the_iou_of_a_sample_agrees_with_sets_of_cells():
     found = foreground_iou(pred, target, 3)
 
     for number, (called, true) in enumerate(zip(pred.numpy(), target.numpy(), strict=True)):
-        ious = [((called == k) & (true == k)).sum() / ((called == k) | (true == k)).sum()
-                for k in (1, 2) if ((called == k) | (true == k)).any()]  # fmt: skip
+        ious = [
+            ((called == k) & (true == k)).sum() / ((called == k) | (true == k)).sum()
+            for k in (1, 2)
+            if ((called == k) | (true == k)).any()
+        ]
         assert found[number] == pytest.approx(np.mean(ious))
 
 

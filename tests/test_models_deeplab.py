@@ -30,7 +30,9 @@ def test_presets_have_torchvisions_number_of_parameters(name):
 
 def test_with_torchvisions_weights_the_logits_are_torchvisions():
     torch.manual_seed(0)
-    reference = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    reference = segmentation.deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=4
+    ).eval()
     model = models_deeplab.DeepLabV3(MOBILENET, 4, in_chans=3).eval()
     model.load_state_dict(reference.state_dict())
     images = torch.randn(1, 3, 40, 72)
@@ -71,7 +73,9 @@ def test_a_step_of_the_recipe_lowers_the_loss():
     model = models_deeplab.DeepLabV3(MOBILENET, 3)
     images = torch.randn(recipe["batch_size"], 1, 32, 32)
     masks = torch.zeros(recipe["batch_size"], 32, 32, dtype=torch.int64)
-    sgd = torch.optim.SGD(model.parameters(), **{key: recipe[key] for key in ("lr", "momentum", "weight_decay")})
+    sgd = torch.optim.SGD(
+        model.parameters(), **{key: recipe[key] for key in ("lr", "momentum", "weight_decay")}
+    )
     losses = []
     for _ in range(3):
         loss = nn.functional.cross_entropy(model(images), masks)
@@ -83,5 +87,7 @@ def test_a_step_of_the_recipe_lowers_the_loss():
 
 
 def test_unknown_presets():
-    with pytest.raises(UserError, match=r"expected one of deeplabv3_mobilenet_v3_large, .*; found 'deeplabv3_vgg'"):
+    with pytest.raises(
+        UserError, match=r"expected one of deeplabv3_mobilenet_v3_large, .*; found 'deeplabv3_vgg'"
+    ):
         models_deeplab.DeepLabV3("deeplabv3_vgg", 3)

@@ -29,8 +29,16 @@ SIZES |= {f"{name}_dec512d8b": SIZES[name] for name in list(SIZES)[-3:]}  # MAE'
 
 def small(**kwargs):
     torch.manual_seed(0)
-    sizes = {"img_size": (48, 64), "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4,
-             "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}  # fmt: skip
+    sizes = {
+        "img_size": (48, 64),
+        "patch_size": 8,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "decoder_embed_dim": 16,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+    }
     return models_mae.MaskedAutoencoderViT(**{**sizes, **kwargs})
 
 
@@ -65,12 +73,39 @@ def test_presets_are_names_of_the_module_too():
 
 
 def test_state_dict_has_the_keys_of_mae():
-    block = ["norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
-             "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"]  # fmt: skip
-    expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias",
-                "mask_token", "decoder_embed.weight", "decoder_embed.bias", "decoder_pos_embed", "decoder_norm.weight",
-                "decoder_norm.bias", "decoder_pred.weight", "decoder_pred.bias"}  # fmt: skip
-    expected |= {f"blocks.{n}.{key}" for n in range(2) for key in block} | {f"decoder_blocks.0.{key}" for key in block}
+    block = [
+        "norm1.weight",
+        "norm1.bias",
+        "attn.qkv.weight",
+        "attn.qkv.bias",
+        "attn.proj.weight",
+        "attn.proj.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "mlp.fc1.weight",
+        "mlp.fc1.bias",
+        "mlp.fc2.weight",
+        "mlp.fc2.bias",
+    ]
+    expected = {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+        "mask_token",
+        "decoder_embed.weight",
+        "decoder_embed.bias",
+        "decoder_pos_embed",
+        "decoder_norm.weight",
+        "decoder_norm.bias",
+        "decoder_pred.weight",
+        "decoder_pred.bias",
+    }
+    expected |= {f"blocks.{n}.{key}" for n in range(2) for key in block} | {
+        f"decoder_blocks.0.{key}" for key in block
+    }
     state = small().state_dict()
     assert set(state) == expected
     assert state["pos_embed"].shape == (1, 1 + 48, 32)
@@ -89,7 +124,16 @@ def test_position_embedding_follows_its_formula():
     assert embedding.shape == (1, 16, 8)
     assert (embedding[0, 0] == 0).all()
     row, column = 2, 3
-    expected = [np.sin(3.0), np.sin(0.03), np.cos(3.0), np.cos(0.03), np.sin(2.0), np.sin(0.02), np.cos(2.0), np.cos(0.02)]
+    expected = [
+        np.sin(3.0),
+        np.sin(0.03),
+        np.cos(3.0),
+        np.cos(0.03),
+        np.sin(2.0),
+        np.sin(0.02),
+        np.cos(2.0),
+        np.cos(0.02),
+    ]
     np.testing.assert_allclose(embedding[0, 1 + row * 5 + column], expected, atol=1e-7)
     with pytest.raises(ValueError, match="width=6"):
         sincos_2d(6, (3, 5))
@@ -108,7 +152,9 @@ def test_patchify_and_back():
 def test_patch_embedding_sees_the_patch_that_patchify_cuts():
     model = small()
     images = torch.randn(2, 1, 48, 64)
-    expected = model.patchify(images) @ model.patch_embed.proj.weight.flatten(1).T + model.patch_embed.proj.bias
+    expected = (
+        model.patchify(images) @ model.patch_embed.proj.weight.flatten(1).T + model.patch_embed.proj.bias
+    )
     torch.testing.assert_close(model.patch_embed(images), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -146,7 +192,9 @@ def test_masks(mask_kind, img_size, mask_ratio):
     images = torch.randn(5, 1, *img_size)
     seen = model.forward_encoder(images, ids_keep)
     assert seen.shape == (5, 1 + kept, 32)
-    hidden = torch.where(model.unpatchify(mask[..., None].expand(-1, -1, 64)) == 1, torch.randn_like(images), images)
+    hidden = torch.where(
+        model.unpatchify(mask[..., None].expand(-1, -1, 64)) == 1, torch.randn_like(images), images
+    )
     assert torch.equal(model.forward_encoder(hidden, ids_keep), seen)
 
 
@@ -156,7 +204,9 @@ def test_the_smallest_noise_is_kept():
     assert model.masking(noise, 0.5)[2].tolist() == [[1, 0, 1, 0, 0, 1]]
     assert small(img_size=(16, 24), mask_kind="time").masking(noise, 0.6)[2].tolist() == [[1, 0, 1, 1, 0, 1]]
     # Row means 0.6 and 0.4.
-    assert small(img_size=(16, 24), mask_kind="frequency").masking(noise, 0.5)[2].tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert small(img_size=(16, 24), mask_kind="frequency").masking(noise, 0.5)[2].tolist() == [
+        [1, 1, 1, 0, 0, 0]
+    ]
 
 
 def test_ten_percent_of_a_hundred_is_ten():
@@ -217,7 +267,11 @@ def test_loss_of_the_mean_predictor():
 def test_gradients_reach_every_trained_parameter():
     model = small()
     model(torch.randn(2, 1, 48, 64), 0.75)[0].backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    without = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
     assert without == []
     assert not model.pos_embed.requires_grad
     assert not model.decoder_pos_embed.requires_grad

@@ -64,26 +64,44 @@ def expected_to_train(kind, mode):
 def test_state_dict_has_the_keys_and_shapes_of_mae_and_those_of_the_head(kind):
     mae, state = pretrained().state_dict(), MODELS[kind]().state_dict()
     own = {name for name in state if name.startswith(("head.", "fc_norm."))}
-    assert {name: mae[name].shape for name in set(state) - own} == {name: state[name].shape for name in set(state) - own}
-    encoder = {name for name in mae if name.startswith(("cls_token", "pos_embed", "patch_embed.", "blocks.", *NORM[kind]))}
-    decoder = {name for name in mae if name.startswith(("decoder_embed.", "decoder_pos_embed", "decoder_blocks.0.",
-                                                        "decoder_blocks.1.", "decoder_norm."))}  # fmt: skip
+    assert {name: mae[name].shape for name in set(state) - own} == {
+        name: state[name].shape for name in set(state) - own
+    }
+    encoder = {
+        name
+        for name in mae
+        if name.startswith(("cls_token", "pos_embed", "patch_embed.", "blocks.", *NORM[kind]))
+    }
+    decoder = {
+        name
+        for name in mae
+        if name.startswith(
+            ("decoder_embed.", "decoder_pos_embed", "decoder_blocks.0.", "decoder_blocks.1.", "decoder_norm.")
+        )
+    }
     assert set(state) - own == encoder | (decoder if kind == "decoder" else set())
-    assert own == {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if kind == "global_pool" else set())
+    assert own == {"head.weight", "head.bias"} | (
+        {"fc_norm.weight", "fc_norm.bias"} if kind == "global_pool" else set()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
     [
         # ViT of 1000 classes on 224 × 224 RGB images: DeiT-Ti (arXiv 2012.12877), ViT-B, L and H as released with MAE.
-        ("vit_tiny_patch16", 5_717_416), ("vit_base_patch16", 86_567_656), ("vit_medium_patch16", 86_567_656),
-        ("vit_large_patch16", 304_326_632), ("vit_huge_patch14", 632_045_800),
+        ("vit_tiny_patch16", 5_717_416),
+        ("vit_base_patch16", 86_567_656),
+        ("vit_medium_patch16", 86_567_656),
+        ("vit_large_patch16", 304_326_632),
+        ("vit_huge_patch14", 632_045_800),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("global_pool", [False, True])
 def test_classifiers_have_the_published_number_of_parameters(name, count, global_pool):
     with torch.device("meta"):
-        model = models_vit.create_model(name, "classification", 1000, 224, in_chans=3, global_pool=global_pool)
+        model = models_vit.create_model(
+            name, "classification", 1000, 224, in_chans=3, global_pool=global_pool
+        )
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -93,7 +111,9 @@ def test_every_preset_of_mae_has_its_segmenter():
         side = 16 * sizes["patch_size"]
         with torch.device("meta"):
             mae = models_mae.create_model(f"mae_{name}", img_size=(side, 2 * side)).state_dict()
-            state = models_vit.create_model(name, "segmentation", 3, (side, 2 * side), head_depth=4).state_dict()
+            state = models_vit.create_model(
+                name, "segmentation", 3, (side, 2 * side), head_depth=4
+            ).state_dict()
         own = {"head.weight", "head.bias"}
         assert all(mae[key].shape == state[key].shape for key in set(state) - own)
         assert state["head.weight"].shape == (3 * sizes["patch_size"] ** 2, sizes["decoder_embed_dim"])
@@ -160,7 +180,9 @@ def test_the_classifier_pools_the_tokens_of_the_pretrained_encoder():
         if global_pool:
             mae.norm = nn.Identity()  # the mean is normalized, not the tokens
             mean = mae.encode(images)[:, 1:].mean(dim=1)
-            features = (mean - mean.mean(1, keepdim=True)) / (mean.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+            features = (mean - mean.mean(1, keepdim=True)) / (
+                mean.var(1, correction=0, keepdim=True) + 1e-6
+            ).sqrt()
         else:
             features = mae.encode(images)[:, 0]
         torch.testing.assert_close(model(images), features @ model.head.weight.T, atol=1e-5, rtol=1e-5)
@@ -177,7 +199,9 @@ def test_a_new_classifier_is_undecided():
 
 def test_drop_path_grows_with_depth_and_spares_the_head():
     model = segmenter(drop_path=0.4)
-    rates = [[getattr(path, "rate", 0) for path in (block.drop_path1, block.drop_path2)] for block in model.blocks]
+    rates = [
+        [getattr(path, "rate", 0) for path in (block.drop_path1, block.drop_path2)] for block in model.blocks
+    ]
     assert rates == [[0, 0], [0.2, 0.2], [0.4, 0.4]]
     assert not any("DropPath" in type(module).__name__ for module in model.decoder_blocks.modules())
 
@@ -246,16 +270,23 @@ def test_a_frozen_encoder_drops_no_path():
     assert not torch.equal(model(images), model(images))
 
 
-@pytest.mark.parametrize("mode", ["", "all", "last", "last:", "last:0", "last:4", "last:-1", "Full", "probe ", "last:1.5"])
+@pytest.mark.parametrize(
+    "mode", ["", "all", "last", "last:", "last:0", "last:4", "last:-1", "Full", "probe ", "last:1.5"]
+)
 def test_wrong_modes_are_said_in_a_line_and_change_nothing(mode):
     model = segmenter()
     models_vit.trainable(model, "probe")
-    with pytest.raises(UserError, match="expected full, head, probe or last:N, N from 1 to 3; found '") as error:
+    with pytest.raises(
+        UserError, match="expected full, head, probe or last:N, N from 1 to 3; found '"
+    ) as error:
         models_vit.trainable(model, mode)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="found"):
         models_vit.train_mode(model, mode)
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["head.weight", "head.bias"]
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [
+        "head.weight",
+        "head.bias",
+    ]
 
 
 def test_other_models_are_trained_whole():
@@ -270,12 +301,22 @@ def test_other_models_are_trained_whole():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"name": "vit_giant"}, "vit_giant"), ({"task": "regression"}, "regression"), ({"img_size": (224, 100)}, "100"),
-        ({"head": "upernet"}, "upernet"), ({"head_depth": 0}, "head_depth=0"), ({"drop_path": 1.0}, "drop_path=1.0"),
+        ({"name": "vit_giant"}, "vit_giant"),
+        ({"task": "regression"}, "regression"),
+        ({"img_size": (224, 100)}, "100"),
+        ({"head": "upernet"}, "upernet"),
+        ({"head_depth": 0}, "head_depth=0"),
+        ({"drop_path": 1.0}, "drop_path=1.0"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_of_create_model(wrong, said):
-    arguments = {"name": "vit_tiny_patch16", "task": "segmentation", "num_classes": 3, "img_size": 32, **wrong}
+    arguments = {
+        "name": "vit_tiny_patch16",
+        "task": "segmentation",
+        "num_classes": 3,
+        "img_size": 32,
+        **wrong,
+    }
     with pytest.raises(UserError, match=said) as error:
         models_vit.create_model(**arguments)
     assert str(error.value).startswith("--model")
@@ -286,20 +327,29 @@ def sized(width, depth, args=()):
     return Weights(state | {"patch_embed.proj.weight": torch.zeros(width, 1, 16, 16)}, None, [], dict(args))
 
 
-@pytest.mark.parametrize(("width", "depth", "name", "preset"), [
-    (512, 12, None, "vit_small_patch16"), (256, 8, "vit_multi_small", "vit_wavesfm_patch16"),
-    (768, 12, "mae_vit_medium_patch16", "vit_medium_patch16"), (768, 12, "vit_base_patch16", "vit_base_patch16"),
-    (768, 12, "mae_vit_base_patch16_dec512d8b", "vit_base_patch16_dec512d8b"),
-    (768, 12, "mae_vit_small_patch16", "vit_medium_patch16"),  # a name that the sizes contradict
-    (1024, 24, "vit_large_patch16", "vit_large_patch16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "depth", "name", "preset"),
+    [
+        (512, 12, None, "vit_small_patch16"),
+        (256, 8, "vit_multi_small", "vit_wavesfm_patch16"),
+        (768, 12, "mae_vit_medium_patch16", "vit_medium_patch16"),
+        (768, 12, "vit_base_patch16", "vit_base_patch16"),
+        (768, 12, "mae_vit_base_patch16_dec512d8b", "vit_base_patch16_dec512d8b"),
+        (768, 12, "mae_vit_small_patch16", "vit_medium_patch16"),  # a name that the sizes contradict
+        (1024, 24, "vit_large_patch16", "vit_large_patch16"),
+    ],
+)
 def test_the_preset_follows_from_the_sizes_and_of_equal_ones_from_the_name(width, depth, name, preset):
     weights = sized(width, depth, {"model": name} if name else {})
     assert models_presets.preset_of(weights, "a.pth") == preset
 
 
 def test_sizes_of_no_preset_are_named():
-    with pytest.raises(UserError, match=r"a\.pth: .*vit_small_patch16.*; found patch_size 16, embed_dim 500, depth 7$"):
+    with pytest.raises(
+        UserError, match=r"a\.pth: .*vit_small_patch16.*; found patch_size 16, embed_dim 500, depth 7$"
+    ):
         models_presets.preset_of(sized(500, 7, {"model": "mae_vit_small_patch16"}), "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth: expected an encoder with patch_embed.proj.weight; found a, b, \.\.\.$"):
+    with pytest.raises(
+        UserError, match=r"a\.pth: expected an encoder with patch_embed.proj.weight; found a, b, \.\.\.$"
+    ):
         models_presets.preset_of(Weights({"a": torch.zeros(1), "b": torch.zeros(1)}, None, [], {}), "a.pth")

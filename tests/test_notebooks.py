@@ -17,8 +17,12 @@ NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 
 
 def printed(notebook):
-    return "".join(output.text for cell in notebook.cells for output in cell.get("outputs", ())
-                   if output.output_type == "stream" and output.name == "stdout")  # fmt: skip
+    return "".join(
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "stream" and output.name == "stdout"
+    )
 
 
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -30,13 +34,20 @@ def both(request):
 def test_it_shows_what_was_saved(both):
     name, saved, anew = both
     assert len(pictures(anew)) == len(pictures(saved)) > 0
-    shown = [[cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] for notebook in (saved, anew)]
+    shown = [
+        [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+        for notebook in (saved, anew)
+    ]
     assert shown[0] == shown[1]
     for picture, (notebook, number) in PICTURES.items():
         assert notebook != name or (HERE / picture).read_bytes() == pictures(saved)[number]
     for notebook in (saved, anew):
-        warned = [output.text for cell in notebook.cells for output in cell.get("outputs", ())
-                  if output.output_type == "stream" and output.name == "stderr"]  # fmt: skip
+        warned = [
+            output.text
+            for cell in notebook.cells
+            for output in cell.get("outputs", ())
+            if output.output_type == "stream" and output.name == "stderr"
+        ]
         assert warned == []
 
 
@@ -44,8 +55,11 @@ def test_what_was_saved_is_of_no_machine(both):
     name, saved, _ = both
     text = (HERE / f"{name}.ipynb").read_text()
     assert len(text) < 1.5e6
-    outputs = [{key: value for key, value in output.get("data", {}).items() if not key.startswith("image/")}
-               for cell in saved.cells for output in cell.get("outputs", ())]  # fmt: skip
+    outputs = [
+        {key: value for key, value in output.get("data", {}).items() if not key.startswith("image/")}
+        for cell in saved.cells
+        for output in cell.get("outputs", ())
+    ]
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/", printed(saved) + str(outputs))
 
 
@@ -62,7 +76,10 @@ def test_what_it_finds(both):
         assert true
         for label, low, high in true:
             middle = (float(low) + float(high)) / 2
-            assert any(label == other and abs(float(center) - middle) < float(width) / 2 for other, center, width in found)
+            assert any(
+                label == other and abs(float(center) - middle) < float(width) / 2
+                for other, center, width in found
+            )
     elif name == "sensing":
         chance, here, elsewhere = (int(share) for share in re.findall(r": (\d+)%$", text, re.MULTILINE))
         assert here > 2.5 * chance

@@ -82,12 +82,25 @@ def test_dmrs_symbols_are_the_rows_of_the_table():
 
 
 @pytest.mark.parametrize("dmrs_type", [1, 2])
-@pytest.mark.parametrize(("position", "additional", "pdsch_symbols"), [(2, 3, (2, 12)), (3, 1, (1, 13)), (2, 2, (0, 10))])
+@pytest.mark.parametrize(
+    ("position", "additional", "pdsch_symbols"), [(2, 3, (2, 12)), (3, 1, (1, 13)), (2, 2, (0, 10))]
+)
 @pytest.mark.parametrize(("spacing_khz", "first_slot"), [(15, 9), (30, 18), (60, 39)])
-def test_pdsch_dmrs_is_the_formula_of_its_clause(dmrs_type, position, additional, pdsch_symbols, spacing_khz, first_slot):
+def test_pdsch_dmrs_is_the_formula_of_its_clause(
+    dmrs_type, position, additional, pdsch_symbols, spacing_khz, first_slot
+):
     cell_id, num_rb, power_db = 1001, 7, 3.0
-    carrier = NrCarrier(spacing_khz, num_rb, cell_id, ssb_beams=(), pdsch_symbols=pdsch_symbols, dmrs_type=dmrs_type,
-                        dmrs_position=position, dmrs_additional=additional, dmrs_power_db=power_db)  # fmt: skip
+    carrier = NrCarrier(
+        spacing_khz,
+        num_rb,
+        cell_id,
+        ssb_beams=(),
+        pdsch_symbols=pdsch_symbols,
+        dmrs_type=dmrs_type,
+        dmrs_position=position,
+        dmrs_additional=additional,
+        dmrs_power_db=power_db,
+    )
     bits = schedule(3, num_rb, 8)
     bits[:, 3] = 0
     bits[1] = 0
@@ -132,8 +145,15 @@ def test_powers_are_those_asked_for():
     """PDSCH and DM-RS by block and slot; PDCCH and CSI-RS are not PDSCH."""
     num_rb, rng = 24, np.random.default_rng(2)
     power_db = rng.uniform(-10, 10, (8, num_rb))
-    carrier = NrCarrier(30, num_rb, 3, ssb_beams=(), dmrs_power_db=3.0, coresets=(Coreset(0, 24, 2, load=1.0),),
-                        csi_rs=(CsiRs(2, 0, 24, 13, 5, period_slots=1, power_db=-4.0),))  # fmt: skip
+    carrier = NrCarrier(
+        30,
+        num_rb,
+        3,
+        ssb_beams=(),
+        dmrs_power_db=3.0,
+        coresets=(Coreset(0, 24, 2, load=1.0),),
+        csi_rs=(CsiRs(2, 0, 24, 13, 5, period_slots=1, power_db=-4.0),),
+    )
     plain, _ = carrier_grid(carrier, 0, schedule(8, num_rb, 2))
     values, _ = carrier_grid(carrier, 0, schedule(8, num_rb, 2), power_db=power_db)
     level_db = 20 * np.log10(np.abs(values))
@@ -239,7 +259,10 @@ def test_csi_rs_displaces_pdsch_and_pdcch_only_where_it_is():
 
 
 def test_tdd_slots_are_silent_where_they_are_not_downlink():
-    parts = {"coresets": (Coreset(0, 24, 1, load=1.0),), "csi_rs": (CsiRs(2, 0, 24, 5, 0, 1), CsiRs(2, 0, 24, 6, 0, 1))}
+    parts = {
+        "coresets": (Coreset(0, 24, 1, load=1.0),),
+        "csi_rs": (CsiRs(2, 0, 24, 5, 0, 1), CsiRs(2, 0, 24, 6, 0, 1)),
+    }
     carrier = NrCarrier(30, 24, 1, "DDSUU", special_symbols=6, ssb_beams=(), pdsch_symbols=(2, 11), **parts)
     _, occupied = carrier_grid(carrier, 3, schedule(20, 24))
     symbols = occupied.any((2, 3))  # (slots, 14)
@@ -248,14 +271,27 @@ def test_tdd_slots_are_silent_where_they_are_not_downlink():
         assert set(np.flatnonzero(row)) == downlink
 
 
-@pytest.mark.parametrize(("position", "special_symbols", "first"), [(2, 4, 2), (2, 4, 1), (3, 4, 0), (3, 5, 2)])
+@pytest.mark.parametrize(
+    ("position", "special_symbols", "first"), [(2, 4, 2), (2, 4, 1), (3, 4, 0), (3, 5, 2)]
+)
 def test_special_slots_have_pdsch_only_with_room_for_its_dmrs(position, special_symbols, first):
     """7.4.1.1.2: l_d of 3 and 4 with l_0 = 2 only; TS 38.214 table 5.1.2.1-1: mapping type A has 3 symbols or more."""
-    carrier = NrCarrier(30, 24, 5, tdd_pattern="DS", special_symbols=special_symbols, ssb_beams=(),
-                        pdsch_symbols=(first, 14 - first), dmrs_position=position, dmrs_additional=2)  # fmt: skip
+    carrier = NrCarrier(
+        30,
+        24,
+        5,
+        tdd_pattern="DS",
+        special_symbols=special_symbols,
+        ssb_beams=(),
+        pdsch_symbols=(first, 14 - first),
+        dmrs_position=position,
+        dmrs_additional=2,
+    )
     values, occupied = carrier_grid(carrier, 0, schedule(2, 24, 8))
     fits = special_symbols - first >= 3 and (position == 2 or special_symbols >= 5)
-    assert set(np.flatnonzero(occupied[1].any((1, 2)))) == (set(range(first, special_symbols)) if fits else set())
+    assert set(np.flatnonzero(occupied[1].any((1, 2)))) == (
+        set(range(first, special_symbols)) if fits else set()
+    )
     if fits:
         assert np.allclose(np.abs(values[1, position, :, 0::2]), 1)
 
@@ -285,18 +321,27 @@ def random_carrier(rng):
     period_ms = int(rng.choice([5, 20]))
     beams = downlink_beams(spacing, pattern, case, 8, period_ms)
     width, symbols = 6 * int(rng.integers(1, num_rb // 6)), int(rng.integers(1, 3))
-    coreset = Coreset(int(rng.integers(num_rb - width)), width, symbols, period_slots=4, load=rng.uniform(0, 0.3))
+    coreset = Coreset(
+        int(rng.integers(num_rb - width)), width, symbols, period_slots=4, load=rng.uniform(0, 0.3)
+    )
     csi_rs = [
         CsiRs(row, int(rng.integers(num_rb - 12)), 12, int(rng.integers(14)), 0, 5, int(rng.integers(5)))
         for row in (1, 2, 1, 2)
     ]
     spare_hz = (6 * num_rb * spacing - 120 * CASE_KHZ[case]) * 1e3 - 10e3
     return NrCarrier(
-        spacing, num_rb, int(rng.integers(1008)), pattern, ssb_case=case, ssb_period_ms=period_ms,
+        spacing,
+        num_rb,
+        int(rng.integers(1008)),
+        pattern,
+        ssb_case=case,
+        ssb_period_ms=period_ms,
         ssb_beams=tuple(rng.choice(beams, int(rng.integers(0, 3))).tolist()) if beams else (),
-        ssb_offset_hz=float(rng.uniform(-spare_hz, spare_hz)), dmrs_type=int(rng.integers(1, 3)),
-        coresets=(coreset,) if rng.random() < 0.5 else (), csi_rs=tuple(csi_rs[: int(rng.integers(5))]),
-    )  # fmt: skip
+        ssb_offset_hz=float(rng.uniform(-spare_hz, spare_hz)),
+        dmrs_type=int(rng.integers(1, 3)),
+        coresets=(coreset,) if rng.random() < 0.5 else (),
+        csi_rs=tuple(csi_rs[: int(rng.integers(5))]),
+    )
 
 
 def test_used_band_is_what_the_grids_occupy():
@@ -334,7 +379,8 @@ def test_rows_beyond_the_grid_have_no_band():
 
 
 @pytest.mark.parametrize(
-    ("spacing_khz", "case", "offset_hz"), [(15, "A", 0.0), (30, "A", -2e5), (60, "C", 1e6), (15, "B", 12345.0)]
+    ("spacing_khz", "case", "offset_hz"),
+    [(15, "A", 0.0), (30, "A", -2e5), (60, "C", 1e6), (15, "B", 12345.0)],
 )
 def test_an_idle_carrier_is_as_wide_as_its_ssb(spacing_khz, case, offset_hz):
     carrier = NrCarrier(spacing_khz, 106, ssb_case=case, ssb_offset_hz=offset_hz)
@@ -349,17 +395,25 @@ def test_an_idle_carrier_is_as_wide_as_its_ssb(spacing_khz, case, offset_hz):
     assert used_band_hz(carrier, 20 * spacing_khz // 15 - 1, bits[:1]) is None  # the slot before the next SSB
 
 
-@pytest.mark.parametrize(("spacing_khz", "mhz"), [(khz, mhz) for khz, table in RESOURCE_BLOCKS.items() for mhz in table])
+@pytest.mark.parametrize(
+    ("spacing_khz", "mhz"), [(khz, mhz) for khz, table in RESOURCE_BLOCKS.items() for mhz in table]
+)
 def test_every_bandwidth_fits_its_channel(spacing_khz, mhz):
     num_rb = RESOURCE_BLOCKS[spacing_khz][mhz]
     carrier = NrCarrier(spacing_khz, num_rb, 2, ssb_case="A", ssb_beams=(0, 1))  # 3.6 MHz, in any of them
     own, _ = resource_grids(carrier, 3, schedule(2, num_rb, 2), STREAM)
     assert own.values.shape == (1, 28, 12 * num_rb)
     assert (own.values.dtype, own.occupied.dtype) == (torch.complex64, torch.bool)
-    assert (own.spacing_hz, own.lowest_hz, own.first_symbol) == (spacing_khz * 1e3, -6e3 * num_rb * spacing_khz, 42)
+    assert (own.spacing_hz, own.lowest_hz, own.first_symbol) == (
+        spacing_khz * 1e3,
+        -6e3 * num_rb * spacing_khz,
+        42,
+    )
     low_hz, high_hz = used_band_hz(carrier, 3, schedule(2, num_rb, 2))
     assert high_hz - low_hz == pytest.approx(num_rb * 12e3 * spacing_khz)
-    assert 0.75 * mhz * 1e6 < high_hz - low_hz < mhz * 1e6  # TS 38.101-1 table 5.3.3-1: guard bands on both sides
+    assert (
+        0.75 * mhz * 1e6 < high_hz - low_hz < mhz * 1e6
+    )  # TS 38.101-1 table 5.3.3-1: guard bands on both sides
 
 
 # Numbers
@@ -368,13 +422,17 @@ def test_every_bandwidth_fits_its_channel(spacing_khz, mhz):
 def test_the_same_arguments_give_the_same_grid_and_another_stream_other_data():
     carrier = NrCarrier(30, 51, 8, coresets=(Coreset(0, 48),), csi_rs=(CsiRs(1, 0, 51, 4, 1, 1),))
     bits = schedule(4, 51)
-    first, again, other = (resource_grids(carrier, 0, bits, stream) for stream in (STREAM, STREAM, Stream(seed=12)))
+    first, again, other = (
+        resource_grids(carrier, 0, bits, stream) for stream in (STREAM, STREAM, Stream(seed=12))
+    )
     for one, two, three in zip(first, again, other, strict=True):
         assert torch.equal(one.values, two.values)
         assert torch.equal(one.occupied, two.occupied)
         assert torch.equal(one.occupied, three.occupied)
         assert not torch.equal(one.values, three.values)
-    same = (first[0].values == other[0].values)[0].unflatten(0, (-1, 14)).unflatten(2, (-1, 12))  # (slots, 14, blocks, 12)
+    same = (
+        (first[0].values == other[0].values)[0].unflatten(0, (-1, 14)).unflatten(2, (-1, 12))
+    )  # (slots, 14, blocks, 12)
     assert same[:, 4, :, 1::4].all()
     assert same[1:, 2, :, 0::2].all()  # slot 0 has the SSB
     assert first[0].values[first[0].occupied[None]].abs().square().mean() == pytest.approx(1, abs=0.02)
@@ -383,8 +441,10 @@ def test_the_same_arguments_give_the_same_grid_and_another_stream_other_data():
 def test_parameters_are_plain_values():
     carrier = NrCarrier(coresets=(Coreset(0, 48),), csi_rs=(CsiRs(1, 0, 51, 4),))
     values = dataclasses.asdict(carrier)
-    parts = {"coresets": tuple(Coreset(**part) for part in values["coresets"]),
-             "csi_rs": tuple(CsiRs(**part) for part in values["csi_rs"])}  # fmt: skip
+    parts = {
+        "coresets": tuple(Coreset(**part) for part in values["coresets"]),
+        "csi_rs": tuple(CsiRs(**part) for part in values["csi_rs"]),
+    }
     assert NrCarrier(**{**values, **parts}) == carrier
 
 

@@ -66,8 +66,10 @@ def ssb_elements(shift):
     return {
         "PSS": [(0, k) for k in range(56, 183)],
         "SSS": [(2, k) for k in range(56, 183)],
-        "silent": [(0, k) for k in (*range(56), *range(183, 240))] + [(2, k) for k in (*range(48, 56), *range(183, 192))],
-        "PBCH": [(s, k) for s in (1, 3) for k in range(240)] + [(2, k) for k in (*range(48), *range(192, 240))],
+        "silent": [(0, k) for k in (*range(56), *range(183, 240))]
+        + [(2, k) for k in (*range(48, 56), *range(183, 192))],
+        "PBCH": [(s, k) for s in (1, 3) for k in range(240)]
+        + [(2, k) for k in (*range(48), *range(192, 240))],
         "DM-RS": [(1, k + shift) for k in range(0, 240, 4)]
         + [(2, k + shift) for k in (*range(0, 48, 4), *range(192, 240, 4))]
         + [(3, k + shift) for k in range(0, 240, 4)],
@@ -91,7 +93,9 @@ def test_ssb_is_the_table_of_its_clause(cell_id, half_frame, num_ssb):
     assert np.allclose([block[at] for at in elements["DM-RS"]], expected)
     assert np.array_equal([block[at] for at in elements["PSS"]], pss(cell_id % 3))
     assert not any(block[at] for at in elements["silent"])
-    assert sorted(elements["silent"] + elements["PSS"] + elements["SSS"] + elements["PBCH"]) == [*np.ndindex(4, 240)]
+    assert sorted(elements["silent"] + elements["PSS"] + elements["SSS"] + elements["PBCH"]) == [
+        *np.ndindex(4, 240)
+    ]
     payload = np.array([block[at] for at in set(elements["PBCH"]) - set(elements["DM-RS"])])
     assert len(payload) == 432  # TS 38.212 7.1.5: 864 bits
     assert np.allclose(np.abs(payload.real), 0.5**0.5)
@@ -117,16 +121,39 @@ def test_ssb_symbols_are_the_lists_of_38_213():
 @pytest.mark.parametrize("case", ["A", "B", "C"])
 @pytest.mark.parametrize("spacing_khz", [15, 30, 60])
 @pytest.mark.parametrize(
-    ("period_ms", "half_frame", "beams"), [(5, 0, (0, 3)), (10, 1, (1,)), (20, 0, tuple(range(8))), (40, 1, (7, 2))]
+    ("period_ms", "half_frame", "beams"),
+    [(5, 0, (0, 3)), (10, 1, (1,)), (20, 0, tuple(range(8))), (40, 1, (7, 2))],
 )
-def test_ssbs_are_sent_when_their_period_says_and_nothing_else_is_there(spacing_khz, case, period_ms, half_frame, beams):
-    num_ssb, offset_hz = 8 if max(beams) > 3 else 4, 0.0 if half_frame else 1.23e6  # with blocks in line, and not
-    parts = {"coresets": (Coreset(0, 60, 2, 3, load=1.0),), "csi_rs": (CsiRs(1, 0, 60, 5, 3, 1), CsiRs(2, 0, 60, 9, 7, 1))}
-    carrier = NrCarrier(spacing_khz, 60, 77, ssb_case=case, ssb_period_ms=period_ms, ssb_half_frame=half_frame,
-                        ssb_beams=beams, num_ssb=num_ssb, ssb_offset_hz=offset_hz, ssb_power_db=6.0,
-                        pdsch_symbols=(0, 14), **parts)  # fmt: skip
+def test_ssbs_are_sent_when_their_period_says_and_nothing_else_is_there(
+    spacing_khz, case, period_ms, half_frame, beams
+):
+    num_ssb, offset_hz = (
+        8 if max(beams) > 3 else 4,
+        0.0 if half_frame else 1.23e6,
+    )  # with blocks in line, and not
+    parts = {
+        "coresets": (Coreset(0, 60, 2, 3, load=1.0),),
+        "csi_rs": (CsiRs(1, 0, 60, 5, 3, 1), CsiRs(2, 0, 60, 9, 7, 1)),
+    }
+    carrier = NrCarrier(
+        spacing_khz,
+        60,
+        77,
+        ssb_case=case,
+        ssb_period_ms=period_ms,
+        ssb_half_frame=half_frame,
+        ssb_beams=beams,
+        num_ssb=num_ssb,
+        ssb_offset_hz=offset_hz,
+        ssb_power_db=6.0,
+        pdsch_symbols=(0, 14),
+        **parts,
+    )
     slots_a_ms = spacing_khz // 15
-    first_slot, slots = 40 * slots_a_ms + 1, 60 * slots_a_ms - 3  # at 60 kHz, from the middle of an SSB of case A on
+    first_slot, slots = (
+        40 * slots_a_ms + 1,
+        60 * slots_a_ms - 3,
+    )  # at 60 kHz, from the middle of an SSB of case A on
     own, ssbs = resource_grids(carrier, first_slot, schedule(slots, 60), STREAM)
     begin, end = clock(spacing_khz, own.first_symbol), clock(spacing_khz, own.first_symbol + 14 * slots)
 
@@ -172,8 +199,12 @@ def test_ssbs_are_sent_when_their_period_says_and_nothing_else_is_there(spacing_
 
 @pytest.mark.parametrize("spacing_khz", [15, 30])
 @pytest.mark.parametrize("pattern", ["DSUUU", "DDDSU", "DDSUU", "DDDDDDDSUU", "UD"])
-@pytest.mark.parametrize(("case", "num_ssb", "period_ms", "half_frame"), [("A", 4, 20, 0), ("B", 8, 5, 0), ("C", 8, 20, 1)])
-def test_downlink_beams_are_those_that_meet_no_uplink_slot(spacing_khz, pattern, case, num_ssb, period_ms, half_frame):
+@pytest.mark.parametrize(
+    ("case", "num_ssb", "period_ms", "half_frame"), [("A", 4, 20, 0), ("B", 8, 5, 0), ("C", 8, 20, 1)]
+)
+def test_downlink_beams_are_those_that_meet_no_uplink_slot(
+    spacing_khz, pattern, case, num_ssb, period_ms, half_frame
+):
     khz = CASE_KHZ[case]
     expected = []
     for index, first in enumerate(ssb_symbols(case, num_ssb)):
@@ -187,7 +218,12 @@ def test_downlink_beams_are_those_that_meet_no_uplink_slot(spacing_khz, pattern,
             expected.append(index)
     beams = downlink_beams(spacing_khz, pattern, case, num_ssb, period_ms, half_frame)
     assert list(beams) == expected
-    settings = {"ssb_case": case, "num_ssb": num_ssb, "ssb_period_ms": period_ms, "ssb_half_frame": half_frame}
+    settings = {
+        "ssb_case": case,
+        "num_ssb": num_ssb,
+        "ssb_period_ms": period_ms,
+        "ssb_half_frame": half_frame,
+    }
     NrCarrier(spacing_khz, 51, tdd_pattern=pattern, ssb_beams=beams, **settings)
     for index in set(range(num_ssb)) - set(beams):
         with pytest.raises(ValueError, match="U slots"):

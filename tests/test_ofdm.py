@@ -42,7 +42,7 @@ def by_the_formula(values, grid, offset_hz, interval_s, start_s, num_samples):
 def test_symbols_fill_half_milliseconds(spacing_hz):
     slots_a_half = int(spacing_hz / 15e3) * 7
     starts, prefixes = symbol_times(spacing_hz, 0, 40 * slots_a_half)
-    assert (starts[:: slots_a_half] == torch.arange(41) * (TC_PER_S // 2000)).all()
+    assert (starts[::slots_a_half] == torch.arange(41) * (TC_PER_S // 2000)).all()
     assert torch.equal(starts.diff() - prefixes, torch.full_like(prefixes, round(TC_PER_S / spacing_hz)))
     later, later_prefixes = symbol_times(spacing_hz, 33, 50)
     assert torch.equal(later, starts[33:84])
@@ -65,7 +65,9 @@ CASES = [
 
 @pytest.mark.parametrize(("rate", "spacing_hz", "subcarriers", "offset_hz", "start_s", "ppm"), CASES)
 @pytest.mark.parametrize("chunk", [2**17, 2**11])
-def test_samples_are_those_of_the_formula(rate, spacing_hz, subcarriers, offset_hz, start_s, ppm, chunk, monkeypatch):
+def test_samples_are_those_of_the_formula(
+    rate, spacing_hz, subcarriers, offset_hz, start_s, ppm, chunk, monkeypatch
+):
     monkeypatch.setattr(ofdm, "CHUNK_VALUES_CPU", chunk)
     grid, values = a_grid(spacing_hz, 9, subcarriers, int(14 * spacing_hz / 15e3))
     interval_s = (1 + ppm * 1e-6) / rate
@@ -80,7 +82,9 @@ def test_samples_are_those_of_the_formula(rate, spacing_hz, subcarriers, offset_
 @pytest.mark.parametrize("num_samples", [1, 5, 9, 10, 11, 30])
 def test_a_stretch_may_end_within_the_prefix_of_its_only_symbol(rate, num_samples):
     grid, values = a_grid(15e3, 4, 40, first_symbol=0)
-    later = Grid(grid.values[:, :1], grid.occupied[:1], 15e3, grid.lowest_hz, 14)  # the first symbol of its slot
+    later = Grid(
+        grid.values[:, :1], grid.occupied[:1], 15e3, grid.lowest_hz, 14
+    )  # the first symbol of its slot
     iq = torch.zeros(num_samples, dtype=torch.complex64)
     modulate(iq, values[:1], later, 1e4, 1 / rate, 1e-3)
     expected = by_the_formula(values[:1], later, 1e4, 1 / rate, 1e-3, num_samples)
@@ -121,7 +125,9 @@ def test_soft_edges_keep_the_useful_part_and_lower_the_skirts(rate):
     def beside_db(iq):  # 1 MHz beside the carrier, relative to it
         power = np.abs(np.fft.fft(iq.numpy() * np.hanning(len(iq)))) ** 2
         frequency = np.abs(np.fft.fftfreq(len(iq), 1 / rate))
-        return 10 * np.log10(power[(frequency > 3e6) & (frequency < 4e6)].mean() / power[frequency < 2e6].mean())
+        return 10 * np.log10(
+            power[(frequency > 3e6) & (frequency < 4e6)].mean() / power[frequency < 2e6].mean()
+        )
 
     assert beside_db(sharp) > -42
     assert beside_db(soft) < beside_db(sharp) - 15

@@ -28,17 +28,27 @@ IMAGE = (48, 48)
 def mae_rgb(width=32, depth=2, channels=3, patches=36):
     """An encoder as in facebookresearch/mae's mae_pretrain_vit_*.pth, its names and shapes written out here."""
     generator = torch.Generator().manual_seed(5)
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + patches, width),
-              "patch_embed.proj.weight": (width, channels, 8, 8), "patch_embed.proj.bias": (width,)}  # fmt: skip
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + patches, width),
+        "patch_embed.proj.weight": (width, channels, 8, 8),
+        "patch_embed.proj.bias": (width,),
+    }
     for n in range(depth):
         shapes |= {
-            f"blocks.{n}.norm1.weight": (width,), f"blocks.{n}.norm1.bias": (width,),
-            f"blocks.{n}.attn.qkv.weight": (3 * width, width), f"blocks.{n}.attn.qkv.bias": (3 * width,),
-            f"blocks.{n}.attn.proj.weight": (width, width), f"blocks.{n}.attn.proj.bias": (width,),
-            f"blocks.{n}.norm2.weight": (width,), f"blocks.{n}.norm2.bias": (width,),
-            f"blocks.{n}.mlp.fc1.weight": (4 * width, width), f"blocks.{n}.mlp.fc1.bias": (4 * width,),
-            f"blocks.{n}.mlp.fc2.weight": (width, 4 * width), f"blocks.{n}.mlp.fc2.bias": (width,),
-        }  # fmt: skip
+            f"blocks.{n}.norm1.weight": (width,),
+            f"blocks.{n}.norm1.bias": (width,),
+            f"blocks.{n}.attn.qkv.weight": (3 * width, width),
+            f"blocks.{n}.attn.qkv.bias": (3 * width,),
+            f"blocks.{n}.attn.proj.weight": (width, width),
+            f"blocks.{n}.attn.proj.bias": (width,),
+            f"blocks.{n}.norm2.weight": (width,),
+            f"blocks.{n}.norm2.bias": (width,),
+            f"blocks.{n}.mlp.fc1.weight": (4 * width, width),
+            f"blocks.{n}.mlp.fc1.bias": (4 * width,),
+            f"blocks.{n}.mlp.fc2.weight": (width, 4 * width),
+            f"blocks.{n}.mlp.fc2.bias": (width,),
+        }
     shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
     return {name: torch.randn(shape, generator=generator) / 5 for name, shape in shapes.items()}
 
@@ -65,10 +75,16 @@ def test_an_rgb_encoder_of_mae_answers_one_channel_as_its_copy_in_three(tmp_path
     rgb.load_state_dict(state, strict=False)
     report = load_pretrained(model, state, "a.pth")
     images = torch.randn(2, 1, *IMAGE)
-    torch.testing.assert_close(model.encode(images), rgb.encode(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.encode(images), rgb.encode(images.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-5
+    )
     assert report.adapted == ["patch_embed.proj.weight 3 -> 1 channels"]
     assert set(report.loaded) == set(state)
-    assert all(torch.equal(model.state_dict()[name], state[name]) for name in state if name != "patch_embed.proj.weight")
+    assert all(
+        torch.equal(model.state_dict()[name], state[name])
+        for name in state
+        if name != "patch_embed.proj.weight"
+    )
 
 
 def test_one_channel_becomes_several_of_which_equal_ones_get_the_same_answer():
@@ -77,7 +93,9 @@ def test_one_channel_becomes_several_of_which_equal_ones_get_the_same_answer():
     load_pretrained(one, state, "a.pth")
     assert load_pretrained(four, state, "a.pth").adapted == ["patch_embed.proj.weight 1 -> 4 channels"]
     images = torch.randn(2, 1, *IMAGE)
-    torch.testing.assert_close(four.encode(images.expand(-1, 4, -1, -1)), one.encode(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        four.encode(images.expand(-1, 4, -1, -1)), one.encode(images), atol=1e-5, rtol=1e-5
+    )
     # No channel is preferred.
     images = torch.randn(2, 4, *IMAGE)
     torch.testing.assert_close(four.encode(images), four.encode(images.flip(1)), atol=1e-5, rtol=1e-5)
@@ -85,7 +103,9 @@ def test_one_channel_becomes_several_of_which_equal_ones_get_the_same_answer():
 
 @pytest.mark.parametrize(("found", "own"), [(3, 2), (2, 3), (2, 4)])
 def test_other_numbers_of_channels_are_refused(found, own):
-    with pytest.raises(UserError, match=rf"a.pth: .*proj.weight of \[32, {own}, 8, 8\]; found \[32, {found}, 8, 8\]"):
+    with pytest.raises(
+        UserError, match=rf"a.pth: .*proj.weight of \[32, {own}, 8, 8\]; found \[32, {found}, 8, 8\]"
+    ):
         load_pretrained(classifier(in_chans=own, global_pool=False), mae_rgb(channels=found), "a.pth")
 
 
@@ -102,13 +122,16 @@ def keys_cubic(source, target):
 
 
 @pytest.mark.parametrize(
-    ("grid", "new_grid"), [((6, 6), (3, 9)), ((3, 9), (6, 6)), ((4, 7), (7, 4)), ((6, 6), (4, 9)), ((1, 5), (2, 5))]
+    ("grid", "new_grid"),
+    [((6, 6), (3, 9)), ((3, 9), (6, 6)), ((4, 7), (7, 4)), ((6, 6), (4, 9)), ((1, 5), (2, 5))],
 )
 def test_positions_are_resampled_as_cubic_convolution_does(grid, new_grid):
     embedding = torch.randn(1, 1 + grid[0] * grid[1], 4)
     found = resample_positions(embedding, grid, new_grid)
     patches = embedding[0, 1:].double().numpy().reshape(*grid, 4)
-    expected = np.einsum("ir,jc,rcd->ijd", keys_cubic(grid[0], new_grid[0]), keys_cubic(grid[1], new_grid[1]), patches)
+    expected = np.einsum(
+        "ir,jc,rcd->ijd", keys_cubic(grid[0], new_grid[0]), keys_cubic(grid[1], new_grid[1]), patches
+    )
     np.testing.assert_allclose(found[0, 1:], expected.reshape(-1, 4), atol=1e-5)
     assert torch.equal(found[:, :1], embedding[:, :1])
 
@@ -116,10 +139,12 @@ def test_positions_are_resampled_as_cubic_convolution_does(grid, new_grid):
 @pytest.mark.parametrize(
     ("source", "front_end", "target"),
     [
-        ((48, 48), None, (24, 72)), ((48, 48), {"image_size": [48, 48]}, (32, 72)),
-        ((24, 72), {"image_size": [24, 72]}, (72, 24)), ((24, 72), {"image_size": [24, 72]}, (48, 48)),
+        ((48, 48), None, (24, 72)),
+        ((48, 48), {"image_size": [48, 48]}, (32, 72)),
+        ((24, 72), {"image_size": [24, 72]}, (72, 24)),
+        ((24, 72), {"image_size": [24, 72]}, (48, 48)),
     ],
-)  # fmt: skip
+)
 def test_both_position_embeddings_move_to_the_grid_of_the_model(source, front_end, target):
     """Also where another grid has as many patches: 6 × 6 is not 4 × 9, and 3 × 9 not 9 × 3."""
     state = mae(source).state_dict()
@@ -147,9 +172,11 @@ def test_the_same_grid_is_loaded_as_it_is():
         ({"n_fft": 64}, "expected an image size with 27 patches"),
         ({"image_size": [48, 48]}, r"expected 36 patches of an image of \[48, 48\]; found 27"),
         ({"image_size": [24]}, r"expected rows and columns as 'image_size'; found \[24\]"),
-        ({"image_size": None}, "no square"), ({"image_size": "224"}, "'image_size'"), ({"image_size": 216}, "'image_size'"),
+        ({"image_size": None}, "no square"),
+        ({"image_size": "224"}, "'image_size'"),
+        ({"image_size": 216}, "'image_size'"),
     ],
-)  # fmt: skip
+)
 def test_a_grid_that_cannot_be_known_is_refused(front_end, said):
     with pytest.raises(UserError, match=f"^a.pth: .*{said}"):
         load_pretrained(segmenter((24, 72)), mae((24, 72)).state_dict(), "a.pth", front_end)
@@ -167,12 +194,21 @@ def without(state, name):
         (without(mae_rgb(), "norm.bias"), r"norm.bias of \[32\]; found none"),
         (without(mae_rgb(), "pos_embed"), r"pos_embed of \[1, 37, 32\]; found none"),
         (without(mae_rgb(), "patch_embed.proj.weight"), r"proj.weight of \[32, 1, 8, 8\]; found none"),
-        ({**mae_rgb(), "patch_embed.proj.weight": torch.zeros(32, 1, 16, 16)}, r"\[32, 1, 8, 8\]; found \[32, 1, 16, 16\]"),
-        ({**mae_rgb(), "pos_embed": torch.zeros(1, 37, 48)}, r"pos_embed of \[1, 37, 32\]; found \[1, 37, 48\]"),
-        ({**mae_rgb(), "pos_embed": torch.zeros(1, 1, 32)}, r"pos_embed of \[1, 37, 32\]; found \[1, 1, 32\]"),
+        (
+            {**mae_rgb(), "patch_embed.proj.weight": torch.zeros(32, 1, 16, 16)},
+            r"\[32, 1, 8, 8\]; found \[32, 1, 16, 16\]",
+        ),
+        (
+            {**mae_rgb(), "pos_embed": torch.zeros(1, 37, 48)},
+            r"pos_embed of \[1, 37, 32\]; found \[1, 37, 48\]",
+        ),
+        (
+            {**mae_rgb(), "pos_embed": torch.zeros(1, 1, 32)},
+            r"pos_embed of \[1, 37, 32\]; found \[1, 1, 32\]",
+        ),
         ({}, r"cls_token of \[1, 1, 32\]; found none"),
     ],
-)  # fmt: skip
+)
 def test_an_encoder_that_does_not_fit_is_refused_in_a_line_and_nothing_is_loaded(state, said):
     model = segmenter()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -183,9 +219,13 @@ def test_an_encoder_that_does_not_fit_is_refused_in_a_line_and_nothing_is_loaded
 
 
 MODELS = {
-    "decoder": segmenter, "deep decoder": lambda: segmenter(head_depth=5), "linear": lambda: segmenter(head="linear"),
-    "global_pool": classifier, "cls_token": lambda: classifier(global_pool=False), "mae": mae,
-}  # fmt: skip
+    "decoder": segmenter,
+    "deep decoder": lambda: segmenter(head_depth=5),
+    "linear": lambda: segmenter(head="linear"),
+    "global_pool": classifier,
+    "cls_token": lambda: classifier(global_pool=False),
+    "mae": mae,
+}
 STATES = {
     "mae": lambda: mae().state_dict(),
     "encoder": mae_rgb,
@@ -212,11 +252,16 @@ def test_every_tensor_is_accounted_for(kind, source):
 
 def test_an_encoder_starts_from_mean_pooled_weights():
     """The `fc_norm` of MAE's fine-tuned file becomes the `norm` of a model that has one, and the report says so."""
-    state = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
-             for name, value in mae_rgb(channels=1).items()}  # fmt: skip
+    state = {
+        name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
+        for name, value in mae_rgb(channels=1).items()
+    }
     model = segmenter()
     assert load_pretrained(model, state, "a.pth").adapted == ["fc_norm -> norm"]
-    assert all(torch.equal(model.state_dict()[f"norm.{leaf}"], state[f"fc_norm.{leaf}"]) for leaf in ("weight", "bias"))
+    assert all(
+        torch.equal(model.state_dict()[f"norm.{leaf}"], state[f"fc_norm.{leaf}"])
+        for leaf in ("weight", "bias")
+    )
     assert load_pretrained(classifier(), state, "a.pth").adapted == []
 
 
@@ -243,9 +288,11 @@ def test_the_summary_names_every_module_once():
     state = {**mae_rgb(channels=1), "head.weight": torch.zeros(2, 32), "fc_norm.bias": torch.zeros(32)}
     report = load_pretrained(classifier(norm_eps=1e-5), state, "a.pth")
     assert report.summary().splitlines()[1:] == [
-        "adapted 0", "left 3: norm.*, head.weight", "new 3: fc_norm.weight, head.weight, head.bias",
+        "adapted 0",
+        "left 3: norm.*, head.weight",
+        "new 3: fc_norm.weight, head.weight, head.bias",
         "norms inside blocks: epsilon 1e-05",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_decoder_of_another_size_is_left_whole():
@@ -264,9 +311,20 @@ def test_a_decoder_of_another_size_is_left_whole():
 
 
 def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
-    state = {"model": mae().state_dict(), "optimizer": {}, "scaler": None, "epoch": 3, "step": 1, "rng": {}, "format": 1,
-             "progress": {}, "num_samples": 0, "args": {"model": "mae_vit_tiny_patch16"}, "classes": ["Noise", "NR"],
-             "front_end": {"image_size": [48, 48]}}  # fmt: skip
+    state = {
+        "model": mae().state_dict(),
+        "optimizer": {},
+        "scaler": None,
+        "epoch": 3,
+        "step": 1,
+        "rng": {},
+        "format": 1,
+        "progress": {},
+        "num_samples": 0,
+        "args": {"model": "mae_vit_tiny_patch16"},
+        "classes": ["Noise", "NR"],
+        "front_end": {"image_size": [48, 48]},
+    }
     checkpoint.save(state, tmp_path)
     found, front_end, classes, args, *others = read_weights(tmp_path / checkpoint.LAST)
     assert others == [""] * 6 + [1e-6]
@@ -275,12 +333,20 @@ def test_our_checkpoints_say_what_they_were_trained_on(tmp_path):
     assert set(found) == set(state["model"])
 
 
-@pytest.mark.parametrize("header", [None, {"front_end": {"image_size": [48, 48]}, "classes": ["a"], "args": {"seed": 0}}])
+@pytest.mark.parametrize(
+    "header", [None, {"front_end": {"image_size": [48, 48]}, "classes": ["a"], "args": {"seed": 0}}]
+)
 def test_safetensors(tmp_path, header):
-    save_file(mae_rgb(), tmp_path / "a.safetensors", header and {key: json.dumps(value) for key, value in header.items()})
+    save_file(
+        mae_rgb(),
+        tmp_path / "a.safetensors",
+        header and {key: json.dumps(value) for key, value in header.items()},
+    )
     state, *about = read_weights(tmp_path / "a.safetensors")
     # A front end says that the file is ours, and so what its norms have.
-    assert about == (list(header.values()) if header else [None, [], {}]) + [""] * 6 + [1e-6 if header else None]
+    assert about == (list(header.values()) if header else [None, [], {}]) + [""] * 6 + [
+        1e-6 if header else None
+    ]
     assert all(torch.equal(value, state[name]) for name, value in mae_rgb().items())
 
 
@@ -293,8 +359,14 @@ def test_a_bare_state_dict(tmp_path):
 
 def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
     epsilons = {entry.name: entry.norm_eps for entry in fetch.entries().values() if entry.norm_eps}
-    assert epsilons == {"radio_vit_small_75": 1e-5, "radio_vit_medium_75": 1e-5, "wavesfm": 1e-5,
-                        "mae_vit_base": 1e-6, "mae_vit_large": 1e-6, "mae_vit_huge": 1e-6}  # fmt: skip
+    assert epsilons == {
+        "radio_vit_small_75": 1e-5,
+        "radio_vit_medium_75": 1e-5,
+        "wavesfm": 1e-5,
+        "mae_vit_base": 1e-6,
+        "mae_vit_large": 1e-6,
+        "mae_vit_huge": 1e-6,
+    }
 
     monkeypatch.setattr(fetch, "REGISTRY", tmp_path / "downloads.json")
     monkeypatch.setenv("RADIO_MAE_HOME", str(tmp_path / "home"))
@@ -304,7 +376,11 @@ def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
     place.parent.mkdir(parents=True)
     torch.save({"model": mae_rgb()}, place)
     weights = read_weights("theirs", offline=True)
-    assert (weights.norm_eps, weights.preset, weights.args) == (1e-5, "mae_vit_nano", {"model": "mae_vit_nano"})
+    assert (weights.norm_eps, weights.preset, weights.args) == (
+        1e-5,
+        "mae_vit_nano",
+        {"model": "mae_vit_nano"},
+    )
     assert read_weights(place).norm_eps is None  # a path alone does not say it
     # What the file itself says comes first.
     torch.save({"model": mae_rgb(), "args": {"norm_eps": 3e-6}}, place.with_name("own.pth"))
@@ -312,10 +388,15 @@ def test_the_registry_says_the_epsilon_of_a_name(tmp_path, monkeypatch):
 
 
 ABOUT = {
-    "holds": "mae", "preset": "mae_vit_nano", "classes": ["Noise", "5G NR", "µ"], "command": "python main_pretrain.py --x 1",
-    "front_end": {"n_fft": 64, "image_size": [48, 48], "normalize": "none"}, "data": "air", "licence": "CC0-1.0",
+    "holds": "mae",
+    "preset": "mae_vit_nano",
+    "classes": ["Noise", "5G NR", "µ"],
+    "command": "python main_pretrain.py --x 1",
+    "front_end": {"n_fft": 64, "image_size": [48, 48], "normalize": "none"},
+    "data": "air",
+    "licence": "CC0-1.0",
     "args": {"model": "mae_vit_nano", "in_chans": 1},
-}  # fmt: skip
+}
 
 
 def test_what_is_written_is_read_tensors_and_words(tmp_path):
@@ -336,14 +417,32 @@ def test_what_is_written_is_read_tensors_and_words(tmp_path):
 def test_what_is_not_said_is_empty_and_the_preset_says_the_model(tmp_path):
     write_weights(tmp_path / "a.safetensors", mae_rgb(), holds="encoder", preset="vit_nano")
     found = read_weights(tmp_path / "a.safetensors")
-    assert found[1:] == (None, [], {"model": "vit_nano"}, "encoder", "vit_nano", "", "", "not stated", "", None)
+    assert found[1:] == (
+        None,
+        [],
+        {"model": "vit_nano"},
+        "encoder",
+        "vit_nano",
+        "",
+        "",
+        "not stated",
+        "",
+        None,
+    )
     save_file(mae_rgb(), tmp_path / "b.safetensors", {"preset": "vit_nano"})
     assert read_weights(tmp_path / "b.safetensors").args == {"model": "vit_nano"}
 
 
 def test_views_shared_tensors_and_half_precision_are_written_whole_and_in_float32(tmp_path):
     one = torch.randn(4, 6)
-    state = {"a": one, "again": one, "rows": one[1:3], "turned": one.T, "half": one.half(), "leaf": torch.nn.Parameter(one)}
+    state = {
+        "a": one,
+        "again": one,
+        "rows": one[1:3],
+        "turned": one.T,
+        "half": one.half(),
+        "leaf": torch.nn.Parameter(one),
+    }
     write_weights(tmp_path / "a.safetensors", state, holds="encoder", preset="x")
     found = read_weights(tmp_path / "a.safetensors").state_dict
     assert {value.dtype for value in found.values()} == {torch.float32}
@@ -352,7 +451,9 @@ def test_views_shared_tensors_and_half_precision_are_written_whole_and_in_float3
 
 def test_values_beyond_half_precision_are_refused(tmp_path):
     state = {"a": torch.ones(3), "b": torch.tensor([1.0, 7e4]), "c": torch.tensor([float("inf")])}
-    with pytest.raises(UserError, match=r"a\.safetensors: expected values within 65504, for torch\.float16; found more"):
+    with pytest.raises(
+        UserError, match=r"a\.safetensors: expected values within 65504, for torch\.float16; found more"
+    ):
         write_weights(tmp_path / "a.safetensors", state, torch.float16, holds="encoder", preset="x")
     assert not list(tmp_path.iterdir())
 
@@ -376,7 +477,10 @@ write_weights("a.safetensors", torch.load("state.pth"), **{ABOUT!r})
 def test_weights_that_cannot_be_written_leave_what_was_there(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_text("mine")
-    with largest_file(1000), pytest.raises(UserError, match=r"a.safetensors: the weights could not be written: .+"):
+    with (
+        largest_file(1000),
+        pytest.raises(UserError, match=r"a.safetensors: the weights could not be written: .+"),
+    ):
         write_weights(path, mae_rgb(), **ABOUT)
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
@@ -409,18 +513,50 @@ def words(**header):
         ("a.safetensors", lambda path: path.write_bytes(b""), "damaged"),
         ("a.pth", lambda path: path.mkdir(), "found a folder"),
         ("a.safetensors", lambda path: path.mkdir(), "found a folder"),
-        ("a.pth", save({"model": mae_rgb(), "args": argparse.Namespace(lr=Fraction(1))}), r"objects \(fractions.Fraction\)"),
+        (
+            "a.pth",
+            save({"model": mae_rgb(), "args": argparse.Namespace(lr=Fraction(1))}),
+            r"objects \(fractions.Fraction\)",
+        ),
         ("a.pth", save([torch.zeros(1)]), "found a list"),
         ("a.pth", save({}), "expected a state dict of tensors"),
         ("a.pth", save({"model": {"norm.weight": 1.0}}), "expected a state dict of tensors"),
-        ("a.pth", save({"model": mae_rgb(), "front_end": [48, 48]}), "expected a dict as 'front_end'; found a list"),
-        ("a.pth", save({"model": mae_rgb(), "classes": {"NR": 1}}), "expected a list as 'classes'; found a dict"),
-        ("a.safetensors", words(classes="NR, LTE"), "expected JSON as 'classes' in the header; found 'NR, LTE'"),
+        (
+            "a.pth",
+            save({"model": mae_rgb(), "front_end": [48, 48]}),
+            "expected a dict as 'front_end'; found a list",
+        ),
+        (
+            "a.pth",
+            save({"model": mae_rgb(), "classes": {"NR": 1}}),
+            "expected a list as 'classes'; found a dict",
+        ),
+        (
+            "a.safetensors",
+            words(classes="NR, LTE"),
+            "expected JSON as 'classes' in the header; found 'NR, LTE'",
+        ),
         ("a.safetensors", words(args="[1]"), "expected a dict as 'args'; found a list"),
-        ("a.pth", save({"model": mae_rgb(), "args": {"norm_eps": "1e-5"}}), "a number above 0 as 'norm_eps'; found '1e-5'"),
-        ("a.safetensors", words(args='{"norm_eps": -1}'), "expected a number above 0 as 'norm_eps'; found -1"),
-        ("a.safetensors", words(radio_mae="2", holds="mae"), "expected weights of radio-mae's format 1; found '2'"),
-        ("a.safetensors", words(radio_mae="1", holds="all"), "expected one of encoder, mae, .* as 'holds'; found 'all'"),
+        (
+            "a.pth",
+            save({"model": mae_rgb(), "args": {"norm_eps": "1e-5"}}),
+            "a number above 0 as 'norm_eps'; found '1e-5'",
+        ),
+        (
+            "a.safetensors",
+            words(args='{"norm_eps": -1}'),
+            "expected a number above 0 as 'norm_eps'; found -1",
+        ),
+        (
+            "a.safetensors",
+            words(radio_mae="2", holds="mae"),
+            "expected weights of radio-mae's format 1; found '2'",
+        ),
+        (
+            "a.safetensors",
+            words(radio_mae="1", holds="all"),
+            "expected one of encoder, mae, .* as 'holds'; found 'all'",
+        ),
         ("a.safetensors", words(radio_mae="1"), "as 'holds'; found None"),
         ("a.safetensors", lambda path: path.write_bytes(bytes([9, *[0] * 7]) + b"not JSON."), "damaged"),
         ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 64), "damaged"),

@@ -68,7 +68,9 @@ def statistics(iq, sample_rate_hz, band_mhz, empty_mhz):
     }
     if empty_mhz:
         outside = np.any([within(edges) for edges in empty_mhz], axis=0)
-        found["spectrum: in the band over beside it, dB"] = 10 * np.log10(inside.mean() / power[:, outside].mean())
+        found["spectrum: in the band over beside it, dB"] = 10 * np.log10(
+            inside.mean() / power[:, outside].mean()
+        )
     for lag_ms in (1, 5, 10):
         lag = 15 * lag_ms
         if len(course) >= 1.4 * lag:
@@ -81,11 +83,23 @@ def synthetic(bandwidth_mhz, offset_khz, sample_rate_hz, duration_s, count=SCENE
 
     From 5 to 35 dB, as in captures in which a cell was found."""
     inside = bandwidth_mhz * 0.9e6 > sample_rate_hz
-    config = with_settings(WILD, [
-        "technologies=LTE", f"lte_bandwidths_mhz={bandwidth_mhz}", "lte_tdd=0", "num_carriers=1", "noise_only=0",
-        "snr_db=5,35", "part_time=0", "num_distractors=0", "cut=0", f"inside={int(inside)}",
-        f"duration_ms={duration_s * 1e3}", f"sample_rates_hz={sample_rate_hz if inside else 61.44e6}",
-    ])  # fmt: skip
+    config = with_settings(
+        WILD,
+        [
+            "technologies=LTE",
+            f"lte_bandwidths_mhz={bandwidth_mhz}",
+            "lte_tdd=0",
+            "num_carriers=1",
+            "noise_only=0",
+            "snr_db=5,35",
+            "part_time=0",
+            "num_distractors=0",
+            "cut=0",
+            f"inside={int(inside)}",
+            f"duration_ms={duration_s * 1e3}",
+            f"sample_rates_hz={sample_rate_hz if inside else 61.44e6}",
+        ],
+    )
     index = 0
     while count:
         scene = draw(config, Stream(seed, TEST, index))
@@ -116,7 +130,11 @@ def windows(name):
     count = min(recording.num_samples, round(WINDOW_S * rate_hz))
     _, _, band_mhz, empty_mhz = CARRIERS[name]
     starts = range(0, recording.num_samples - count + 1, count)
-    return [statistics(recording.read(at, count), rate_hz, band_mhz, empty_mhz) for at in starts], rate_hz, count / rate_hz
+    return (
+        [statistics(recording.read(at, count), rate_hz, band_mhz, empty_mhz) for at in starts],
+        rate_hz,
+        count / rate_hz,
+    )
 
 
 @needs_captures
@@ -125,6 +143,10 @@ def test_captures_lie_inside_the_spread_of_scenes(name):
     bandwidth_mhz, offset_khz, band_mhz, empty_mhz = CARRIERS[name]
     real, rate_hz, duration_s = windows(name)
     scenes = spread(bandwidth_mhz, offset_khz, rate_hz, duration_s, band_mhz, empty_mhz)
-    outside = {statistic for one in real for statistic, value in one.items()
-               if not scenes[statistic][0] <= value <= scenes[statistic][-1]}  # fmt: skip
+    outside = {
+        statistic
+        for one in real
+        for statistic, value in one.items()
+        if not scenes[statistic][0] <= value <= scenes[statistic][-1]
+    }
     assert not outside

@@ -17,13 +17,27 @@ STREAM = Stream(seed=11, index=5)
 RATE_HZ = 1e6
 
 FILTER = {"passband": (-0.31, 0.40), "transition": (0.05, 0.01), "stopband_db": 50.0}
-EVERYTHING = Receiver(**FILTER, tilt_db=3.0, ripple_db=1.0, floor_db=-20.0, phase_noise_dbc=-25.0, phase_noise_hz=4e3,
-                      iq_gain_db=0.5, iq_phase_deg=2.0, dc_db=-3.0, agc_steps=((0.02, -6.0), (0.05, 4.0)))  # fmt: skip
+EVERYTHING = Receiver(
+    **FILTER,
+    tilt_db=3.0,
+    ripple_db=1.0,
+    floor_db=-20.0,
+    phase_noise_dbc=-25.0,
+    phase_noise_hz=4e3,
+    iq_gain_db=0.5,
+    iq_phase_deg=2.0,
+    dc_db=-3.0,
+    agc_steps=((0.02, -6.0), (0.05, 4.0)),
+)
 
 
 def received(samples, stream=STREAM, sample_rate_hz=RATE_HZ, **fields):
     """What comes out for `samples`, or for that many zeros: complex128 array."""
-    iq = torch.zeros(samples, dtype=torch.complex64) if isinstance(samples, int) else torch.from_numpy(samples).cfloat()
+    iq = (
+        torch.zeros(samples, dtype=torch.complex64)
+        if isinstance(samples, int)
+        else torch.from_numpy(samples).cfloat()
+    )
     return receive(iq, Receiver(**fields), sample_rate_hz, stream).numpy().astype(complex)
 
 
@@ -77,7 +91,12 @@ def test_works_in_place_and_leaves_torchs_generator_alone():
 @pytest.mark.parametrize("samples", [0, 1, 7, 100, 100_003])
 def test_any_length_works_and_is_a_function_of_the_stream(samples):
     first, again, other = (
-        receive(torch.zeros(samples, dtype=torch.complex64), dataclasses.replace(EVERYTHING, bits=16), RATE_HZ, stream)
+        receive(
+            torch.zeros(samples, dtype=torch.complex64),
+            dataclasses.replace(EVERYTHING, bits=16),
+            RATE_HZ,
+            stream,
+        )
         for stream in (STREAM, STREAM, dataclasses.replace(STREAM, index=6))
     )
     assert torch.equal(first, again)
@@ -129,12 +148,22 @@ def test_filter_is_flat_in_the_passband_and_as_deep_as_asked_beyond():
         ({"tilt_db": 4.0}, lambda frequency: 4 * frequency),
         ({"tilt_db": -3.0}, lambda frequency: -3 * frequency),
         ({"ripple_db": 2.0}, lambda frequency: np.cos(2 * np.pi * 3 * frequency)),
-        ({"ripple_db": 1.0, "ripple_cycles": 5.5, "ripple_phase_deg": 70.0},
-         lambda frequency: 0.5 * np.cos(2 * np.pi * 5.5 * frequency + np.deg2rad(70))),
-        ({"passband": (-0.4, 0.5), "transition": (0.03, 0.0), "stopband_db": 80.0, "tilt_db": 2.0, "ripple_db": 1.0},
-         lambda frequency: 2 * frequency + 0.5 * np.cos(2 * np.pi * 3 * frequency)),
+        (
+            {"ripple_db": 1.0, "ripple_cycles": 5.5, "ripple_phase_deg": 70.0},
+            lambda frequency: 0.5 * np.cos(2 * np.pi * 5.5 * frequency + np.deg2rad(70)),
+        ),
+        (
+            {
+                "passband": (-0.4, 0.5),
+                "transition": (0.03, 0.0),
+                "stopband_db": 80.0,
+                "tilt_db": 2.0,
+                "ripple_db": 1.0,
+            },
+            lambda frequency: 2 * frequency + 0.5 * np.cos(2 * np.pi * 3 * frequency),
+        ),
     ],
-)  # fmt: skip
+)
 def test_tilt_and_ripple_are_those_asked_for(fields, expected_db):
     frequency, gain_db, _ = response_db(**fields)
     inside = np.abs(frequency) < (0.4 if "passband" in fields else 0.495)
@@ -152,7 +181,11 @@ def test_noise_has_the_shape_of_the_filter_and_lies_on_the_floor_behind_it():
 
 
 def test_filtered_noise_is_as_strong_at_the_ends_as_in_the_middle():
-    narrow = {"passband": (-0.02, 0.02), "transition": (0.01, 0.01), "stopband_db": 50.0}  # some 25 samples of memory
+    narrow = {
+        "passband": (-0.02, 0.02),
+        "transition": (0.01, 0.01),
+        "stopband_db": 50.0,
+    }  # some 25 samples of memory
     power = np.mean([np.abs(received(1002, Stream(7, index=i), **narrow)) ** 2 for i in range(600)], axis=0)
     middle = power[100:-100].mean()
     assert 0.04 < middle < 0.05  # the passband and a part of its edges
@@ -165,12 +198,16 @@ def test_filtered_noise_is_as_strong_at_the_ends_as_in_the_middle():
 
 def test_image_is_rejected_by_the_formula():
     turned = 10 ** (0.8 / 20) * np.exp(1j * np.deg2rad(3))
-    spectrum = np.fft.fft(received(tone(100 / 4096, 4096), noise=False, iq_gain_db=0.8, iq_phase_deg=3.0)) / 4096
+    spectrum = (
+        np.fft.fft(received(tone(100 / 4096, 4096), noise=False, iq_gain_db=0.8, iq_phase_deg=3.0)) / 4096
+    )
     assert spectrum[100] == pytest.approx((1 + turned.conj()) / 2, abs=1e-5)
     assert spectrum[-100] == pytest.approx((1 - turned) / 2, abs=1e-5)
     gain, phase = np.abs(turned), np.angle(turned)
     rejection = (1 + 2 * gain * np.cos(phase) + gain**2) / (1 - 2 * gain * np.cos(phase) + gain**2)
-    assert decibels(np.abs(spectrum[100] / spectrum[-100]) ** 2) == pytest.approx(decibels(rejection), abs=0.01)
+    assert decibels(np.abs(spectrum[100] / spectrum[-100]) ** 2) == pytest.approx(
+        decibels(rejection), abs=0.01
+    )
     others = np.delete(np.abs(spectrum), [100, 4096 - 100])
     assert others.max() < 1e-3 * np.abs(spectrum[-100])
 
@@ -186,15 +223,26 @@ def test_dc_is_not_filtered():
 
 @pytest.mark.parametrize(("half_width_hz", "samples"), [(20e3, 100_000), (5e3, 600_000)])
 def test_phase_noise_has_its_variance_and_its_lorentzian_spectrum(half_width_hz, samples):
-    phase = np.concatenate([
-        np.angle(received(np.ones(samples), Stream(3, index=i), noise=False, phase_noise_dbc=-24.0,
-                          phase_noise_hz=half_width_hz))
-        for i in range(4)
-    ])  # fmt: skip
+    phase = np.concatenate(
+        [
+            np.angle(
+                received(
+                    np.ones(samples),
+                    Stream(3, index=i),
+                    noise=False,
+                    phase_noise_dbc=-24.0,
+                    phase_noise_hz=half_width_hz,
+                )
+            )
+            for i in range(4)
+        ]
+    )
     assert decibels(np.mean(phase**2)) == pytest.approx(-24, abs=0.25)
     assert abs(phase.mean()) < 0.1 * phase.std()
 
-    frequency_hz, density = signal.welch(phase, fs=RATE_HZ, nperseg=4096, return_onesided=False, detrend=False)
+    frequency_hz, density = signal.welch(
+        phase, fs=RATE_HZ, nperseg=4096, return_onesided=False, detrend=False
+    )
     lorentzian = 10**-2.4 * half_width_hz / np.pi / (half_width_hz**2 + frequency_hz**2)
     for low, high in [(0.0, 0.3), (0.8, 1.2), (2.5, 3.5)]:  # in half-widths
         band = (np.abs(frequency_hz) >= low * half_width_hz) & (np.abs(frequency_hz) < high * half_width_hz)
@@ -217,8 +265,14 @@ def test_fast_phase_noise_keeps_its_variance_between_points():
 def test_slow_phase_noise_is_slow():
     samples = received(np.ones(300_000), noise=False, phase_noise_dbc=-10.0, phase_noise_hz=1e-3)
     assert np.abs(np.diff(np.angle(samples))).max() < 1e-3
-    spread = [np.angle(received(np.ones(4), Stream(3, index=i), noise=False, phase_noise_dbc=-10.0, phase_noise_hz=1e-3)[0])
-              for i in range(600)]  # fmt: skip
+    spread = [
+        np.angle(
+            received(np.ones(4), Stream(3, index=i), noise=False, phase_noise_dbc=-10.0, phase_noise_hz=1e-3)[
+                0
+            ]
+        )
+        for i in range(600)
+    ]
     assert decibels(np.var(spread)) == pytest.approx(-10, abs=1)
 
 
@@ -226,8 +280,12 @@ def test_slow_phase_noise_is_slow():
 
 
 def test_gain_steps_start_at_their_sample_and_last_until_the_next():
-    samples = received(np.ones(1000), noise=False, agc_steps=((253 / RATE_HZ, 6.0), (699.5e-6, -4.0), (1.0, 20.0)))
-    expected = np.repeat([1, 10 ** (6 / 20), 10 ** (-4 / 20)], [253, 447, 300])  # 253 / 1e6 × 1e6 is more than 253
+    samples = received(
+        np.ones(1000), noise=False, agc_steps=((253 / RATE_HZ, 6.0), (699.5e-6, -4.0), (1.0, 20.0))
+    )
+    expected = np.repeat(
+        [1, 10 ** (6 / 20), 10 ** (-4 / 20)], [253, 447, 300]
+    )  # 253 / 1e6 × 1e6 is more than 253
     np.testing.assert_allclose(samples, expected, rtol=1e-6)
 
 
@@ -252,7 +310,9 @@ def test_quantisation_noise_follows_the_6_db_rule(bits, loading_db):
     error = samples - scale * sent
     # Rms of a component L dB below full scale, steps of 2^(1 - bits), error of step² / 12.
     expected = 6.02 * bits + 4.77 + loading_db
-    assert decibels(np.mean(np.abs(scale * sent) ** 2) / np.mean(np.abs(error) ** 2)) == pytest.approx(expected, abs=0.1)
+    assert decibels(np.mean(np.abs(scale * sent) ** 2) / np.mean(np.abs(error) ** 2)) == pytest.approx(
+        expected, abs=0.1
+    )
 
 
 def test_share_that_clips_is_the_gaussian_tail():
@@ -265,7 +325,9 @@ def test_share_that_clips_is_the_gaussian_tail():
 
 def test_loading_does_not_depend_on_the_level():
     samples = np.random.default_rng(0).standard_normal((5000, 2)) @ [1, 1j]
-    weak, strong = (received(level * samples, noise=False, bits=12, loading_db=-10.0) for level in (2.0**-20, 2.0**10))
+    weak, strong = (
+        received(level * samples, noise=False, bits=12, loading_db=-10.0) for level in (2.0**-20, 2.0**10)
+    )
     assert np.array_equal(weak, strong)
     assert decibels(np.mean(np.abs(weak) ** 2) / 2) == pytest.approx(-10, abs=0.05)
 
@@ -309,7 +371,8 @@ def test_wrong_parameters_name_the_field(fields, named):
 
 
 @pytest.mark.parametrize(
-    "iq", [torch.zeros(2, 8).cfloat(), torch.zeros(8), torch.zeros(8).cdouble(), torch.zeros(16).cfloat()[::2]]
+    "iq",
+    [torch.zeros(2, 8).cfloat(), torch.zeros(8), torch.zeros(8).cdouble(), torch.zeros(16).cfloat()[::2]],
 )
 def test_streams_are_contiguous_complex64(iq):
     with pytest.raises(ValueError, match=r"expected contiguous complex64 \[samples\]"):

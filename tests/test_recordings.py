@@ -26,7 +26,9 @@ from radio.recordings import DATATYPES, find_recordings, is_recording_file, open
 from util.errors import UserError
 
 STRUCT_CODES = {"f64": "d", "f32": "f", "i32": "i", "i16": "h", "i8": "b", "u32": "I", "u16": "H", "u8": "B"}
-ALL_DATATYPES = [base + order for base in DATATYPES for order in ([""] if base.endswith("8") else ["_le", "_be"])]
+ALL_DATATYPES = [
+    base + order for base in DATATYPES for order in ([""] if base.endswith("8") else ["_le", "_be"])
+]
 
 
 def component_values(base: str, count: int) -> list:
@@ -157,30 +159,38 @@ def summary(recordings):
     return [(one.sample_start, one.num_samples, one.center_freq_hz) for one in recordings]
 
 
-@pytest.mark.parametrize(("captures", "stretches"), [
-    ([], [(0, 100, None)]),
-    ([capture(0)], [(0, 100, None)]),
-    ([capture(0, 1e9)], [(0, 100, 1e9)]),
-    ([capture(0, 1e9), capture(40, 1e9), capture(70, 1e9)], [(0, 100, 1e9)]),
-    ([capture(0, 1e9), capture(40, 2e9), capture(70, 2e9)], [(0, 40, 1e9), (40, 60, 2e9)]),
-    ([capture(0, 1e9), capture(40, 2e9), capture(70, 1e9)], [(0, 40, 1e9), (40, 30, 2e9), (70, 30, 1e9)]),
-    ([capture(0, 1e9), capture(40)], [(0, 40, 1e9), (40, 60, None)]),
-    ([capture(30, 1e9)], [(0, 30, None), (30, 70, 1e9)]),
-    ([capture(0, 1e9, global_index=500), capture(40, 1e9, global_index=540)], [(0, 100, 1e9)]),
-    ([capture(0, 1e9, global_index=0), capture(40, 1e9, global_index=80)], [(0, 40, 1e9), (40, 60, 1e9)]),
-    ([capture(0, 1e9), capture(50, 2e9), capture(50, 1e9), capture(100, 3e9)], [(0, 100, 1e9)]),
-    ([capture(0.0, 1000000000, header_bytes=0)], [(0, 100, 1e9)]),
-])
+@pytest.mark.parametrize(
+    ("captures", "stretches"),
+    [
+        ([], [(0, 100, None)]),
+        ([capture(0)], [(0, 100, None)]),
+        ([capture(0, 1e9)], [(0, 100, 1e9)]),
+        ([capture(0, 1e9), capture(40, 1e9), capture(70, 1e9)], [(0, 100, 1e9)]),
+        ([capture(0, 1e9), capture(40, 2e9), capture(70, 2e9)], [(0, 40, 1e9), (40, 60, 2e9)]),
+        ([capture(0, 1e9), capture(40, 2e9), capture(70, 1e9)], [(0, 40, 1e9), (40, 30, 2e9), (70, 30, 1e9)]),
+        ([capture(0, 1e9), capture(40)], [(0, 40, 1e9), (40, 60, None)]),
+        ([capture(30, 1e9)], [(0, 30, None), (30, 70, 1e9)]),
+        ([capture(0, 1e9, global_index=500), capture(40, 1e9, global_index=540)], [(0, 100, 1e9)]),
+        ([capture(0, 1e9, global_index=0), capture(40, 1e9, global_index=80)], [(0, 40, 1e9), (40, 60, 1e9)]),
+        ([capture(0, 1e9), capture(50, 2e9), capture(50, 1e9), capture(100, 3e9)], [(0, 100, 1e9)]),
+        ([capture(0.0, 1000000000, header_bytes=0)], [(0, 100, 1e9)]),
+    ],
+)
 def test_captures_that_agree_and_follow_are_one_stretch(tmp_path, captures, stretches):
     recordings = open_recording(write_sigmf(tmp_path, ramp(100), captures=captures))
     assert summary(recordings) == stretches
     for one in recordings:
-        np.testing.assert_array_equal(one.read(0, one.num_samples), ramp_iq(one.sample_start, one.num_samples))
+        np.testing.assert_array_equal(
+            one.read(0, one.num_samples), ramp_iq(one.sample_start, one.num_samples)
+        )
 
 
 def test_stretches_and_channels_are_named_by_capture_and_channel(tmp_path):
     captures = [capture(5, 1e9), capture(10, 1e9), capture(20, 2e9)]
-    names = [one.name for one in open_recording(write_sigmf(tmp_path, ramp(100), num_channels=2, captures=captures))]
+    names = [
+        one.name
+        for one in open_recording(write_sigmf(tmp_path, ramp(100), num_channels=2, captures=captures))
+    ]
     parts = [" [before the captures]", " [capture 0]", " [capture 2]"]
     assert names == [f"a.sigmf-meta{part} [channel {channel}]" for part in parts for channel in (0, 1)]
 
@@ -188,7 +198,9 @@ def test_stretches_and_channels_are_named_by_capture_and_channel(tmp_path):
 def test_indices_are_counted_from_core_offset(tmp_path):
     captures = [capture(1000, 1e9), capture(1040, 2e9)]
     annotations = [{"core:sample_start": 1050, "core:sample_count": 50}]
-    recordings = open_recording(write_sigmf(tmp_path, ramp(100), captures=captures, annotations=annotations, offset=1000))
+    recordings = open_recording(
+        write_sigmf(tmp_path, ramp(100), captures=captures, annotations=annotations, offset=1000)
+    )
     assert summary(recordings) == [(0, 40, 1e9), (40, 60, 2e9)]
     np.testing.assert_array_equal(recordings[1].read(0, 60), ramp_iq(40, 60))
     meta = write_sigmf(tmp_path, ramp(100), captures=[capture(0)], offset=1000)
@@ -198,7 +210,9 @@ def test_indices_are_counted_from_core_offset(tmp_path):
 def test_headers_and_trailing_bytes_are_left_out(tmp_path):
     data = b"H" * 7 + ramp(50) + b"headr" + ramp(50, 50) + b"the end"
     captures = [capture(0, 1e9, header_bytes=7), capture(50, 1e9, header_bytes=5)]
-    meta = write_sigmf(tmp_path, data, captures=captures, data_name="a.rec", dataset="a.rec", trailing_bytes=7)
+    meta = write_sigmf(
+        tmp_path, data, captures=captures, data_name="a.rec", dataset="a.rec", trailing_bytes=7
+    )
     first, second = open_recording(meta)
     assert summary([first, second]) == [(0, 50, 1e9), (50, 50, 1e9)]
     np.testing.assert_array_equal(first.read(0, 50), ramp_iq(0, 50))
@@ -207,7 +221,9 @@ def test_headers_and_trailing_bytes_are_left_out(tmp_path):
 
 def test_header_of_several_channels_and_a_retune(tmp_path):
     data = b"HHH" + ramp(30) + ramp(30, 30)  # 15 + 15 frames of two channels
-    meta = write_sigmf(tmp_path, data, num_channels=2, captures=[capture(0, 1e9, header_bytes=3), capture(15, 2e9)])
+    meta = write_sigmf(
+        tmp_path, data, num_channels=2, captures=[capture(0, 1e9, header_bytes=3), capture(15, 2e9)]
+    )
     found = open_recording(meta)
     np.testing.assert_array_equal(found[1].read(0, 15), ramp_iq(0, 30)[1::2])
     np.testing.assert_array_equal(found[2].read(0, 15), ramp_iq(30, 30)[0::2])
@@ -244,41 +260,79 @@ def test_bad_sample_rates_are_refused(tmp_path, rate):
     assert_refused("--sample_rate", repr(rate), path=tmp_path / "b.cs8", sample_rate_hz=rate)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"datatype": "cf32_me"}, ["core:datatype", "cf32_me", "ci16"]),
-    ({"datatype": "cf16_le"}, ["core:datatype", "cf16_le"]),
-    ({"datatype": None}, ["core:datatype", "None"]),
-    ({"data": b""}, ["empty", "found 0"]),
-    ({"data": ramp(10) + b"x"}, ["truncated", "2 bytes", "found 21"]),
-    ({"num_channels": 3}, ["truncated", "6 bytes", "found 20"]),
-    ({"num_channels": 0}, ["core:num_channels", "found 0"]),
-    ({"trailing_bytes": 50}, ["empty", "found -30"]),
-    ({"captures": [capture(0, header_bytes=20)]}, ["empty", "found 0"]),
-    ({"captures": [capture(0), capture(11)]}, ["capture 1", "less data", "11 samples", "found 10"]),
-    ({"captures": [capture(5), capture(3)]}, ["capture 1", "at least 5", "found 3"]),
-    ({"captures": [{}]}, ["capture 0", "core:sample_start", "None"]),
-    ({"captures": [capture(0, "high")]}, ["capture 0", "core:frequency", "high"]),
-    ({"annotations": [{"core:sample_start": 0}, {"core:sample_start": 4, "core:sample_count": 7}]},
-     ["annotation 1", "less data", "11 samples", "found 10"]),
-    ({"dataset": "../a.bin"}, ["core:dataset", "../a.bin"]),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"datatype": "cf32_me"}, ["core:datatype", "cf32_me", "ci16"]),
+        ({"datatype": "cf16_le"}, ["core:datatype", "cf16_le"]),
+        ({"datatype": None}, ["core:datatype", "None"]),
+        ({"data": b""}, ["empty", "found 0"]),
+        ({"data": ramp(10) + b"x"}, ["truncated", "2 bytes", "found 21"]),
+        ({"num_channels": 3}, ["truncated", "6 bytes", "found 20"]),
+        ({"num_channels": 0}, ["core:num_channels", "found 0"]),
+        ({"trailing_bytes": 50}, ["empty", "found -30"]),
+        ({"captures": [capture(0, header_bytes=20)]}, ["empty", "found 0"]),
+        ({"captures": [capture(0), capture(11)]}, ["capture 1", "less data", "11 samples", "found 10"]),
+        ({"captures": [capture(5), capture(3)]}, ["capture 1", "at least 5", "found 3"]),
+        ({"captures": [{}]}, ["capture 0", "core:sample_start", "None"]),
+        ({"captures": [capture(0, "high")]}, ["capture 0", "core:frequency", "high"]),
+        (
+            {"annotations": [{"core:sample_start": 0}, {"core:sample_start": 4, "core:sample_count": 7}]},
+            ["annotation 1", "less data", "11 samples", "found 10"],
+        ),
+        ({"dataset": "../a.bin"}, ["core:dataset", "../a.bin"]),
+    ],
+)
 def test_metadata_that_do_not_fit_are_refused(tmp_path, options, words):
     options = {"data": ramp(10), **options}
     assert_refused(*words, path=write_sigmf(tmp_path, **options))
 
 
-ODD_VALUES = [None, True, "x", "", -1, 1.5, 7, 2**62, 10**400, math.nan, math.inf, [], [1], {}, {"a": [None]}, "\0", "."]
+ODD_VALUES = [
+    None,
+    True,
+    "x",
+    "",
+    -1,
+    1.5,
+    7,
+    2**62,
+    10**400,
+    math.nan,
+    math.inf,
+    [],
+    [1],
+    {},
+    {"a": [None]},
+    "\0",
+    ".",
+]
 
 
 def test_no_metadata_end_in_another_error(tmp_path):
-    keys = ["datatype", "sample_rate", "num_channels", "offset", "trailing_bytes", "dataset", "metadata_only", "version"]
+    keys = [
+        "datatype",
+        "sample_rate",
+        "num_channels",
+        "offset",
+        "trailing_bytes",
+        "dataset",
+        "metadata_only",
+        "version",
+    ]
     meta = write_sigmf(tmp_path, ramp(10))
     sound = json.loads(meta.read_text())
-    spoilt = [{**sound, "global": {**sound["global"], f"core:{key}": odd}} for key in keys for odd in ODD_VALUES]
+    spoilt = [
+        {**sound, "global": {**sound["global"], f"core:{key}": odd}} for key in keys for odd in ODD_VALUES
+    ]
     for key in ("sample_start", "frequency", "global_index", "header_bytes"):
-        spoilt += [{**sound, "captures": [{"core:sample_start": 0, f"core:{key}": odd}]} for odd in ODD_VALUES]
+        spoilt += [
+            {**sound, "captures": [{"core:sample_start": 0, f"core:{key}": odd}]} for odd in ODD_VALUES
+        ]
     for key in ("sample_start", "sample_count"):
-        spoilt += [{**sound, "annotations": [{"core:sample_start": 0, f"core:{key}": odd}]} for odd in ODD_VALUES]
+        spoilt += [
+            {**sound, "annotations": [{"core:sample_start": 0, f"core:{key}": odd}]} for odd in ODD_VALUES
+        ]
     spoilt += [{**sound, part: odd} for part in ("global", "captures", "annotations") for odd in ODD_VALUES]
     messages = []
     for metadata in [*spoilt, *ODD_VALUES]:
@@ -291,7 +345,9 @@ def test_no_metadata_end_in_another_error(tmp_path):
     assert all("a.sigmf-meta" in message and "\n" not in message for message in messages)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe\x00", b"[1,\n 2", b'{"captures": []}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"\xff\xfe\x00", b"[1,\n 2", b'{"captures": []}', b"[" * 100_000]
+)
 def test_files_that_are_no_metadata_are_refused(tmp_path, text):
     meta = write_sigmf(tmp_path, ramp(10))
     meta.write_bytes(text)
@@ -331,7 +387,9 @@ def test_a_data_file_that_changes_after_opening_is_reported(tmp_path):
     recording = open_recording(write_sigmf(tmp_path, ramp(10)))[0]
     (tmp_path / "a.sigmf-data").write_bytes(ramp(6))
     assert len(recording.read(0, 6)) == 6
-    with pytest.raises(UserError, match=r"a\.sigmf-data: expected 20 bytes or more, as when it was opened; found 12"):
+    with pytest.raises(
+        UserError, match=r"a\.sigmf-data: expected 20 bytes or more, as when it was opened; found 12"
+    ):
         recording.read(4, 5)
     (tmp_path / "a.sigmf-data").unlink()
     with pytest.raises(UserError, match=r"a\.sigmf-data: expected 20 bytes or more; found no such file"):
@@ -341,8 +399,11 @@ def test_a_data_file_that_changes_after_opening_is_reported(tmp_path):
 # Samples that are not finite
 
 
-NOT_FINITE = [(datatype, bad) for datatype in ("cf32_le", "cf32_be", "cf64_le", "rf32_le", "rf64_be")
-              for bad in (math.nan, math.inf, -math.inf, *([1e300] if "64" in datatype else []))]
+NOT_FINITE = [
+    (datatype, bad)
+    for datatype in ("cf32_le", "cf32_be", "cf64_le", "rf32_le", "rf64_be")
+    for bad in (math.nan, math.inf, -math.inf, *([1e300] if "64" in datatype else []))
+]
 
 
 @pytest.mark.parametrize(("datatype", "bad"), NOT_FINITE)
@@ -351,10 +412,14 @@ def test_samples_that_are_not_finite_are_named(tmp_path, datatype, bad):
     values = [0.5] * 100 * components
     values[70 * components + components - 1] = bad
     data = packed(datatype[:4], datatype[4:], values)
-    recordings = open_recording(write_sigmf(tmp_path, data, datatype, captures=[capture(0, 1e9), capture(40, 2e9)]))
+    recordings = open_recording(
+        write_sigmf(tmp_path, data, datatype, captures=[capture(0, 1e9), capture(40, 2e9)])
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserError, match=r"a\.sigmf-meta \[capture 1\]: expected finite samples.* at sample 70$"):
+        with pytest.raises(
+            UserError, match=r"a\.sigmf-meta \[capture 1\]: expected finite samples.* at sample 70$"
+        ):
             recordings[1].read(10, 50)
         assert np.isfinite(recordings[1].read(31, 29)).all()
 
@@ -413,8 +478,14 @@ def test_archives_of_the_library_are_read_in_place(tmp_path):
 
 
 def test_archives_of_several_recordings_are_opened_by_name(tmp_path):
-    files = {"set/b.sigmf-meta": meta_text(), "set/a.sigmf-data": ramp(20, 5), "set/b.sigmf-data": ramp(30, 9),
-             "set/._a.sigmf-meta": b"Finder", "set/all.sigmf-collection": b"{}", "set/a.sigmf-meta": meta_text()}
+    files = {
+        "set/b.sigmf-meta": meta_text(),
+        "set/a.sigmf-data": ramp(20, 5),
+        "set/b.sigmf-data": ramp(30, 9),
+        "set/._a.sigmf-meta": b"Finder",
+        "set/all.sigmf-collection": b"{}",
+        "set/a.sigmf-meta": meta_text(),
+    }
     a, b = open_recording(tar_of(tmp_path / "two.sigmf", files))
     assert (a.name, b.name) == ("two.sigmf [a]", "two.sigmf [b]")
     np.testing.assert_array_equal(a.read(0, 20), ramp_iq(5, 20))
@@ -429,13 +500,22 @@ def test_archived_data_of_another_name(tmp_path):
     np.testing.assert_array_equal(recording.read(0, 20), ramp_iq(0, 20))
 
 
-@pytest.mark.parametrize(("files", "words"), [
-    ({"a/a.sigmf-data": b"1234"}, ["expected a .sigmf-meta", "found 1"]),
-    ({}, ["expected a .sigmf-meta", "found 0"]),
-    ({"a/a.sigmf-meta": meta_text(), "b/a.sigmf-data": b"1234"}, ["a/a.sigmf-meta", "a.sigmf-data", "no such file"]),
-    ({"a/a.sigmf-meta": meta_text(), "a/a.sigmf-data": b"123"}, ["a/a.sigmf-meta", "truncated", "found 3"]),
-    ({"a/a.sigmf-meta": b"{", "a/a.sigmf-data": b"1234"}, ["a/a.sigmf-meta", "expected SigMF metadata"]),
-])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a/a.sigmf-data": b"1234"}, ["expected a .sigmf-meta", "found 1"]),
+        ({}, ["expected a .sigmf-meta", "found 0"]),
+        (
+            {"a/a.sigmf-meta": meta_text(), "b/a.sigmf-data": b"1234"},
+            ["a/a.sigmf-meta", "a.sigmf-data", "no such file"],
+        ),
+        (
+            {"a/a.sigmf-meta": meta_text(), "a/a.sigmf-data": b"123"},
+            ["a/a.sigmf-meta", "truncated", "found 3"],
+        ),
+        ({"a/a.sigmf-meta": b"{", "a/a.sigmf-data": b"1234"}, ["a/a.sigmf-meta", "expected SigMF metadata"]),
+    ],
+)
 def test_incomplete_archives_are_refused(tmp_path, files, words):
     assert_refused(*words, path=tar_of(tmp_path / "bad.sigmf", files))
 
@@ -458,7 +538,9 @@ def zipped(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zip", zipped)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".xz", lzma.compress), (".zip", zipped)]
+)
 def test_compressed_archives_are_refused(tmp_path, suffix, compress):
     archive = library_archive(tmp_path, "a.sigmf", ramp(100))
     archive.write_bytes(compress(archive.read_bytes()))
@@ -478,7 +560,9 @@ NPY_IQ = np.array([0.5 - 0.25j, -1 + 0.75j, 0.125 + 0j, 0.25 - 1j, -0.5 + 0.5j])
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8", "i1", "<i2", ">i2", "<i4", ">i4", "u1", "<u2", ">u2", ">u4"])
+@pytest.mark.parametrize(
+    "dtype", ["<f4", ">f4", "<f8", ">f8", "i1", "<i2", ">i2", "<i4", ">i4", "u1", "<u2", ">u2", ">u4"]
+)
 def test_npy_of_components(tmp_path, dtype, columns, order):
     half = 2.0 ** (8 * np.dtype(dtype).itemsize - 1)
     parts = np.stack([NPY_IQ.real, NPY_IQ.imag], axis=1 if columns else 0)
@@ -519,21 +603,26 @@ def test_npy_samples_that_are_not_finite_and_files_that_shrink(tmp_path, order):
     with pytest.raises(UserError, match=r"a\.npy: .* at sample 33$"):
         recording.read(20, 30)
     os.truncate(tmp_path / "a.npy", 128 + 8 * 48)
-    with pytest.raises(UserError, match=r"a\.npy: expected 528 bytes or more, as when it was opened; found 512"):
+    with pytest.raises(
+        UserError, match=r"a\.npy: expected 528 bytes or more, as when it was opened; found 512"
+    ):
         recording.read(40, 10)
 
 
-@pytest.mark.parametrize(("array", "words"), [
-    (np.zeros(8, np.float32), ["float32", "[8]"]),
-    (np.zeros((3, 8)), ["float64", "[3, 8]"]),
-    (np.zeros((1, 2, 8)), ["[1, 2, 8]"]),
-    (np.zeros((2, 8), complex), ["complex128", "[2, 8]"]),
-    (np.zeros((2, 8), np.float16), ["float16"]),
-    (np.zeros((2, 8), np.int64), ["int64"]),
-    (np.zeros((2, 8), bool), ["bool"]),
-    (np.array([[1, None], [3, 4]], object), ["object", "not loaded"]),
-    (np.zeros(8, [("i", "f4"), ("q", "f4")]), ["[8]"]),
-])
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(8, np.float32), ["float32", "[8]"]),
+        (np.zeros((3, 8)), ["float64", "[3, 8]"]),
+        (np.zeros((1, 2, 8)), ["[1, 2, 8]"]),
+        (np.zeros((2, 8), complex), ["complex128", "[2, 8]"]),
+        (np.zeros((2, 8), np.float16), ["float16"]),
+        (np.zeros((2, 8), np.int64), ["int64"]),
+        (np.zeros((2, 8), bool), ["bool"]),
+        (np.array([[1, None], [3, 4]], object), ["object", "not loaded"]),
+        (np.zeros(8, [("i", "f4"), ("q", "f4")]), ["[8]"]),
+    ],
+)
 def test_npy_that_is_not_iq_is_refused_alone_and_skipped_in_a_folder(tmp_path, array, words):
     np.save(tmp_path / "a.npy", array)
     assert not is_recording_file(tmp_path / "a.npy")
@@ -549,7 +638,10 @@ def test_npy_that_is_damaged_is_refused_alone_and_in_a_folder(tmp_path):
     assert_refused("--sample_rate", path=path)
     path.write_bytes(whole[:-1])
     assert_refused("truncated", "expected 80", "found 79", path=path, sample_rate_hz=1.0)
-    spoilt = [whole[:n] for n in (0, 5, 9, 60)] + [whole.replace(b"{", b"(", 1), whole.replace(b"'<c16'", b"'\n\xff!'", 1)]
+    spoilt = [whole[:n] for n in (0, 5, 9, 60)] + [
+        whole.replace(b"{", b"(", 1),
+        whole.replace(b"'<c16'", b"'\n\xff!'", 1),
+    ]
     for content in [*spoilt, b"P" * 200]:
         path.write_bytes(content)
         assert is_recording_file(path)
@@ -563,18 +655,31 @@ def test_npy_that_is_damaged_is_refused_alone_and_in_a_folder(tmp_path):
 # Raw files
 
 
-@pytest.mark.parametrize(("suffix", "given", "datatype"), [
-    (".cf32", None, "cf32_le"), (".cs16", None, "ci16_le"), (".cs8", None, "ci8"), (".cu8", None, "cu8"),
-    (".CU8", None, "cu8"), (".cu8", "ci8", "ci8"), (".dat", "ci16_be", "ci16_be"), (".bin", "cs16", "ci16_le"),
-    (".iq", "cs8", "ci8"), (".iq", "rf32", "rf32_le"), (".iq", "cs16_be", "ci16_be"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "given", "datatype"),
+    [
+        (".cf32", None, "cf32_le"),
+        (".cs16", None, "ci16_le"),
+        (".cs8", None, "ci8"),
+        (".cu8", None, "cu8"),
+        (".CU8", None, "cu8"),
+        (".cu8", "ci8", "ci8"),
+        (".dat", "ci16_be", "ci16_be"),
+        (".bin", "cs16", "ci16_le"),
+        (".iq", "cs8", "ci8"),
+        (".iq", "rf32", "rf32_le"),
+        (".iq", "cs16_be", "ci16_be"),
+    ],
+)
 def test_raw_files(tmp_path, suffix, given, datatype):
     base, order = datatype[:-3] if "_" in datatype else datatype, datatype[-3:] if "_" in datatype else ""
     values = component_values(base, 24)
     (tmp_path / f"a{suffix}").write_bytes(packed(base, order, values))
     [recording] = open_recording(tmp_path / f"a{suffix}", 3e6, given)
     assert (recording.datatype, recording.sample_rate_hz, recording.name) == (datatype, 3e6, f"a{suffix}")
-    np.testing.assert_array_equal(recording.read(0, recording.num_samples), expected_iq(base, values, 1)[:, 0])
+    np.testing.assert_array_equal(
+        recording.read(0, recording.num_samples), expected_iq(base, values, 1)[:, 0]
+    )
 
 
 def test_raw_files_without_what_they_need_are_refused(tmp_path):
@@ -627,15 +732,25 @@ def test_equal_metadata_linked_from_a_store_are_two_recordings(tmp_path):
 
 
 def test_data_that_metadata_describe_are_not_raw_files_too(tmp_path):
-    write_sigmf(tmp_path, b"head" + ramp(10), name="z", captures=[capture(0, header_bytes=4)], data_name="a.bin",
-                dataset="a.bin")
+    write_sigmf(
+        tmp_path,
+        b"head" + ramp(10),
+        name="z",
+        captures=[capture(0, header_bytes=4)],
+        data_name="a.bin",
+        dataset="a.bin",
+    )
     assert [one.name for one in find_recordings([tmp_path])] == ["z.sigmf-meta"]
     assert len(find_recordings([tmp_path / "a.bin"], 1.0, "cu8")) == 1
 
 
 def test_paths_that_lead_nowhere_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    for path, words in ((tmp_path, "found none"), (tmp_path / "no", "no such file"), (tmp_path / "notes.txt", ".txt")):
+    for path, words in (
+        (tmp_path, "found none"),
+        (tmp_path / "no", "no such file"),
+        (tmp_path / "notes.txt", ".txt"),
+    ):
         with pytest.raises(UserError, match=words) as caught:
             find_recordings([path])
         assert str(path) in str(caught.value)
@@ -667,7 +782,9 @@ def test_a_4_gb_file_is_read_at_its_end_without_memory_or_open_files(tmp_path):
         print(recording.num_samples, complex(iq[-1]), np.count_nonzero(iq), grown_kib,
               len(os.listdir("/proc/self/fd")) - files)
     """)
-    result = subprocess.run([sys.executable, "-c", script, str(meta)], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(meta)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     total, last, nonzero, grown_kib, files_left_open = result.stdout.split()
     assert (int(total), complex(last), int(nonzero)) == (num_samples, 0.5 - 0.25j, 1)
     assert int(grown_kib) < 40_000  # one window: 4 MiB as integers, 8 MiB as complex64
@@ -677,7 +794,11 @@ def test_a_4_gb_file_is_read_at_its_end_without_memory_or_open_files(tmp_path):
 
 @needs_captures
 def test_real_captures_are_what_their_readme_says():
-    rows = [line.strip("|").split("|") for line in (CAPTURES / "README.md").read_text().splitlines() if line[:1] == "|"]
+    rows = [
+        line.strip("|").split("|")
+        for line in (CAPTURES / "README.md").read_text().splitlines()
+        if line[:1] == "|"
+    ]
     table = {row[0].strip(): (float(row[2]), float(row[3])) for row in rows[2:]}
     recordings = {one.path.name.removesuffix(".sigmf-meta"): one for one in find_recordings([CAPTURES])}
     assert recordings.keys() == table.keys()

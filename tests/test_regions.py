@@ -33,9 +33,14 @@ def find(probability, limits=None, cuts=()):
 
 def close(found, true, rows=0.5, columns=1):
     """Whether two carriers agree to so many rows and columns."""
-    edges = np.subtract((found.freq_lower_hz, found.freq_upper_hz), (true.freq_lower_hz, true.freq_upper_hz)) / ROW_HZ
+    edges = (
+        np.subtract((found.freq_lower_hz, found.freq_upper_hz), (true.freq_lower_hz, true.freq_upper_hz))
+        / ROW_HZ
+    )
     times = np.subtract((found.start_s, found.end_s), (true.start_s, true.end_s)) / COLUMN_S
-    return found.label == true.label and abs(edges).max() <= rows + 1e-6 and abs(times).max() <= columns + 1e-6
+    return (
+        found.label == true.label and abs(edges).max() <= rows + 1e-6 and abs(times).max() <= columns + 1e-6
+    )
 
 
 TWO = [Carrier("NR", 0.0, 0.2, -2.02e6, -0.47e6), Carrier("LTE", 0.05, 0.08, 0.31e6, 2.1e6)]
@@ -113,7 +118,11 @@ def test_another_band_or_another_class_is_another_carrier():
     mask[34:54, 100:] = 1
     mask[10:30, 100:] = 2
     found = find(probabilities(mask), cuts=(100,))
-    assert sorted((one.label, round(one.start_s, 3)) for one in found) == [("LTE", 0.1), ("NR", 0.0), ("NR", 0.1)]
+    assert sorted((one.label, round(one.start_s, 3)) for one in found) == [
+        ("LTE", 0.1),
+        ("NR", 0.0),
+        ("NR", 0.1),
+    ]
 
 
 def test_a_carrier_is_of_one_class_all_over():
@@ -183,7 +192,9 @@ def test_what_is_open_stays_small():
 def test_blocks_may_be_looked_at_elsewhere_and_joined_here():
     """In any order, in other processes: what a block holds does not depend on those before it."""
     rng = np.random.default_rng(0)
-    chance = probabilities(np.where(rng.random((ROWS, COLUMNS)) < 0.05, 1, paint_cells(TWO, ROWS_HZ, COLUMNS_S, CLASSES)))
+    chance = probabilities(
+        np.where(rng.random((ROWS, COLUMNS)) < 0.05, 1, paint_cells(TWO, ROWS_HZ, COLUMNS_S, CLASSES))
+    )
     blocks = list(itertools.pairwise((0, 50, 120, 121, COLUMNS)))
     found = {first: regions_of(chance[:, :, first:end]) for first, end in reversed(blocks)}
     finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(), BAND)
@@ -235,7 +246,9 @@ def test_what_lasts_less_than_a_frame_is_a_part_of_the_carrier_in_whose_band_it_
 def test_a_frame_of_another_class_is_a_carrier():
     found = find(with_scrap(2, (10, 40), (100, 110)), Limits(bridge_s=20e-3), (100, 110))
     assert sorted((one.label, round(one.start_s, 3), round(one.duration_s, 3)) for one in found) == [
-        ("LTE", 0.1, 0.01), ("NR", 0.02, 0.13)]  # fmt: skip
+        ("LTE", 0.1, 0.01),
+        ("NR", 0.02, 0.13),
+    ]
 
 
 def test_a_scrap_beside_the_band_of_a_carrier_is_its_own():
@@ -256,13 +269,18 @@ def test_classes_that_send_no_frames_may_last_less():
     assert sorted(one.label for one in finder.finish()) == ["Bluetooth", "Wi-Fi"]
 
 
-@pytest.mark.parametrize(("columns", "stretch", "count"), [(4, 200, 0), (5, 200, 1), (2, 6, 0), (3, 6, 1), (1, 2, 0)])
+@pytest.mark.parametrize(
+    ("columns", "stretch", "count"), [(4, 200, 0), (5, 200, 1), (2, 6, 0), (3, 6, 1), (1, 2, 0)]
+)
 def test_without_a_limit_a_carrier_lasts_half_a_frame_or_half_of_a_shorter_stretch(columns, stretch, count):
     mask = np.zeros((ROWS, stretch), np.uint8)
     mask[10:40, :columns] = 2
     duration_s = stretch * COLUMN_S
-    for names, limits, expected in ((CLASSES, Limits(), count), (CLASSES, Limits(min_duration_s=0), 1),
-                                    (["Noise", "Wi-Fi", "Bluetooth"], Limits(), int(columns >= 2))):  # fmt: skip
+    for names, limits, expected in (
+        (CLASSES, Limits(), count),
+        (CLASSES, Limits(min_duration_s=0), 1),
+        (["Noise", "Wi-Fi", "Bluetooth"], Limits(), int(columns >= 2)),
+    ):
         finder = CarrierFinder(names, ROWS_HZ, COLUMN_S, limits, BAND, duration_s)
         finder.add(probabilities(mask), 0)
         assert len(finder.finish()) == expected

@@ -26,8 +26,13 @@ import real_captures
 
 MAE, SEG = (ROOT / "weights" / f"radio_{kind}_vit_tiny.safetensors" for kind in ("mae", "seg"))
 # Some of each kind: 8-bit receivers and 12-bit ones, wide and narrow, carriers and none.
-HEARD = ("lte-f1815.3-s19.2-bw20-0.08s-hackrf", "lte-f796-s1.92-bw1.2-0.08s-rtlsdr", "nr-srsran-n78-20MHz-23.04Msps",
-         "nr-oai-n78-40mhz-3427.5-46.08Msps", "noise-noise")  # fmt: skip
+HEARD = (
+    "lte-f1815.3-s19.2-bw20-0.08s-hackrf",
+    "lte-f796-s1.92-bw1.2-0.08s-rtlsdr",
+    "nr-srsran-n78-20MHz-23.04Msps",
+    "nr-oai-n78-40mhz-3427.5-46.08Msps",
+    "noise-noise",
+)
 
 
 def test_they_are_small_and_say_what_they_are():
@@ -61,8 +66,21 @@ for path in {[str(MAE), str(SEG)]}:
 def fresh(folder, recipe, *counts):
     """Scenes of a recipe of the weights, of another seed than any that they saw, at 10 dB and above."""
     settings = [flag for flag in make.RECIPES[recipe] if not flag.startswith("snr_db")]
-    flags = (*counts, "--seed", 987_654, "--num_workers", 2, "--n_fft", 512, "--window_ms", 5, "--input_size", 224,
-             *settings, "snr_db=10,40")  # fmt: skip
+    flags = (
+        *counts,
+        "--seed",
+        987_654,
+        "--num_workers",
+        2,
+        "--n_fft",
+        512,
+        "--window_ms",
+        5,
+        "--input_size",
+        224,
+        *settings,
+        "snr_db=10,40",
+    )
     assert call(main_synthesize, "--output", folder, *flags) == 0
     return folder
 
@@ -74,8 +92,25 @@ def scenes(tmp_path_factory):
 
 def evaluated(data, output):
     """Figures of the labeller on the test part of a set."""
-    flags = ("--task", "segmentation", "--data_path", data, "--model", "vit_tiny_patch16", "--finetune", SEG, "--eval",
-             "--batch_size", 16, "--num_workers", 0, "--device", "cpu", "--output_dir", output)  # fmt: skip
+    flags = (
+        "--task",
+        "segmentation",
+        "--data_path",
+        data,
+        "--model",
+        "vit_tiny_patch16",
+        "--finetune",
+        SEG,
+        "--eval",
+        "--batch_size",
+        16,
+        "--num_workers",
+        0,
+        "--device",
+        "cpu",
+        "--output_dir",
+        output,
+    )
     assert call(main_finetune, *flags) == 0
     [results] = output.rglob("results.json")
     return json.loads(results.read_text())["test"]
@@ -90,7 +125,9 @@ def test_fresh_scenes_are_segmented(scenes, tmp_path):
 
 @pytest.mark.slow
 def test_frames_of_the_published_kind_are_segmented(tmp_path):
-    figures = evaluated(fresh(tmp_path / "frames", "frames", "--train", 2, "--val", 2, "--test", 48), tmp_path / "out")
+    figures = evaluated(
+        fresh(tmp_path / "frames", "frames", "--train", 2, "--val", 2, "--test", 48), tmp_path / "out"
+    )
     assert figures["pixel_accuracy"] > 0.97
     assert figures["mean_iou"] > 0.94
 
@@ -104,7 +141,9 @@ def test_what_is_hidden_of_fresh_scenes_is_filled_in(scenes):
     decibels = torch.from_numpy(SpectrogramSet(scenes / "test").spectrograms.read(0, 48)).float()
     images = Spectrogram(**weights.front_end).from_decibels(decibels)
     with torch.inference_mode():
-        loss = model(images, 0.75, torch.rand(48, model.num_patches, generator=torch.Generator().manual_seed(0)))[0]
+        loss = model(
+            images, 0.75, torch.rand(48, model.num_patches, generator=torch.Generator().manual_seed(0))
+        )[0]
     assert loss < 0.6
 
 
@@ -119,7 +158,17 @@ def test_captures_of_the_air_are_labelled():
 def test_noise_is_left_empty(tmp_path):
     iq = np.random.default_rng(1).standard_normal((400_000, 2)) @ [1, 1j] * 0.01
     np.save(tmp_path / "noise.npy", iq.astype(np.complex64))
-    done = command("main_segment.py", tmp_path / "noise.npy", "--sample_rate", 20e6, "--weights", SEG, "--device", "cpu",
-                   "--output", tmp_path / "labels")  # fmt: skip
+    done = command(
+        "main_segment.py",
+        tmp_path / "noise.npy",
+        "--sample_rate",
+        20e6,
+        "--weights",
+        SEG,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "labels",
+    )
     assert done.returncode == 0, done.stderr
     assert "nothing was found but noise" in done.stdout

@@ -37,15 +37,23 @@ def test_the_numbers_of_torch_are_those_of_numpy(stream):
 
 def test_parts_of_a_stream_are_the_stream():
     whole = Stream(3, 1, 4).complex_normal(5000)
-    parts = [Stream(3, 1, 4).complex_normal(count, start=start) for start, count in ((0, 1000), (1000, 3996), (4996, 4))]
+    parts = [
+        Stream(3, 1, 4).complex_normal(count, start=start)
+        for start, count in ((0, 1000), (1000, 3996), (4996, 4))
+    ]
     assert torch.equal(whole, torch.cat(parts))
     with pytest.raises(ValueError, match="start=2"):
         Stream(0).words(4, start=2)
 
 
 def test_streams_that_differ_in_anything_share_nothing():
-    streams = [Stream(seed, kind, index).child(purpose) for seed in (0, 1) for kind in (0, 1) for index in (0, 1)
-               for purpose in (0, 1)]  # fmt: skip
+    streams = [
+        Stream(seed, kind, index).child(purpose)
+        for seed in (0, 1)
+        for kind in (0, 1)
+        for index in (0, 1)
+        for purpose in (0, 1)
+    ]
     streams += [stream.child(0) for stream in streams]
     words = torch.stack([stream.words(64) for stream in streams]).flatten()
     assert len(words.unique()) == len(words)
@@ -56,22 +64,34 @@ def test_no_two_purposes_share_a_key_and_counter(monkeypatch):
     config = with_settings(WILD, ["sample_rates_hz=1.92e6", "duration_ms=2"])
     of_csi = SyntheticCsi(60, SEED, image_size=(32, 32))
     mixup = Mixup(mixup_alpha=1.0, num_classes=2)
-    purposes = {
-        f"scenes of part {kind}": lambda kind=kind: [
-            render(draw(config, Stream(SEED, kind, index))) for index in range(8)]
-        for kind in (TRAINING, VALIDATION, TEST)
-    } | {
-        f"CSI of part {kind}": lambda kind=kind: csi_room.render(SyntheticCsi(3, SEED, kind).scene(2)) for kind in (1, 2)
-    } | {
-        "CSI of part 0 and its levels": lambda: of_csi.fit(np.arange(3)),
-        "samples in training": lambda: [MaskedSamples(Nameless(), 4, SEED, True).describe(1, i) for i in range(3)],
-        "held-out samples": lambda: [MaskedSamples(Nameless(), 4, SEED, False).describe(1, i) for i in range(3)],
-        "order": lambda: list(shuffled(4)),
-        "mixup": lambda: mix(torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), mixup, SEED, 1, 0),
-        "held-out groups": lambda: hold_out(["a", "b", "c"], 0.5, SEED),
-        "fewer labels": lambda: fewer_labels(np.arange(8), np.arange(8) % 2, per_class=2, seed=SEED),
-        "parts of labelled data": lambda: make_splits(of_csi, SEED, 0.2, 0.2),
-    }  # fmt: skip
+    purposes = (
+        {
+            f"scenes of part {kind}": lambda kind=kind: [
+                render(draw(config, Stream(SEED, kind, index))) for index in range(8)
+            ]
+            for kind in (TRAINING, VALIDATION, TEST)
+        }
+        | {
+            f"CSI of part {kind}": lambda kind=kind: csi_room.render(SyntheticCsi(3, SEED, kind).scene(2))
+            for kind in (1, 2)
+        }
+        | {
+            "CSI of part 0 and its levels": lambda: of_csi.fit(np.arange(3)),
+            "samples in training": lambda: [
+                MaskedSamples(Nameless(), 4, SEED, True).describe(1, i) for i in range(3)
+            ],
+            "held-out samples": lambda: [
+                MaskedSamples(Nameless(), 4, SEED, False).describe(1, i) for i in range(3)
+            ],
+            "order": lambda: list(shuffled(4)),
+            "mixup": lambda: mix(
+                torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.long), mixup, SEED, 1, 0
+            ),
+            "held-out groups": lambda: hold_out(["a", "b", "c"], 0.5, SEED),
+            "fewer labels": lambda: fewer_labels(np.arange(8), np.arange(8) % 2, per_class=2, seed=SEED),
+            "parts of labelled data": lambda: make_splits(of_csi, SEED, 0.2, 0.2),
+        }
+    )
     taken, philox = {}, Stream._philox
 
     def noted(self, block=0):

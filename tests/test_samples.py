@@ -26,12 +26,24 @@ def stream(data, datatype, most=1 << 20):
 
 
 @pytest.mark.parametrize("most", [1, 3, 1000])
-@pytest.mark.parametrize("datatype", [name if name.endswith("8") else f"{name}{order}" for name in DATATYPES
-                                      for order in (("",) if name.endswith("8") else ("_le", "_be"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "datatype",
+    [
+        name if name.endswith("8") else f"{name}{order}"
+        for name in DATATYPES
+        for order in (("",) if name.endswith("8") else ("_le", "_be"))
+    ],
+)
 def test_a_stream_is_what_a_file_of_its_bytes_is(tmp_path, datatype, most):
     rng = np.random.default_rng(0)
-    kind = {"f": ">f", "i": ">i", "u": ">u"}[datatype[1]] + {"64": "8", "32": "4", "16": "2"}.get(datatype[2:4], "1")
-    data = (rng.integers(0, 100, 40)).astype(kind if datatype.endswith("be") else kind.replace(">", "<")).tobytes()
+    kind = {"f": ">f", "i": ">i", "u": ">u"}[datatype[1]] + {"64": "8", "32": "4", "16": "2"}.get(
+        datatype[2:4], "1"
+    )
+    data = (
+        (rng.integers(0, 100, 40))
+        .astype(kind if datatype.endswith("be") else kind.replace(">", "<"))
+        .tobytes()
+    )
     meta = write_sigmf(tmp_path, data, datatype)
     [recording] = open_recording(meta)
     source = stream(data, datatype, most)
@@ -46,7 +58,9 @@ def test_a_stream_is_what_a_file_of_its_bytes_is(tmp_path, datatype, most):
 def test_a_stream_that_ends_in_a_sample_gives_the_whole_ones_first():
     source = stream(bytes(range(11)), "ci16")
     assert len(source.read(100)) == 2
-    with pytest.raises(UserError, match=r"^standard input: expected whole samples of 4 bytes \(ci16_le\); found 3 bytes "):
+    with pytest.raises(
+        UserError, match=r"^standard input: expected whole samples of 4 bytes \(ci16_le\); found 3 bytes "
+    ):
         source.read(100)
 
 

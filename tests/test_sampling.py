@@ -50,14 +50,18 @@ class Numbers(Source):
 
 
 def all_batches(dataset, batches, workers=0):
-    feed = make_loader(dataset, batches, workers, pin_memory=False).batches(partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu"))
+    feed = make_loader(dataset, batches, workers, pin_memory=False).batches(
+        partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu")
+    )
     return [(batch["index"], batch["noise"], batch["images"]) for batch in feed]
 
 
 def test_streams_of_sampling_are_independent_and_repeatable():
     keys = [(0, SAMPLE), (1, SAMPLE), (0, ORDER), (0, SAMPLE, 1), (0, SAMPLE, 0, 1), (0, SAMPLE, 1, 1)]
     draws = [stream(*key).generator().random(1000) for key in keys]
-    assert all((stream(*key).generator().random(1000) == draw).all() for key, draw in zip(keys, draws, strict=True))
+    assert all(
+        (stream(*key).generator().random(1000) == draw).all() for key, draw in zip(keys, draws, strict=True)
+    )
     together = np.concatenate(draws)
     assert len(np.unique(together)) == len(together)
     correlation = np.corrcoef(draws) - np.eye(len(keys))
@@ -90,7 +94,11 @@ def test_fewer_samples_than_a_batch_make_one():
 def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
     batches = EpochBatches(10, 2, seed=5, shuffle=True)
     loader = make_loader(MaskedSamples(Numbers(10), 6, seed=1, training=True), batches, 1, pin_memory=False)
-    iterator = iter(loader.batches(partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu")))
+    iterator = iter(
+        loader.batches(
+            partial(to_images, front_end=Spectrogram(), device=torch.device("cpu")), torch.device("cpu")
+        )
+    )
     next(iterator)
     [worker] = loader.workers
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -102,22 +110,40 @@ def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
     assert not worker.is_alive()
 
 
-@pytest.mark.parametrize(("num_samples", "batch_size", "parts"), [
-    (42, 4, 4), (42, 8, 2), (42, 5, 3), (3, 4, 4), (16, 4, 4), (17, 4, 4), (1, 8, 2), (23, 3, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "parts"),
+    [
+        (42, 4, 4),
+        (42, 8, 2),
+        (42, 5, 3),
+        (3, 4, 4),
+        (16, 4, 4),
+        (17, 4, 4),
+        (1, 8, 2),
+        (23, 3, 2),
+    ],
+)
 def test_processes_share_the_samples_of_each_step(num_samples, batch_size, parts):
     """Every sample once, in the step that a single process would see it in; all have as many batches, pairs stay whole."""
     alone = list(EpochBatches(num_samples, batch_size * parts, 3, shuffle=True))
-    shared = [EpochBatches(num_samples, batch_size, 3, shuffle=True, part=part, parts=parts) for part in range(parts)]
+    shared = [
+        EpochBatches(num_samples, batch_size, 3, shuffle=True, part=part, parts=parts)
+        for part in range(parts)
+    ]
     drawn = [list(batches) for batches in shared]
     assert {len(batches) for batches in drawn} == {len(alone)} == {len(batches) for batches in shared}
     for number, step in enumerate(alone):
         real = [batches[number][: share.real(number)] for batches, share in zip(drawn, shared, strict=True)]
         assert [key for batch in real for key in batch] == step
         assert all(batches[number] for batches in drawn)  # something to compute with
-        assert all(share.real(number) in (0, len(batches[number])) for batches, share in zip(drawn, shared, strict=True))
+        assert all(
+            share.real(number) in (0, len(batches[number]))
+            for batches, share in zip(drawn, shared, strict=True)
+        )
         firsts = [share.first(number) for batch, share in zip(real, shared, strict=True) if batch]
-        assert firsts == [number * batch_size * parts + sum(map(len, real[:part])) for part in range(len(firsts))]
+        assert firsts == [
+            number * batch_size * parts + sum(map(len, real[:part])) for part in range(len(firsts))
+        ]
         if batch_size % 2 == 0:
             assert all(first % 2 == 0 for first in firsts)
 

@@ -139,8 +139,10 @@ def test_a_run_that_goes_back_to_an_earlier_epoch_keeps_its_own(tmp_path):
             saving._wait()
             assert value(checkpoint.newest(tmp_path)) == 1
     assert {path.name: value(path) for path in tmp_path.iterdir()} == {
-        LAST: 1, "checkpoint-2.pth": 1, "checkpoint-3.pth": 1
-    }  # fmt: skip
+        LAST: 1,
+        "checkpoint-2.pth": 1,
+        "checkpoint-3.pth": 1,
+    }
 
 
 @pytest.mark.parametrize("damage", [flip, cut])
@@ -190,7 +192,10 @@ def test_what_is_written_is_the_state_when_save_was_called(tmp_path, held):
     weights[2] = weights[2].view(256, 256).T  # not contiguous
     now = state(step=1)
     now["model"] = collections.OrderedDict(a=weights[0], b=weights[1])
-    now["optimizer"] = {"state": {0: {"exp_avg": weights[2], "step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1}]}
+    now["optimizer"] = {
+        "state": {0: {"exp_avg": weights[2], "step": torch.tensor(1.0)}},
+        "param_groups": [{"lr": 1}],
+    }
     now["rng"] = {"cpu": torch.get_rng_state(), "empty": torch.zeros(0, 3)}
     now["classes"] = ["a", ("b", torch.ones(2, dtype=torch.bfloat16))]
     with Saver(tmp_path) as saving:
@@ -243,7 +248,9 @@ def test_without_memory_for_a_copy_training_waits(tmp_path, capsys, monkeypatch)
     saving = Saver(tmp_path)
     saving.save(state(step=1))
     assert steps(tmp_path) == {LAST: 1}
-    assert f"warning: {tmp_path}: no memory to copy the state of step 1: MemoryError" in capsys.readouterr().err
+    assert (
+        f"warning: {tmp_path}: no memory to copy the state of step 1: MemoryError" in capsys.readouterr().err
+    )
 
 
 def failed(capsys, folder, step, why, newest, name=LAST):
@@ -273,7 +280,10 @@ def test_a_full_disk_is_warned_of_at_every_try_until_there_is_space(tmp_path, ca
 
 @BOTH
 def test_a_file_system_that_is_full(tmp_path, capsys, background):
-    with mounted(tmp_path / "small", 1 << 20) as folder, Saver(folder, keep=1, background=background) as saving:
+    with (
+        mounted(tmp_path / "small", 1 << 20) as folder,
+        Saver(folder, keep=1, background=background) as saving,
+    ):
         saving.save(large(1, 1 << 18), 0)
         saving._wait()
         ballast = folder / "ballast"
@@ -328,7 +338,9 @@ def test_a_mount_that_is_lost(tmp_path):
         saving._wait()
         subprocess.run(["umount", "-l", folder], check=True)
         saving.save(state(step=2))  # what is below the mount could be written
-        with pytest.raises(UserError, match=f"^{folder}: the checkpoint of step 2 could not be written: another file"):
+        with pytest.raises(
+            UserError, match=f"^{folder}: the checkpoint of step 2 could not be written: another file"
+        ):
             saving.close()
         assert not names(folder)
 
@@ -371,7 +383,9 @@ def test_a_failure_with_only_damaged_ones_left_is_an_error(tmp_path, damage):
     damage(tmp_path / PREVIOUS)
     with largest_file(1 << 16):
         saving.save(large(3, 1 << 17))
-        with pytest.raises(UserError, match="step 3 could not be written: File too large; there is no older whole one"):
+        with pytest.raises(
+            UserError, match="step 3 could not be written: File too large; there is no older whole one"
+        ):
             saving.close()
     assert names(tmp_path) == [LAST, PREVIOUS]
 
@@ -380,7 +394,9 @@ def test_the_first_save_that_fails_is_an_error(tmp_path):
     saving = Saver(tmp_path)
     with largest_file(1 << 16):
         saving.save(large(1, 1 << 17))
-        with pytest.raises(UserError, match="step 1 could not be written: File too large; there is no older whole one"):
+        with pytest.raises(
+            UserError, match="step 1 could not be written: File too large; there is no older whole one"
+        ):
             saving.close()
     assert not names(tmp_path)
 
@@ -392,7 +408,9 @@ def test_an_end_that_was_not_saved_is_an_error(tmp_path, capsys, background):
     saving._wait()
     with largest_file(1 << 16):
         saving.save(large(2, 1 << 17))
-        with pytest.raises(UserError, match=r"step 2 .*: File too large; the newest whole one is of step 1 \(check"):
+        with pytest.raises(
+            UserError, match=r"step 2 .*: File too large; the newest whole one is of step 1 \(check"
+        ):
             saving.close()
     failed(capsys, tmp_path, 2, "File too large", 1)
     saving.close()  # said once
@@ -414,7 +432,10 @@ def test_an_exception_goes_its_way_and_the_write_is_whole(tmp_path, held):
 def test_an_exception_goes_its_way_and_a_failed_write_is_a_warning(tmp_path, capsys):
     with largest_file(1 << 16), pytest.raises(ZeroDivisionError):
         save_and_fail(tmp_path, large(1, 1 << 17))
-    assert f"warning: {tmp_path}: the checkpoint of step 1 could not be written: File too large" in capsys.readouterr().err
+    assert (
+        f"warning: {tmp_path}: the checkpoint of step 1 could not be written: File too large"
+        in capsys.readouterr().err
+    )
     assert not names(tmp_path)
 
 

@@ -22,11 +22,31 @@ FULL = Traffic(users=1, busy=1.0, filled=1.0, dwell_slots=50.0)
 SILENT = Receiver(noise=False)
 
 
-def one_carrier(cell, sample_rate_hz, offset_hz=0.0, duration_s=0.01, snr_db=20.0, traffic=FULL, fading=None,
-                receiver=SILENT, first_sample_s=0.02, edge_s=1e-6):  # fmt: skip
+def one_carrier(
+    cell,
+    sample_rate_hz,
+    offset_hz=0.0,
+    duration_s=0.01,
+    snr_db=20.0,
+    traffic=FULL,
+    fading=None,
+    receiver=SILENT,
+    first_sample_s=0.02,
+    edge_s=1e-6,
+):
     slot_s = 1e-3 if isinstance(cell, lte.LteCell) else 15e-3 / cell.spacing_khz
-    transmission = Transmission(cell, traffic, offset_hz, first_sample_s, int(first_sample_s / slot_s),
-                                round(duration_s / slot_s) + 2, snr_db, fading or Fading("none"), None, edge_s)  # fmt: skip
+    transmission = Transmission(
+        cell,
+        traffic,
+        offset_hz,
+        first_sample_s,
+        int(first_sample_s / slot_s),
+        round(duration_s / slot_s) + 2,
+        snr_db,
+        fading or Fading("none"),
+        None,
+        edge_s,
+    )
     num_samples = round(duration_s * sample_rate_hz)
     return Scene(Stream(0), sample_rate_hz, num_samples, 2e9, 0.0, (transmission,), (), receiver)
 
@@ -44,7 +64,17 @@ def spectrum(iq, sample_rate_hz):
     return np.fft.fftshift(np.fft.fftfreq(len(iq), 1 / sample_rate_hz)), power
 
 
-RATES = {1.4: 1.92e6, 3: 10e6, 5: 7.68e6, 10: 20e6, 15: 19.2e6, 20: 40e6, 25: 46.08e6, 30: 61.44e6, 40: 61.44e6}
+RATES = {
+    1.4: 1.92e6,
+    3: 10e6,
+    5: 7.68e6,
+    10: 20e6,
+    15: 19.2e6,
+    20: 40e6,
+    25: 46.08e6,
+    30: 61.44e6,
+    40: 61.44e6,
+}
 
 
 def cells():
@@ -53,7 +83,9 @@ def cells():
     for spacing, widths in nr.RESOURCE_BLOCKS.items():
         for width, num_rb in widths.items():
             case = "A" if spacing == 15 or num_rb * spacing < 20 * 30 else "C"
-            yield pytest.param(nr.NrCarrier(spacing, num_rb, cell_id=7, ssb_case=case), width, id=f"NR-{spacing}-{width}")
+            yield pytest.param(
+                nr.NrCarrier(spacing, num_rb, cell_id=7, ssb_case=case), width, id=f"NR-{spacing}-{width}"
+            )
 
 
 @pytest.mark.parametrize(("cell", "width"), list(cells()))
@@ -111,7 +143,10 @@ def test_an_idle_nr_carrier_is_as_wide_as_its_ssb():
     [carrier] = scene.carriers()
     assert carrier.freq_upper_hz - carrier.freq_lower_hz == pytest.approx(7.2e6)
     assert (carrier.freq_upper_hz + carrier.freq_lower_hz) / 2 == pytest.approx(9e6, abs=15e3)
-    assert one_carrier(dataclasses.replace(cell, ssb_beams=()), 61.44e6, traffic=Traffic(users=0)).carriers() == []
+    assert (
+        one_carrier(dataclasses.replace(cell, ssb_beams=()), 61.44e6, traffic=Traffic(users=0)).carriers()
+        == []
+    )
 
 
 # Signal-to-noise ratio
@@ -135,20 +170,39 @@ def elements(iq, sample_rate_hz, grid, first_sample_s):
 
 
 @pytest.mark.parametrize("snr_db", [-5, 10, 40])
-@pytest.mark.parametrize("fading", [Fading("none"), Fading("flat", 0, 100, 1), Fading("TDL-C", 300e-9, 30, 5)])
-@pytest.mark.parametrize("cell", [
-    lte.LteCell(50, duplex="TDD", num_ports=2), lte.LteCell(25, num_ports=4, control_load=0.2),
-    nr.NrCarrier(30, 51, tdd_pattern="DDDSU"), nr.NrCarrier(15, 52, ssb_case="A"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fading", [Fading("none"), Fading("flat", 0, 100, 1), Fading("TDL-C", 300e-9, 30, 5)]
+)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lte.LteCell(50, duplex="TDD", num_ports=2),
+        lte.LteCell(25, num_ports=4, control_load=0.2),
+        nr.NrCarrier(30, 51, tdd_pattern="DDDSU"),
+        nr.NrCarrier(15, 52, ssb_case="A"),
+    ],
+)
 def test_the_snr_is_that_of_the_occupied_resource_elements(cell, fading, snr_db):
     rate = 30.72e6
     light = Traffic(users=2, busy=0.4, filled=0.3)
-    scene = one_carrier(cell, rate, snr_db=snr_db, traffic=light, fading=fading, receiver=Receiver(), first_sample_s=0.02,
-                        edge_s=0.0)  # fmt: skip
+    scene = one_carrier(
+        cell,
+        rate,
+        snr_db=snr_db,
+        traffic=light,
+        fading=fading,
+        receiver=Receiver(),
+        first_sample_s=0.02,
+        edge_s=0.0,
+    )
     transmission = scene.transmissions[0]
     bits, _ = scene.schedule(0)
     arguments = (cell, transmission.first_slot, bits, scene.stream.child(FIRST_TRANSMISSION).child(1))
-    grids = [lte.resource_grid(*arguments)] if isinstance(cell, lte.LteCell) else nr_grid.resource_grids(*arguments)
+    grids = (
+        [lte.resource_grid(*arguments)]
+        if isinstance(cell, lte.LteCell)
+        else nr_grid.resource_grids(*arguments)
+    )
     noise, power = grids[0].spacing_hz / rate, []
     iq = render(scene)
     for grid in grids:
@@ -198,7 +252,10 @@ def test_wild_scenes_keep_their_promises():
         assert all(low >= high for (_, high), (low, _) in itertools.pairwise(edges))
         for distractor in scene.distractors:
             low, high = (distractor.center_hz + side * distractor.bandwidth_hz / 2 for side in (-1, 1))
-            assert all(high <= carrier.freq_lower_hz + 1e3 or low >= carrier.freq_upper_hz - 1e3 for carrier in carriers)
+            assert all(
+                high <= carrier.freq_lower_hz + 1e3 or low >= carrier.freq_upper_hz - 1e3
+                for carrier in carriers
+            )
         levels = [transmission.snr_db for transmission in scene.transmissions]
         assert not levels or (min(levels) >= -5 and max(levels) <= 40)
         assert json.loads(json.dumps(scene.parameters()))["sample_rate_hz"] == scene.sample_rate_hz
@@ -210,16 +267,24 @@ def test_wild_scenes_keep_their_promises():
     assert {scene.sample_rate_hz for scene in drawn} == set(WILD.sample_rates_hz)
     assert 0.05 < np.mean([not scene.transmissions for scene in drawn]) < 0.3
     assert {cell.num_rb for cell in lte_cells} == set(lte.RESOURCE_BLOCKS.values())
-    assert {(cell.duplex, cell.num_ports) for cell in lte_cells} == {(d, p) for d in ("FDD", "TDD") for p in (1, 2, 4)}
+    assert {(cell.duplex, cell.num_ports) for cell in lte_cells} == {
+        (d, p) for d in ("FDD", "TDD") for p in (1, 2, 4)
+    }
     assert {cell.uldl_config for cell in lte_cells} == set(range(7))
     assert {cell.spacing_khz for cell in nr_cells} == {15, 30, 60}
     assert {bool(cell.tdd_pattern) for cell in nr_cells} == {True, False}
     assert {cell.ssb_case for cell in nr_cells} == {"A", "B", "C"}
-    assert {kind for scene in drawn for kind in (d.kind for d in scene.distractors)} == set(WILD.distractor_kinds)
+    assert {kind for scene in drawn for kind in (d.kind for d in scene.distractors)} == set(
+        WILD.distractor_kinds
+    )
     assert {transmission.fading.model for transmission in everything} == set(WILD.fading_models)
     assert {scene.receiver.bits for scene in drawn} == {8, 12, 16}
-    inside = [scene for scene in drawn for carrier in scene.carriers()
-              if carrier.freq_upper_hz - carrier.freq_lower_hz >= scene.sample_rate_hz * 0.999]
+    inside = [
+        scene
+        for scene in drawn
+        for carrier in scene.carriers()
+        if carrier.freq_upper_hz - carrier.freq_lower_hz >= scene.sample_rate_hz * 0.999
+    ]
     assert len(inside) > 10
 
 
@@ -234,21 +299,49 @@ def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
             if seen_hz < min(high - low, 2 * half_hz) - 1:
                 reaching.append(distractor.kind)
             assert seen_hz > 0
-            assert all(high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers())
+            assert all(
+                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers()
+            )
     assert {"ofdm", "pulses", "qam"} <= set(reaching)
 
 
 def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it():
-    config = with_settings(WILD, [
-        "beyond=1", "noise_only=1", "num_distractors=1", "distractor_kinds=ofdm", "distractor_snr_db=30", "duration_ms=10",
-        "sample_rates_hz=10e6", "filtered=0", "unbalanced=0", "noisy_phase=0", "dc_spike=0", "agc=0", "bits=0",
-    ])  # fmt: skip
-    pairs = [(scene, one) for scene in scenes(config, 60) for one in scene.distractors if one.settings["system"] == "wifi"]
-    pairs = [(scene, low_hz) for scene, one in pairs if -3e6 < (low_hz := one.center_hz - one.bandwidth_hz / 2) < 1e6]
+    config = with_settings(
+        WILD,
+        [
+            "beyond=1",
+            "noise_only=1",
+            "num_distractors=1",
+            "distractor_kinds=ofdm",
+            "distractor_snr_db=30",
+            "duration_ms=10",
+            "sample_rates_hz=10e6",
+            "filtered=0",
+            "unbalanced=0",
+            "noisy_phase=0",
+            "dc_spike=0",
+            "agc=0",
+            "bits=0",
+        ],
+    )
+    pairs = [
+        (scene, one)
+        for scene in scenes(config, 60)
+        for one in scene.distractors
+        if one.settings["system"] == "wifi"
+    ]
+    pairs = [
+        (scene, low_hz)
+        for scene, one in pairs
+        if -3e6 < (low_hz := one.center_hz - one.bandwidth_hz / 2) < 1e6
+    ]
     assert pairs
     for scene, low_hz in pairs:
         frequency, power = spectrum(render(scene), 10e6)
-        outside, inside = power[frequency < low_hz - 1e6], power[(frequency > low_hz + 1e6) & (frequency < 4.7e6)]
+        outside, inside = (
+            power[frequency < low_hz - 1e6],
+            power[(frequency > low_hz + 1e6) & (frequency < 4.7e6)],
+        )
         assert inside.mean() > 30 * outside.mean()
 
 
@@ -268,7 +361,9 @@ def test_classic_scenes_are_the_published_recipe():
         assert not scene.distractors
         for transmission in scene.transmissions:
             cell, width = transmission.cell, dict.fromkeys((0,))
-            widths = lte.RESOURCE_BLOCKS if transmission.label == "LTE" else nr.RESOURCE_BLOCKS[cell.spacing_khz]
+            widths = (
+                lte.RESOURCE_BLOCKS if transmission.label == "LTE" else nr.RESOURCE_BLOCKS[cell.spacing_khz]
+            )
             [width] = [mhz for mhz, num_rb in widths.items() if num_rb == cell.num_rb]
             assert width in ((5, 10, 15, 20) if transmission.label == "LTE" else (10, 15, 20, 25, 30, 40, 50))
             assert abs(transmission.offset_hz) <= (61.44e6 - width * 1e6) / 2 - 61.44e6 / 256 + 5e5
@@ -282,7 +377,9 @@ def test_classic_scenes_are_the_published_recipe():
 
 
 def test_settings_change_fields():
-    config = with_settings(WILD, ["snr_db=0,20", "lte_ports=2", "duration_ms=10", "technologies=LTE", "inside=0.5"])
+    config = with_settings(
+        WILD, ["snr_db=0,20", "lte_ports=2", "duration_ms=10", "technologies=LTE", "inside=0.5"]
+    )
     assert (config.snr_db, config.lte_ports, config.duration_ms) == ((0, 20), (2,), (10,))
     assert (config.technologies, config.inside) == (("LTE",), 0.5)
     drawn = scenes(config, 30)
@@ -291,24 +388,27 @@ def test_settings_change_fields():
     assert with_settings(WILD, []) == WILD == SceneConfig() == PRESETS["wild"]
 
 
-@pytest.mark.parametrize(("setting", "said"), [
-    ("snr=3", "snr_db"),
-    ("snr_db", "expected name=value"),
-    ("snr_db=20,0", "--set snr_db: expected a range, the lower number first; found 20,0"),
-    ("snr_db=", "--set snr_db: expected a range"),
-    ("snr_db=high", "--set snr_db: expected numbers; found high"),
-    ("snr_db=nan,3", "--set snr_db: expected numbers"),
-    ("lte_ports=", "--set lte_ports: expected one value or more; found none"),
-    ("lte_bandwidths_mhz=7", "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7"),
-    ("nr_bandwidths_mhz=45", "--set nr_bandwidths_mhz: expected some of"),
-    ("inside=2", "--set inside: expected numbers from 0 to 1; found 2"),
-    ("technologies=WiFi", "--set technologies: expected some of LTE,NR; found WiFi"),
-    ("sample_rates_hz=0", "--set sample_rates_hz: expected numbers from 10000"),
-    ("lte_ports=3", "--set lte_ports: expected some of 1,2,4; found 3"),
-    ("bits=1.5", "--set bits"),
-    ("fading_models=TDL-X", "--set fading_models"),
-    ("doppler_hz=0,5000", "--set doppler_hz"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("snr=3", "snr_db"),
+        ("snr_db", "expected name=value"),
+        ("snr_db=20,0", "--set snr_db: expected a range, the lower number first; found 20,0"),
+        ("snr_db=", "--set snr_db: expected a range"),
+        ("snr_db=high", "--set snr_db: expected numbers; found high"),
+        ("snr_db=nan,3", "--set snr_db: expected numbers"),
+        ("lte_ports=", "--set lte_ports: expected one value or more; found none"),
+        ("lte_bandwidths_mhz=7", "--set lte_bandwidths_mhz: expected some of 1.4,3,5,10,15,20; found 7"),
+        ("nr_bandwidths_mhz=45", "--set nr_bandwidths_mhz: expected some of"),
+        ("inside=2", "--set inside: expected numbers from 0 to 1; found 2"),
+        ("technologies=WiFi", "--set technologies: expected some of LTE,NR; found WiFi"),
+        ("sample_rates_hz=0", "--set sample_rates_hz: expected numbers from 10000"),
+        ("lte_ports=3", "--set lte_ports: expected some of 1,2,4; found 3"),
+        ("bits=1.5", "--set bits"),
+        ("fading_models=TDL-X", "--set fading_models"),
+        ("doppler_hz=0,5000", "--set doppler_hz"),
+    ],
+)
 def test_wrong_settings_are_named(setting, said):
     with pytest.raises(UserError) as error:
         with_settings(WILD, [setting])
@@ -317,7 +417,9 @@ def test_wrong_settings_are_named(setting, said):
 
 
 def test_a_carrier_wider_than_the_band_is_an_error():
-    expected = "nr_bandwidths_mhz: expected a carrier that fits a band of 20 MHz, or inside or cut above 0; found 40"
+    expected = (
+        "nr_bandwidths_mhz: expected a carrier that fits a band of 20 MHz, or inside or cut above 0; found 40"
+    )
     with pytest.raises(UserError, match=expected):
         with_settings(CLASSIC, ["sample_rates_hz=20e6", "nr_bandwidths_mhz=40", "nr_spacings_khz=30"])
 

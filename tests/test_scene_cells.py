@@ -23,7 +23,21 @@ from radio.scenes.traffic import Traffic
 from tests.cell_search import find_lte, find_nr
 
 TDL = [model for model in MODELS if model.startswith("TDL")]
-RATES_HZ = (1.92e6, 2.4e6, 3.84e6, 7.68e6, 10e6, 15.36e6, 20e6, 23.04e6, 30.72e6, 40e6, 46.08e6, 61.44e6, 122.88e6)
+RATES_HZ = (
+    1.92e6,
+    2.4e6,
+    3.84e6,
+    7.68e6,
+    10e6,
+    15.36e6,
+    20e6,
+    23.04e6,
+    30.72e6,
+    40e6,
+    46.08e6,
+    61.44e6,
+    122.88e6,
+)
 SNR_DB = 10.0
 
 
@@ -40,14 +54,18 @@ def sent(cell, nominal_hz, rate_hz, duration_s, seed, clock_error_ppm=0.0):
         offset_hz=nominal_hz + cfo_hz,
         first_sample_s=first_sample_s,
         first_slot=first_slot,
-        num_slots=math.ceil((first_sample_s + duration_s * (1 + clock_error_ppm * 1e-6)) / slot_s) + 1 - first_slot,
+        num_slots=math.ceil((first_sample_s + duration_s * (1 + clock_error_ppm * 1e-6)) / slot_s)
+        + 1
+        - first_slot,
         snr_db=SNR_DB,
         fading=Fading(TDL[seed % len(TDL)], min(100e-9, 0.5 / rate_hz), float(rng.uniform(0, 150)), seed),
         backoff_db=None,
         edge_s=float(rng.choice([0.0, 1e-6])),
     )
     samples = round(duration_s * rate_hz)
-    return Scene(Stream(seed), rate_hz, samples, 2e9, clock_error_ppm, (transmission,), (), Receiver()), cfo_hz
+    return Scene(
+        Stream(seed), rate_hz, samples, 2e9, clock_error_ppm, (transmission,), (), Receiver()
+    ), cfo_hz
 
 
 def search(iq, scene, nominal_hz, number=0):
@@ -63,7 +81,9 @@ def search(iq, scene, nominal_hz, number=0):
 def late_s(found, scene):
     """How much later a radio frame begins than ten-millisecond multiples of the carrier's clock, to the nearest boundary."""
     expected_s = -scene.transmissions[0].first_sample_s
-    return (found.frame_start_s - expected_s + found.frame_modulo_s / 2) % found.frame_modulo_s - found.frame_modulo_s / 2
+    return (
+        found.frame_start_s - expected_s + found.frame_modulo_s / 2
+    ) % found.frame_modulo_s - found.frame_modulo_s / 2
 
 
 def check(scene, cfo_hz, nominal_hz, technology):
@@ -91,7 +111,9 @@ def lte_cells():
                 control_symbols=2 + number % 2,
                 control_load=0.2 + 0.1 * (number % 7),
             )
-            yield pytest.param(cell, width, fitting[number % len(fitting)], number, id=f"{width}-{cell.duplex}{config}")
+            yield pytest.param(
+                cell, width, fitting[number % len(fitting)], number, id=f"{width}-{cell.duplex}{config}"
+            )
             number += 1
 
 
@@ -111,8 +133,14 @@ def nr_cells():
             for duplex in ("FDD", "TDD"):
                 bandwidth_hz = num_rb * 12e3 * spacing
                 cases = "A" if spacing == 15 or bandwidth_hz < 7.2e6 else "CB" if spacing == 30 else "CBA"
-                case, num_ssb, half_frame = cases[number // 2 % len(cases)], (8, 4)[number % 3 == 0], number // 2 % 2
-                pattern = {15: ("DDDSU", "DDSUU"), 30: ("DDDSUDDSUU", "DDDDDDDSUU"), 60: ("DDDDDDDSUU",)}[spacing]
+                case, num_ssb, half_frame = (
+                    cases[number // 2 % len(cases)],
+                    (8, 4)[number % 3 == 0],
+                    number // 2 % 2,
+                )
+                pattern = {15: ("DDDSU", "DDSUU"), 30: ("DDDSUDDSUU", "DDDDDDDSUU"), 60: ("DDDDDDDSUU",)}[
+                    spacing
+                ]
                 pattern = pattern[number // 2 % len(pattern)] if duplex == "TDD" else ""
                 beams = nr_ssb.downlink_beams(spacing, pattern, case, num_ssb, 5, half_frame)
                 room = (bandwidth_hz - 240e3 * (15 if case == "A" else 30)) / 2
@@ -279,7 +307,12 @@ def shows_sync(scene, transmission):
     is_lte = isinstance(cell, lte.LteCell)
     half_hz = (6 * cell.num_rb + 1) * 1e3 * (15 if is_lte else cell.spacing_khz)
     low_hz, high_hz = (edge * scene.sample_rate_hz for edge in scene.receiver.passband)
-    if not low_hz - 20e3 < transmission.offset_hz - half_hz < transmission.offset_hz + half_hz < high_hz + 20e3:
+    if (
+        not low_hz - 20e3
+        < transmission.offset_hz - half_hz
+        < transmission.offset_hz + half_hz
+        < high_hz + 20e3
+    ):
         return False
     if is_lte:
         return True
@@ -301,8 +334,11 @@ def test_drawn_scenes_have_the_cells_they_say_where_they_say():
         if min(len(each) for each in results.values()) >= 10:
             break
         scene = draw(config, Stream(0, TEST, index))
-        visible = [number for number, one in enumerate(scene.transmissions)
-                   if shows_sync(scene, one) and len(results[one.label]) < 10]  # fmt: skip
+        visible = [
+            number
+            for number, one in enumerate(scene.transmissions)
+            if shows_sync(scene, one) and len(results[one.label]) < 10
+        ]
         iq = render(scene).numpy() if visible else None
         for number in visible:
             transmission = scene.transmissions[number]
@@ -311,7 +347,8 @@ def test_drawn_scenes_have_the_cells_they_say_where_they_say():
             results[transmission.label].append(
                 found is not None
                 and found.cell_id == transmission.cell.cell_id
-                and abs(found.offset_hz + nominal_hz - transmission.offset_hz) <= 500 + transmission.fading.doppler_hz
+                and abs(found.offset_hz + nominal_hz - transmission.offset_hz)
+                <= 500 + transmission.fading.doppler_hz
             )
     everything = results["LTE"] + results["NR"]
     assert np.mean(everything) >= 0.9, f"{sum(everything)} of {len(everything)} found"

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import largest_file, write_ci16, write_frame, write_npz, write_ntu_fi, write_pngs, write_resaved, write_sigmf
+from support import (
+    largest_file,
+    write_ci16,
+    write_frame,
+    write_npz,
+    write_ntu_fi,
+    write_pngs,
+    write_resaved,
+    write_sigmf,
+)
 
 from data import registry, set_writer
 from data.annotated import AnnotatedWindows
@@ -104,7 +113,9 @@ def test_whole_recordings_are_held_out(tmp_path):
         write_ci16(tmp_path, f"r{number}", 0.03, seed=number)
     windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
     training, held_out = windows.split(0.4, seed=3)
-    names = [{part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)]
+    names = [
+        {part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)
+    ]
     assert [len(part) for part in names] == [3, 2]
     assert not names[0] & names[1]
     assert len(training) + len(held_out) == 15
@@ -125,7 +136,10 @@ def test_the_end_of_a_single_recording_is_held_out(tmp_path):
     windows = RecordingWindows.from_recordings(find_recordings(tmp_path), front_end())
     training, held_out = windows.split(0.3, seed=0)
     assert (len(training), len(held_out)) == (7, 3)
-    last_trained = max(training.describe(0, stream(0, SAMPLE, index=i).generator())["start_s"] for i in range(200)) + 0.01
+    last_trained = (
+        max(training.describe(0, stream(0, SAMPLE, index=i).generator())["start_s"] for i in range(200))
+        + 0.01
+    )
     assert last_trained <= held_out.describe(0, None)["start_s"] + 1e-9
     write_ci16(tmp_path, "only", 0.015)
     with pytest.raises(UserError, match=r"--val_fraction.*15 ms in only"):
@@ -142,7 +156,9 @@ def write_set(path, count=6, made=None, recordings=3):
     with spectrogram_set_writer(path, count, made) as packed:
         for number, values in enumerate(decibels):
             name = f"r{number * recordings // count}"
-            packed.add(values, {"name": name, "path": name, "start_s": 0.0, "num_samples": 9, "sample_rate_hz": 1e6})
+            packed.add(
+                values, {"name": name, "path": name, "start_s": 0.0, "num_samples": 9, "sample_rate_hz": 1e6}
+            )
     return decibels
 
 
@@ -159,7 +175,9 @@ def test_a_set_comes_back(tmp_path):
         level = read.describe(index, None)["level_db"]
         np.testing.assert_allclose(values + np.float32(level), decibels[index], atol=0.02)
     training, held_out = read.split(0.4, seed=0)
-    names = [{part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)]
+    names = [
+        {part.describe(index, None)["name"] for index in range(len(part))} for part in (training, held_out)
+    ]
     assert [len(part) for part in names] == [2, 1]
     assert not names[0] & names[1]
 
@@ -205,7 +223,10 @@ def edit_description(path, **changes):
         (lambda p: edit_description(p, front_end={"n_fft": -1}), "set.json"),
         (lambda p: edit_description(p, shape=[7, 1, 16, 24]), r"expected float16 \[7, 1, 16, 24\]"),
         (lambda p: (p / "spectrograms.npy").unlink(), "spectrograms.npy"),
-        (lambda p: (p / "spectrograms.npy").write_bytes((p / "spectrograms.npy").read_bytes()[:-9]), "spectrograms.npy"),
+        (
+            lambda p: (p / "spectrograms.npy").write_bytes((p / "spectrograms.npy").read_bytes()[:-9]),
+            "spectrograms.npy",
+        ),
         (lambda p: np.save(p / "spectrograms.npy", np.array([{}], dtype=object)), "spectrograms.npy"),
         (lambda p: np.save(p / "spectrograms.npy", np.zeros((6, 1, 16, 24))), "found float64"),
     ],
@@ -261,7 +282,13 @@ def contents(path):
 def test_masks_and_labels_come_back(tmp_path, key):
     write_labelled(tmp_path / "set", resume_key=key)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
-    assert set(contents(tmp_path / "set")) == {"set.json", "spectrograms.npy", "masks.npy", "labels.npy", "metadata.jsonl"}
+    assert set(contents(tmp_path / "set")) == {
+        "set.json",
+        "spectrograms.npy",
+        "masks.npy",
+        "labels.npy",
+        "metadata.jsonl",
+    }
     read = SpectrogramSet(tmp_path / "set")
     assert read.class_names == list(CLASSES)
     assert (read.masks.dtype, read.masks.shape, read.labels.dtype) == (np.uint8, (6, 16, 24), np.int64)
@@ -278,7 +305,9 @@ def test_masks_and_labels_come_back(tmp_path, key):
 
 def test_a_set_has_the_parts_it_was_given(tmp_path):
     write_labelled(tmp_path / "masks", labels=False, sample=lambda index: labelled(index)[:3])
-    write_labelled(tmp_path / "labels", masks=False, sample=lambda i: (*labelled(i)[:2], None, labelled(i)[3]))
+    write_labelled(
+        tmp_path / "labels", masks=False, sample=lambda i: (*labelled(i)[:2], None, labelled(i)[3])
+    )
     assert SpectrogramSet(tmp_path / "masks").labels is None
     assert SpectrogramSet(tmp_path / "labels").masks is None
     assert SpectrogramSet(tmp_path / "labels").labels[5] == 2
@@ -292,10 +321,21 @@ def test_a_set_has_the_parts_it_was_given(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mask": None}, {"label": None}, {"mask": np.zeros((16, 23), np.uint8)}, {"mask": np.zeros((1, 16, 24), np.uint8)},
-     {"mask": np.full((16, 24), 3)}, {"mask": np.full((16, 24), -1)}, {"mask": np.full((16, 24), 1.0)}, {"label": 3},
-     {"label": 0.5}, {"label": [1]}, {"decibels": np.zeros((16, 24))}, {"decibels": np.zeros((2, 16, 24))}],
-)  # fmt: skip
+    [
+        {"mask": None},
+        {"label": None},
+        {"mask": np.zeros((16, 23), np.uint8)},
+        {"mask": np.zeros((1, 16, 24), np.uint8)},
+        {"mask": np.full((16, 24), 3)},
+        {"mask": np.full((16, 24), -1)},
+        {"mask": np.full((16, 24), 1.0)},
+        {"label": 3},
+        {"label": 0.5},
+        {"label": [1]},
+        {"decibels": np.zeros((16, 24))},
+        {"decibels": np.zeros((2, 16, 24))},
+    ],
+)
 def test_samples_that_do_not_fit_the_set(tmp_path, changes):
     sample = dict(zip(("decibels", "metadata", "mask", "label"), labelled(0), strict=True)) | changes
     with pytest.raises(ValueError, match=r"expected .*(samples of|class ids below 3)"):
@@ -325,19 +365,43 @@ def overwrite(path, number, value):
     ("damage", "expected"),
     [
         (lambda p: (p / "masks.npy").unlink(), "masks.npy: expected an array"),
-        (lambda p: (p / "masks.npy").write_bytes((p / "masks.npy").read_bytes()[:-1]), "masks.npy: expected an array"),
-        (lambda p: np.save(p / "masks.npy", np.zeros((6, 24, 16), np.uint8)), r"masks.npy: expected uint8 \[6, 16, 24\]"),
-        (lambda p: np.save(p / "masks.npy", np.zeros((6, 16, 24), int)), "masks.npy: expected uint8.*found int64"),
+        (
+            lambda p: (p / "masks.npy").write_bytes((p / "masks.npy").read_bytes()[:-1]),
+            "masks.npy: expected an array",
+        ),
+        (
+            lambda p: np.save(p / "masks.npy", np.zeros((6, 24, 16), np.uint8)),
+            r"masks.npy: expected uint8 \[6, 16, 24\]",
+        ),
+        (
+            lambda p: np.save(p / "masks.npy", np.zeros((6, 16, 24), int)),
+            "masks.npy: expected uint8.*found int64",
+        ),
         (lambda p: (p / "labels.npy").unlink(), "labels.npy: expected an array"),
-        (lambda p: np.save(p / "labels.npy", np.zeros((5,), int)), r"labels.npy: expected int64 \[6\]; found int64 \[5\]"),
+        (
+            lambda p: np.save(p / "labels.npy", np.zeros((5,), int)),
+            r"labels.npy: expected int64 \[6\]; found int64 \[5\]",
+        ),
         (lambda p: overwrite(p / "labels.npy", 2, 3), "labels.npy: expected class ids below 3; found 0 to 3"),
-        (lambda p: overwrite(p / "labels.npy", 2, -1), "labels.npy: expected class ids below 3; found -1 to 2"),
-        (lambda p: overwrite(p / "masks.npy", 4, 9), "masks.npy, spectrogram 4: expected class ids below 3; found 9 to 9"),
-        (lambda p: edit_description(p, class_names=["Noise", "NR"]), "labels.npy: expected class ids below 2; found 0 to 2"),
+        (
+            lambda p: overwrite(p / "labels.npy", 2, -1),
+            "labels.npy: expected class ids below 3; found -1 to 2",
+        ),
+        (
+            lambda p: overwrite(p / "masks.npy", 4, 9),
+            "masks.npy, spectrogram 4: expected class ids below 3; found 9 to 9",
+        ),
+        (
+            lambda p: edit_description(p, class_names=["Noise", "NR"]),
+            "labels.npy: expected class ids below 2; found 0 to 2",
+        ),
         (lambda p: edit_description(p, class_names=3), "set.json"),
         (lambda p: edit_description(p, shape=[6, 16, 24]), "set.json"),
         (lambda p: (p / "metadata.jsonl").unlink(), "metadata.jsonl: expected a line a spectrogram"),
-        (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 5 + "{]\n"), "expected 6 lines; found 6, the first 5 whole"),
+        (
+            lambda p: (p / "metadata.jsonl").write_text("{}\n" * 5 + "{]\n"),
+            "expected 6 lines; found 6, the first 5 whole",
+        ),
         (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 4 + "7\n{}\n"), "found 6, the first 4 whole"),
         (lambda p: (p / "metadata.jsonl").write_bytes(b"{}\n" * 5 + b"\xff\n"), "found 6, the first 5 whole"),
         (lambda p: (p / "metadata.jsonl").write_text("{}\n" * 7), "expected 6 lines; found 7"),
@@ -362,7 +426,9 @@ def test_a_set_of_its_own_is_held_out(tmp_path):
     assert (len(training), len(held_out)) == (6, 3)
     assert held_out.path == tmp_path / "val"
     edit_description(tmp_path / "val", class_names=["Noise", "LTE", "NR"])
-    with pytest.raises(UserError, match=r"val: expected class_names \['Noise', 'NR', 'LTE'\].*train.*'LTE', 'NR'"):
+    with pytest.raises(
+        UserError, match=r"val: expected class_names \['Noise', 'NR', 'LTE'\].*train.*'LTE', 'NR'"
+    ):
         SpectrogramSet(tmp_path / "train", tmp_path / "val")
 
 
@@ -372,7 +438,9 @@ def test_an_interrupted_set_goes_on(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             write_labelled(tmp_path / "set", stop=stop)
         assert sorted(path.name for path in tmp_path.iterdir()) == [".set.partial", "whole"]
-    assert registry.find([str(tmp_path)]).sets[0].path == tmp_path / "whole" / "set"  # the other is passed over
+    assert (
+        registry.find([str(tmp_path)]).sets[0].path == tmp_path / "whole" / "set"
+    )  # the other is passed over
     assert write_labelled(tmp_path / "set") == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
     assert contents(tmp_path / "set") == contents(tmp_path / "whole" / "set")
@@ -388,18 +456,24 @@ def test_an_unfinished_set_without_samples_is_not_kept(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"resume_key": KEY | {"seed": 2}}, r"\(resume_key.seed was 1, is 2\)"),
-     ({"resume_key": {"seed": 1, "config": {"preset": "wild", "snr_db": [0.0, 40.0], "new": 1}}},
-      r"\(resume_key.config.snr_db was \[-5.0, 40.0\], is \[0.0, 40.0\]; resume_key.config.new was null, is 1\)"),
-     ({"count": 7}, r"\(shape was \[6, 1, 16, 24\], is \[7, 1, 16, 24\]\)"),
-     ({"labels": False}, r"\(labels was true, is false\)"),
-     ({"class_names": ("Noise", "LTE", "NR")}, r"\(class_names was .*\)")],
-)  # fmt: skip
+    [
+        ({"resume_key": KEY | {"seed": 2}}, r"\(resume_key.seed was 1, is 2\)"),
+        (
+            {"resume_key": {"seed": 1, "config": {"preset": "wild", "snr_db": [0.0, 40.0], "new": 1}}},
+            r"\(resume_key.config.snr_db was \[-5.0, 40.0\], is \[0.0, 40.0\]; resume_key.config.new was null, is 1\)",
+        ),
+        ({"count": 7}, r"\(shape was \[6, 1, 16, 24\], is \[7, 1, 16, 24\]\)"),
+        ({"labels": False}, r"\(labels was true, is false\)"),
+        ({"class_names": ("Noise", "LTE", "NR")}, r"\(class_names was .*\)"),
+    ],
+)
 def test_another_set_does_not_go_on(tmp_path, changes, words):
     with pytest.raises(KeyboardInterrupt):
         write_labelled(tmp_path / "set", stop=3)
     before = contents(tmp_path / ".set.partial")
-    with pytest.raises(UserError, match=rf"set: expected to go on .*{words}: remove that folder to start anew"):
+    with pytest.raises(
+        UserError, match=rf"set: expected to go on .*{words}: remove that folder to start anew"
+    ):
         write_labelled(tmp_path / "set", **changes)
     assert contents(tmp_path / ".set.partial") == before
     shutil.rmtree(tmp_path / ".set.partial")
@@ -417,21 +491,33 @@ def test_damaged_unfinished_sets(tmp_path):
 
     begin()
     (partial / "masks.npy").write_bytes((partial / "masks.npy").read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"\.set\.partial/masks.npy: expected an array; found a missing or damaged file"):
+    with pytest.raises(
+        UserError, match=r"\.set\.partial/masks.npy: expected an array; found a missing or damaged file"
+    ):
         write_labelled(tmp_path / "set")
     begin()
     (partial / "unfinished.json").write_text("{")
-    with pytest.raises(UserError, match=r"\.set\.partial; .*unfinished.json cannot be read.*remove that folder"):
+    with pytest.raises(
+        UserError, match=r"\.set\.partial; .*unfinished.json cannot be read.*remove that folder"
+    ):
         write_labelled(tmp_path / "set")
     begin()
     (partial / "unfinished.json").unlink()
     (partial / "thesis.txt").touch()
-    with pytest.raises(UserError, match=r"expected .*\.set\.partial to be an unfinished set; found thesis.txt in it"):
+    with pytest.raises(
+        UserError, match=r"expected .*\.set\.partial to be an unfinished set; found thesis.txt in it"
+    ):
         write_labelled(tmp_path / "set")
     assert (partial / "thesis.txt").exists()
     # Lines that a power cut tore or filled with zeros do not count, nor does what follows them.
     lines = [json.dumps({"name": f"scene {index}"}) + "\n" for index in range(3)]
-    for tail, whole in (("", 3), (lines[0][:-1], 3), ('{"na\n' + lines[0], 3), ("\0" * 40 + "\n" + lines[1], 3), ("7\n", 3)):
+    for tail, whole in (
+        ("", 3),
+        (lines[0][:-1], 3),
+        ('{"na\n' + lines[0], 3),
+        ("\0" * 40 + "\n" + lines[1], 3),
+        ("7\n", 3),
+    ):
         begin()
         with open(partial / "metadata.jsonl", "a") as file:
             file.write(tail)
@@ -442,7 +528,9 @@ def test_damaged_unfinished_sets(tmp_path):
 def test_two_writers_of_one_set_do_not_meet(tmp_path):
     with labelled_writer(tmp_path / "set") as packed:
         packed.add(*labelled(0))
-        with pytest.raises(UserError, match=r"set: expected no other writer; a process is writing .*\.set\.partial"):
+        with pytest.raises(
+            UserError, match=r"set: expected no other writer; a process is writing .*\.set\.partial"
+        ):
             write_labelled(tmp_path / "set")
         for index in range(1, 6):
             packed.add(*labelled(index))
@@ -456,7 +544,9 @@ def test_a_full_disk(tmp_path, monkeypatch, key):
     other, refused = contents(tmp_path / "other"), "set: expected a folder that can be written; "
     with largest_file(4000), pytest.raises(UserError, match=f"{refused}.*File too large"):
         write_labelled(tmp_path / "set", resume_key=key)
-    monkeypatch.setattr(os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(
+        os, "posix_fallocate", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    )
     with pytest.raises(UserError, match=f"{refused}.*No space left on device"):
         write_labelled(tmp_path / "set", resume_key=key)
     monkeypatch.undo()
@@ -472,7 +562,9 @@ def test_a_full_disk(tmp_path, monkeypatch, key):
     assert contents(tmp_path / "other") == other
     if key:  # there is room again
         assert write_labelled(tmp_path / "set") == 2
-        assert ["text" in line for line in SpectrogramSet(tmp_path / "set").metadata] == [True] * 2 + [False] * 4
+        assert ["text" in line for line in SpectrogramSet(tmp_path / "set").metadata] == [True] * 2 + [
+            False
+        ] * 4
 
 
 STEPS = ("open", "pwrite", "fsync", "replace", "truncate", "posix_fallocate", "mkdir")
@@ -613,8 +705,14 @@ def test_images_that_are_none(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grey.tif")
     Image.fromarray(np.full((4, 4), -1, np.float32)).save(tmp_path / "negative.tif")
     np.save(tmp_path / "nan.npy", np.full((4, 4), np.nan))
-    expected = {"text.png": "damaged", "objects.npy": "damaged", "line.npy": r"found float64 \[5\]",
-                "grey.tif": "float power; found uint8", "negative.tif": "found -1", "nan.npy": "NaN"}  # fmt: skip
+    expected = {
+        "text.png": "damaged",
+        "objects.npy": "damaged",
+        "line.npy": r"found float64 \[5\]",
+        "grey.tif": "float power; found uint8",
+        "negative.tif": "found -1",
+        "nan.npy": "NaN",
+    }
     for name, words in expected.items():
         with pytest.raises(UserError, match=words) as error:
             load_image(tmp_path / name, (8, 8))
@@ -630,8 +728,14 @@ def test_images_that_are_none(tmp_path):
 
 
 def spectrogram_set(tmp_path, name):
-    parts = {"spectrograms.npy": ("load", {}), "masks.npy": ("target", {}),
-             "labels.npy": ("target", {"masks": False, "sample": lambda i: (*labelled(i)[:2], None, labelled(i)[3])})}
+    parts = {
+        "spectrograms.npy": ("load", {}),
+        "masks.npy": ("target", {}),
+        "labels.npy": (
+            "target",
+            {"masks": False, "sample": lambda i: (*labelled(i)[:2], None, labelled(i)[3])},
+        ),
+    }
     method, kwargs = parts[name]
     write_labelled(tmp_path / "set", **kwargs)
     return SpectrogramSet(tmp_path / "set"), method, tmp_path / "set" / name
@@ -659,7 +763,12 @@ def recording(tmp_path, name):
 
 
 def annotated(tmp_path):
-    about = {"core:sample_start": 0, "core:freq_lower_edge": 2.4e9, "core:freq_upper_edge": 2.41e9, "core:label": "NR"}
+    about = {
+        "core:sample_start": 0,
+        "core:freq_lower_edge": 2.4e9,
+        "core:freq_upper_edge": 2.41e9,
+        "core:label": "NR",
+    }
     path = write_ci16(tmp_path, annotations=[about])
     return AnnotatedWindows(find_recordings(path), front_end()), "load", path.with_suffix(".sigmf-data")
 
@@ -671,7 +780,11 @@ def images(tmp_path, name):
         if path.suffix == ".npy":
             np.save(path, power)
         else:
-            picture = Image.fromarray(power) if path.suffix == ".tif" else Image.fromarray((255 * power).astype(np.uint8))
+            picture = (
+                Image.fromarray(power)
+                if path.suffix == ".tif"
+                else Image.fromarray((255 * power).astype(np.uint8))
+            )
             picture.save(path, **({"compression": "tiff_lzw"} if "lzw" in name else {}))
     return ImageFiles(paths, (16, 24)), "load", paths[1]
 
@@ -679,7 +792,9 @@ def images(tmp_path, name):
 def frames(tmp_path, name, method):
     for number in range(2):
         if name.endswith(".mat"):
-            write_resaved(tmp_path, number, np.random.default_rng(0).random((16, 16)), np.eye(16, dtype=np.uint8) * 127)
+            write_resaved(
+                tmp_path, number, np.random.default_rng(0).random((16, 16)), np.eye(16, dtype=np.uint8) * 127
+            )
         else:
             write_frame(tmp_path, "LTE_NR", number, labels=np.eye(16, dtype=np.uint8) * 127)
     path = next(tmp_path.rglob(name))
@@ -699,17 +814,25 @@ def class_folders(tmp_path):
 
 SAID_BY_SIZE = {
     **{name: (spectrogram_set, name) for name in ("spectrograms.npy", "masks.npy", "labels.npy")},
-    **{name: (recording, name) for name in ("a.sigmf-meta", "a.sigmf", "a.cs16", "complex.npy", "planes.npy")},
+    **{
+        name: (recording, name) for name in ("a.sigmf-meta", "a.sigmf", "a.cs16", "complex.npy", "planes.npy")
+    },
     "annotated": (annotated,),
 }
 SAID_BY_THEIR_FORMAT = {
     **{name: (images, name) for name in (".tif", ".lzw.tif", ".png", ".jpg", ".npy")},
-    **{name: (frames, name, method) for name, method in (
-        ("LTE_NR_frame_1.png", "load"), ("LTE_NR_frame_1.hdf", "target"),
-        ("LTE_NR_spect_frame_1.mat", "load"), ("LTE_NR_labels_frame_1.mat", "target"))},
+    **{
+        name: (frames, name, method)
+        for name, method in (
+            ("LTE_NR_frame_1.png", "load"),
+            ("LTE_NR_frame_1.hdf", "target"),
+            ("LTE_NR_spect_frame_1.mat", "load"),
+            ("LTE_NR_labels_frame_1.mat", "target"),
+        )
+    },
     "ntu_fi": (ntu_fi,),
     "class_folders": (class_folders,),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("error")
@@ -731,12 +854,18 @@ def test_a_file_that_is_cut_or_deleted_during_a_run_is_named(tmp_path, kind):
     os.truncate(path, len(whole) // 2)
     if kind in SAID_BY_SIZE:
         found = re.fullmatch(
-            re.escape(f"{path}: expected ") + r"(\d+) bytes or more, as when it was opened; found (\d+)", failure())
+            re.escape(f"{path}: expected ") + r"(\d+) bytes or more, as when it was opened; found (\d+)",
+            failure(),
+        )
         assert found[2] == str(len(whole) // 2)
         assert found[1] == str(len(whole)) or (kind == "a.sigmf" and 40000 < int(found[1]) < len(whole))
     else:
-        assert re.match(re.escape(f"{path}: expected ") + ".*; found a damaged or unreadable file|"
-                        + re.escape(f"{path}: expected an HDF4 raster image; found a cut file"), failure())  # fmt: skip
+        assert re.match(
+            re.escape(f"{path}: expected ")
+            + ".*; found a damaged or unreadable file|"
+            + re.escape(f"{path}: expected an HDF4 raster image; found a cut file"),
+            failure(),
+        )
     path.write_bytes(whole + bytes(99) if kind in SAID_BY_SIZE else whole)  # to have grown is no harm
     assert np.array_equal(read(0), first)
     assert np.array_equal(read(len(source) - 1), last)
@@ -795,7 +924,9 @@ def test_a_set_that_is_cut_while_it_is_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"spectrograms.npy: expected 768 bytes of sample 5; found 668"):
         source.load(5, None)
     monkeypatch.setattr(os, "preadv", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
-    with pytest.raises(UserError, match=r"spectrograms.npy: expected a file that can be read; found .*Input/output error"):
+    with pytest.raises(
+        UserError, match=r"spectrograms.npy: expected a file that can be read; found .*Input/output error"
+    ):
         source.load(5, None)
 
 
@@ -805,7 +936,10 @@ def test_sets_are_read_where_there_is_no_preadv(tmp_path, monkeypatch):
     order = (5, 0, 3)
     before = [source.load(index, None)[1] for index in order]
     monkeypatch.delattr(os, "preadv")
-    assert all(np.array_equal(source.load(index, None)[1], values) for index, values in zip(order, before, strict=True))
+    assert all(
+        np.array_equal(source.load(index, None)[1], values)
+        for index, values in zip(order, before, strict=True)
+    )
 
 
 def test_a_set_goes_to_another_process_without_its_arrays(tmp_path):
@@ -827,12 +961,16 @@ def test_a_set_goes_to_another_process_without_its_arrays(tmp_path):
 def test_a_set_of_columns_is_refused(tmp_path):
     write_labelled(tmp_path / "set")
     np.save(tmp_path / "set" / "masks.npy", np.zeros((6, 16, 24), np.uint8, order="F"))
-    with pytest.raises(UserError, match=r"masks\.npy: expected an array in C order; found one in Fortran order"):
+    with pytest.raises(
+        UserError, match=r"masks\.npy: expected an array in C order; found one in Fortran order"
+    ):
         SpectrogramSet(tmp_path / "set")
 
 
 def masked_loader(source):
-    return make_loader(MaskedSamples(source, 4, 0, training=True), EpochBatches(len(source), 2, 0, shuffle=False), 1, False)
+    return make_loader(
+        MaskedSamples(source, 4, 0, training=True), EpochBatches(len(source), 2, 0, shuffle=False), 1, False
+    )
 
 
 def labelled_loader(source):
@@ -841,8 +979,10 @@ def labelled_loader(source):
 
 
 @pytest.mark.parametrize("change", ["truncated", "deleted"])
-@pytest.mark.parametrize(("name", "loader"), [("a.sigmf-data", masked_loader), ("spectrograms.npy", masked_loader),
-                                              ("masks.npy", labelled_loader)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "loader"),
+    [("a.sigmf-data", masked_loader), ("spectrograms.npy", masked_loader), ("masks.npy", labelled_loader)],
+)
 def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change):
     if name.endswith(".npy"):
         write_labelled(tmp_path / "set", 200)
@@ -852,7 +992,11 @@ def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change
         source = RecordingWindows.from_recordings(find_recordings(path), front_end())
     assert len(source) == 200
     loader = loader(source)
-    batches = iter(loader.batches(partial(to_images, front_end=front_end(), device=torch.device("cpu")), torch.device("cpu")))
+    batches = iter(
+        loader.batches(
+            partial(to_images, front_end=front_end(), device=torch.device("cpu")), torch.device("cpu")
+        )
+    )
     try:
         next(batches)
         [worker] = loader.workers
@@ -862,8 +1006,10 @@ def test_a_worker_names_the_file_and_does_not_die(tmp_path, name, loader, change
             list(batches)
     finally:
         loader._loader._iterator._shutdown_workers()
-    found = {"truncated": f"bytes or more, as when it was opened; found {size // 4}",
-             "deleted": "; found no such file, though it was there when the run began"}[change]  # fmt: skip
+    found = {
+        "truncated": f"bytes or more, as when it was opened; found {size // 4}",
+        "deleted": "; found no such file, though it was there when the run began",
+    }[change]
     line = one_line(error.value)
     assert line.startswith(f"{path}: expected ")
     assert line.endswith(found)
@@ -922,9 +1068,12 @@ def test_defaults_of_the_front_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "words"),
-    [(["--window_ms", "5"], "--window_ms 5; found 10"), (["--n_fft", "128"], "--n_fft 128; found 64"),
-     (["--input_size", "32"], r"--input_size \[32, 32\]; found \[16, 24\]")],
-)  # fmt: skip
+    [
+        (["--window_ms", "5"], "--window_ms 5; found 10"),
+        (["--n_fft", "128"], "--n_fft 128; found 64"),
+        (["--input_size", "32"], r"--input_size \[32, 32\]; found \[16, 24\]"),
+    ],
+)
 def test_flags_must_agree_with_a_set(tmp_path, flag, words):
     write_set(tmp_path / "set")
     with pytest.raises(UserError, match=words):
@@ -940,9 +1089,14 @@ def test_sets_must_agree_with_each_other(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "words"),
-    [(["--window_ms", "0"], "--window_ms"), (["--window_ms", "nan"], "--window_ms"), (["--n_fft", "1"], "n_fft=1"),
-     (["--input_size", "0"], "--input_size"), (["--input_size", "1", "2", "3"], "--input_size")],
-)  # fmt: skip
+    [
+        (["--window_ms", "0"], "--window_ms"),
+        (["--window_ms", "nan"], "--window_ms"),
+        (["--n_fft", "1"], "n_fft=1"),
+        (["--input_size", "0"], "--input_size"),
+        (["--input_size", "1", "2", "3"], "--input_size"),
+    ],
+)
 def test_front_end_flags_out_of_range(tmp_path, flag, words):
     write_ci16(tmp_path, "a", 0.05)
     with pytest.raises(UserError, match=words):

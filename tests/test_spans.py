@@ -20,7 +20,9 @@ def recordings(folder, datatype, channels=1, samples=1000):
     kind = component_of(datatype)[0].str
     rng = np.random.default_rng(0)
     shape = (samples, channels, 1 if datatype[0] == "r" else 2)
-    values = rng.standard_normal(shape) if "f" in kind else rng.integers(0, 256, (*shape, int(kind[-1])), np.uint8)
+    values = (
+        rng.standard_normal(shape) if "f" in kind else rng.integers(0, 256, (*shape, int(kind[-1])), np.uint8)
+    )
     data = (values.astype(kind) if "f" in kind else values).tobytes()
     return open_recording(write_sigmf(folder, data, datatype, num_channels=channels))
 
@@ -54,7 +56,9 @@ def test_what_cannot_be_read_is_said_as_the_recording_says_it(tmp_path):
     [one] = recordings(tmp_path, "ci16_le")
     channels = Channels([one])
     for start in (-1, 701):
-        with pytest.raises(ValueError, match=r"a.sigmf-meta: start=-?\d+ count=300 is outside of the 1000 samples"):
+        with pytest.raises(
+            ValueError, match=r"a.sigmf-meta: start=-?\d+ count=300 is outside of the 1000 samples"
+        ):
             channels.read(start, channels.empty(300))
     with open(one.layout.data_file, "r+b") as file:
         file.truncate(2000)
@@ -79,7 +83,10 @@ def test_spans_come_in_order_whatever_the_pieces(tmp_path, monkeypatch, piece, t
         entered.append(1)
         yield
 
-    found = [as_complex(channels, values, 0) for values in spans_on(torch.device("cpu"), channels, wanted, threads, busy)]
+    found = [
+        as_complex(channels, values, 0)
+        for values in spans_on(torch.device("cpu"), channels, wanted, threads, busy)
+    ]
     assert len(entered) == sum(-(-count // piece) for _, count in wanted)
     for values, (start, count) in zip(found, wanted, strict=True):
         assert np.array_equal(values, one.read(start, count))

@@ -26,7 +26,9 @@ def noise(samples, seed=0, batch=1):
 
 
 def tone(freq_hz, sample_rate_hz, samples):
-    return torch.exp(2j * torch.pi * freq_hz / sample_rate_hz * torch.arange(samples, dtype=torch.float64))[None]
+    return torch.exp(2j * torch.pi * freq_hz / sample_rate_hz * torch.arange(samples, dtype=torch.float64))[
+        None
+    ]
 
 
 @pytest.mark.parametrize(("n_fft", "samples", "image_size"), SIZES)
@@ -124,7 +126,9 @@ def test_an_impulse_is_in_the_column_of_its_time(at_s):
     # Its centre of gravity over the columns is its time, to half a column.
     weights = power.mean(dim=0).double()
     weights[weights < weights.max() * 1e-4] = 0
-    assert float((weights * times).sum() / weights.sum()) == pytest.approx(at_s, abs=float(times[1] - times[0]) / 2)
+    assert float((weights * times).sum() / weights.sum()) == pytest.approx(
+        at_s, abs=float(times[1] - times[0]) / 2
+    )
 
 
 def test_time_axis_covers_the_window_and_is_even():
@@ -171,13 +175,17 @@ def test_a_batch_is_its_windows_one_by_one_however_it_is_cut(monkeypatch):
         torch.testing.assert_close(front_end(iq), whole)
 
 
-@pytest.mark.parametrize(("kind", "lowest"), [(torch.int16, -(2**15)), (torch.int8, -(2**7)), (torch.float32, -1)])
+@pytest.mark.parametrize(
+    ("kind", "lowest"), [(torch.int16, -(2**15)), (torch.int8, -(2**7)), (torch.float32, -1)]
+)
 @pytest.mark.parametrize(("n_fft", "samples", "image_size"), SIZES)
 def test_i_and_q_give_the_bits_of_complex_samples(n_fft, samples, image_size, kind, lowest):
     """Integers as they lie in files, the lowest of them too, and windows that share memory."""
     front_end = Spectrogram(n_fft, image_size=image_size)
     step = max(1, samples // 3)
-    values = (torch.randn(samples + 2 * step, 2, generator=torch.Generator().manual_seed(9)) * -lowest / 5).to(kind)
+    values = (
+        torch.randn(samples + 2 * step, 2, generator=torch.Generator().manual_seed(9)) * -lowest / 5
+    ).to(kind)
     values[step + samples // 2, 1] = lowest
     windows = values.unfold(0, samples, step).transpose(1, 2)  # (3, samples, 2)
     assert windows.untyped_storage().data_ptr() == values.untyped_storage().data_ptr()
@@ -227,14 +235,22 @@ def test_rounds_to_samples():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"n_fft": 1}, {"image_size": (0, 5)}, {"duration_s": 0}, {"duration_s": float("nan")}, {"normalize": "minmax"}],
+    [
+        {"n_fft": 1},
+        {"image_size": (0, 5)},
+        {"duration_s": 0},
+        {"duration_s": float("nan")},
+        {"normalize": "minmax"},
+    ],
 )
 def test_parameters_out_of_range_are_refused_with_their_values(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Spectrogram(**settings)
 
 
-@pytest.mark.parametrize("values", [torch.zeros(1, 900, 2, dtype=torch.int32), torch.zeros(1, 900, 3), torch.zeros(900, 2)])
+@pytest.mark.parametrize(
+    "values", [torch.zeros(1, 900, 2, dtype=torch.int32), torch.zeros(1, 900, 3), torch.zeros(900, 2)]
+)
 def test_what_is_no_iq_is_refused(values):
     with pytest.raises(ValueError, match=r"expected complex .*900"):
         Spectrogram(256)(values)

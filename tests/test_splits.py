@@ -10,7 +10,15 @@ from support import write_ci16
 
 from data.annotated import TiledRecordings
 from data.images import ImageFiles
-from data.splits import PARTS, classes_of, fewer_labels, load_splits, make_splits, relative_paths, sample_names
+from data.splits import (
+    PARTS,
+    classes_of,
+    fewer_labels,
+    load_splits,
+    make_splits,
+    relative_paths,
+    sample_names,
+)
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
@@ -96,10 +104,15 @@ def test_windows_of_a_recording_are_never_in_two_parts():
 
 
 def test_recordings_of_one_class_are_drawn_by_class():
-    labels, recordings = np.repeat([0, 1, 2], [30, 12, 6]), np.repeat(np.arange(16), 3)  # 10, 4 and 2 recordings
+    labels, recordings = (
+        np.repeat([0, 1, 2], [30, 12, 6]),
+        np.repeat(np.arange(16), 3),
+    )  # 10, 4 and 2 recordings
     parts = check(labels, make_splits(Fake(labels, groups={"recording": recordings}), 0, 0.1, 0.2))
-    kept = {part: collections.Counter(np.unique(np.stack([labels[i], recordings[i]]), axis=1)[0].tolist())
-            for part, i in parts.items()}  # fmt: skip
+    kept = {
+        part: collections.Counter(np.unique(np.stack([labels[i], recordings[i]]), axis=1)[0].tolist())
+        for part, i in parts.items()
+    }
     assert kept == {"train": {0: 7, 1: 2, 2: 1}, "val": {0: 1, 1: 1}, "test": {0: 2, 1: 1, 2: 1}}
 
 
@@ -123,7 +136,11 @@ def test_published_parts_go_before_shares():
 
 def days(*names, per_day=12):
     labels = np.arange(len(names) * per_day) % 3
-    return Fake(labels, groups={"day": np.repeat(names, per_day)}, parts={"train": np.arange(20), "test": np.arange(20, 30)})
+    return Fake(
+        labels,
+        groups={"day": np.repeat(names, per_day)},
+        parts={"train": np.arange(20), "test": np.arange(20, 30)},
+    )
 
 
 def test_named_groups_are_the_test_and_a_single_day_is_divided_by_class():
@@ -161,14 +178,22 @@ def test_groups_are_drawn_where_none_are_named():
         (Fake(size=9), (float("nan"), 0.5), ["--val_fraction nan"]),
         (Fake(size=2), (0.2, 0.2), ["1 in train, 0 in val, 1 in test", "sample out of 2"]),
         (Fake(size=9, groups={"recording": ["a"] * 9}), (0.2, 0.2), ["9 in train", "recording out of 1"]),
-        (Fake(size=3, parts={"train": np.arange(1), "test": np.arange(1, 3)}), (0.2, 0.2), ["0 in val, 2 in test"]),
+        (
+            Fake(size=3, parts={"train": np.arange(1), "test": np.arange(1, 3)}),
+            (0.2, 0.2),
+            ["0 in val, 2 in test"],
+        ),
         (days("a", "b"), (0.2, 0.2, "week"), ["--split_by", "(day)", "found week"]),
         (Fake(size=9), (0.2, 0.2, "day"), ["--split_by", "it has none"]),
         (days("a", "b"), (0.2, 0.2, None, ["a"]), ["--test_groups a", "--split_by"]),
         (days("a", "b"), (0.2, 0.2, "day", ["a", "c"]), ["--test_groups", "a, b", "found c"]),
         (days("a", "b"), (0.2, 0.2, "day", ["b", "a"]), ["--test_groups", "found all"]),
         (days("a", "b"), (0.2, 0.2, "day"), ["0 in val", "day out of 2"]),
-        (Fake([0] * 6 + [1] * 3, groups={"day": [1] * 6 + [2] * 3}), (0.2, 0.2, "day", ["2"]), ["found none of c1"]),
+        (
+            Fake([0] * 6 + [1] * 3, groups={"day": [1] * 6 + [2] * 3}),
+            (0.2, 0.2, "day", ["2"]),
+            ["found none of c1"],
+        ),
     ],
 )
 def test_splits_that_cannot_be(source, flags, says):
@@ -252,9 +277,12 @@ def test_names_that_repeat_get_folder_and_time(tmp_path):
     write_ci16(tmp_path / "y", "b", 0.01, 200e3)
     source = TiledRecordings(find_recordings(tmp_path), Spectrogram(64, 0.01, (8, 8)))
     assert sample_names(source) == [
-        "x/a.sigmf-meta at 0.000000000 s", "x/a.sigmf-meta at 0.010000000 s", "y/a.sigmf-meta at 0.000000000 s",
-        "y/a.sigmf-meta at 0.010000000 s", "b.sigmf-meta",
-    ]  # fmt: skip
+        "x/a.sigmf-meta at 0.000000000 s",
+        "x/a.sigmf-meta at 0.010000000 s",
+        "y/a.sigmf-meta at 0.000000000 s",
+        "y/a.sigmf-meta at 0.010000000 s",
+        "b.sigmf-meta",
+    ]
 
 
 def test_samples_that_nothing_tells_apart_are_numbered():
@@ -272,7 +300,10 @@ def test_images_of_one_name_are_told_apart(tmp_path):
     for folder in "xy":
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / "1.npy", np.zeros((8, 8)))
-    assert sample_names(ImageFiles([tmp_path / "x" / "1.npy", tmp_path / "y" / "1.npy"], (8, 8))) == ["x/1.npy", "y/1.npy"]
+    assert sample_names(ImageFiles([tmp_path / "x" / "1.npy", tmp_path / "y" / "1.npy"], (8, 8))) == [
+        "x/1.npy",
+        "y/1.npy",
+    ]
 
 
 def test_paths_are_seen_from_the_folder_in_common():
@@ -302,7 +333,9 @@ def test_fewer_labels_are_among_more(with_classes):
             assert len(kept) == round(fraction * 900)
     assert all(less < more for less, more in itertools.pairwise(sets))
     assert sets[-1] == set(indices.tolist())
-    again = fewer_labels(np.sort(indices), targets[np.argsort(indices)] if with_classes else None, 0.1, seed=5)
+    again = fewer_labels(
+        np.sort(indices), targets[np.argsort(indices)] if with_classes else None, 0.1, seed=5
+    )
     assert set(again.tolist()) == sets[2]  # in whatever order they come
     assert set(fewer_labels(indices, targets if with_classes else None, 0.1, seed=6).tolist()) != sets[2]
 

@@ -64,11 +64,18 @@ def test_no_scene_is_made_twice(workers):
     """(kind, number) of three epochs, as they reach the device, whichever worker sent them."""
     scenes = source(8, on_device=True)
     training, held_out = scenes.split(0.5, seed=0)
-    made = [tuple(pair) for epoch in epochs_of(training, workers) for batch in epoch
-            for _, numbers, _ in batch["parts"] for pair in numbers.tolist()]  # fmt: skip
+    made = [
+        tuple(pair)
+        for epoch in epochs_of(training, workers)
+        for batch in epoch
+        for _, numbers, _ in batch["parts"]
+        for pair in numbers.tolist()
+    ]
     assert sorted(made) == [(TRAINING, number) for number in range(24)]
-    held = [[tuple(pair) for batch in epoch for _, numbers, _ in batch["parts"] for pair in numbers.tolist()]
-            for epoch in epochs_of(held_out, workers, training=False)]  # fmt: skip
+    held = [
+        [tuple(pair) for batch in epoch for _, numbers, _ in batch["parts"] for pair in numbers.tolist()]
+        for epoch in epochs_of(held_out, workers, training=False)
+    ]
     assert held == [[(VALIDATION, number) for number in range(4)]] * 3
     assert TRAINING != VALIDATION
 
@@ -82,8 +89,14 @@ def test_a_sample_is_the_spectrogram_of_its_number():
         assert kind == DECIBELS
         assert np.array_equal(values, front_end().decibels(render(scene)[None])[0].numpy())
         assert np.array_equal(scenes.mask(index, epoch), scene_mask(scene, front_end()))
-        expected = {"name": f"scene {number} of seed 3", "start_s": 0.0, "num_samples": 3840, "sample_rate_hz": 1.92e6,
-                    "center_freq_hz": scene.center_freq_hz, "scene": scene.parameters()}
+        expected = {
+            "name": f"scene {number} of seed 3",
+            "start_s": 0.0,
+            "num_samples": 3840,
+            "sample_rate_hz": 1.92e6,
+            "center_freq_hz": scene.center_freq_hz,
+            "scene": scene.parameters(),
+        }
         assert scenes.describe(index, None, epoch) == expected
     assert not np.array_equal(scenes.load(0, None)[1], source(5, seed=4).load(0, None)[1])
     held_out = scenes.split(0.4, seed=0)[1]
@@ -112,8 +125,12 @@ def test_workers_batches_and_the_place_of_making_change_nothing():
     expected = images(source())
     assert len(expected) == 24
     assert len({image.sum().item() for image in expected.values()}) == 24
-    for other in (images(source(), workers=1), images(source(), workers=4, batch_size=2), images(source(on_device=True)),
-                  images(source(on_device=True), workers=2, batch_size=8)):  # fmt: skip
+    for other in (
+        images(source(), workers=1),
+        images(source(), workers=4, batch_size=2),
+        images(source(on_device=True)),
+        images(source(on_device=True), workers=2, batch_size=8),
+    ):
         assert other.keys() == expected.keys()
         assert all(torch.equal(image, expected[key]) for key, image in other.items())
 
@@ -157,7 +174,9 @@ def test_presets_are_named_behind_a_colon():
     scenes, made = opened("synthetic:classic", "--set", "snr_db=3")
     assert scenes.maker.config == with_settings(CLASSIC, ["snr_db=3"])
     assert made.duration_s == 0.04
-    with pytest.raises(UserError, match="synthetic:tame: expected one of the presets wild, classic; found tame"):
+    with pytest.raises(
+        UserError, match="synthetic:tame: expected one of the presets wild, classic; found tame"
+    ):
         opened("synthetic:tame")
     assert scene_config("wild", 4.0).duration_ms == (4.0,)
 
@@ -171,7 +190,18 @@ def test_a_window_length_is_that_of_every_scene():
 
 def test_scenes_and_recordings_in_one_epoch(tmp_path):
     write_ci16(tmp_path / "air", "a", 0.1)
-    flags = ("--scenes", 3, "--window_ms", 2, "--n_fft", 128, "--input_size", 32, "--set", "sample_rates_hz=1.92e6")
+    flags = (
+        "--scenes",
+        3,
+        "--window_ms",
+        2,
+        "--n_fft",
+        128,
+        "--input_size",
+        32,
+        "--set",
+        "sample_rates_hz=1.92e6",
+    )
     both, made = opened("synthetic", tmp_path / "air", *flags)
     assert len(both) == 3 + 50
     delivered = epochs_of(both, batch_size=64, epochs=(1,))
@@ -192,9 +222,32 @@ def test_settings_of_scenes_need_scenes(tmp_path):
 # Training on them
 
 # Four patches; 8 scenes an epoch in batches of 3, 4 of their own held out.
-SMALL = ("--model", "mae_vit_tiny_patch16", "--input_size", 32, "--n_fft", 128, "--window_ms", 2, "--batch_size", 3,
-         "--epochs", 2, "--warmup_epochs", 0, "--blr", 0.1, "--val_fraction", 0.5, "--save_every_epochs", 2,
-         "--num_workers", 0, "--device", "cpu")  # fmt: skip
+SMALL = (
+    "--model",
+    "mae_vit_tiny_patch16",
+    "--input_size",
+    32,
+    "--n_fft",
+    128,
+    "--window_ms",
+    2,
+    "--batch_size",
+    3,
+    "--epochs",
+    2,
+    "--warmup_epochs",
+    0,
+    "--blr",
+    0.1,
+    "--val_fraction",
+    0.5,
+    "--save_every_epochs",
+    2,
+    "--num_workers",
+    0,
+    "--device",
+    "cpu",
+)
 SCENES = ("--data_path", "synthetic", "--scenes", 8, "--set", "sample_rates_hz=1.92e6")
 
 
@@ -227,7 +280,9 @@ def test_training_does_not_depend_on_workers_and_sees_new_scenes(tmp_path, capsy
         assert train(tmp_path / str(workers), *SCENES, "--num_workers", workers) == 0
     assert "8 training samples, 4 held out" in capsys.readouterr().out
     assert_equal(weights(tmp_path / "0"), weights(tmp_path / "2"))
-    losses = [[(line["train_loss"], line["val_loss"]) for line in lines(tmp_path / name)] for name in ("0", "2")]
+    losses = [
+        [(line["train_loss"], line["val_loss"]) for line in lines(tmp_path / name)] for name in ("0", "2")
+    ]
     assert losses[0] == losses[1]
     ours = lines(tmp_path / "0")
     assert ours[0]["val_mean_loss"] == ours[1]["val_mean_loss"]  # the same scenes under the same mask
@@ -255,7 +310,9 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(tmp_path, monkeyp
         out = tmp_path / str(step)
         assert train(out, *SCENES, "--resume", copies / f"{step}.pth", "--num_workers", workers) == 0
         assert_equal(weights(out), weights(tmp_path / "through"))
-        assert lines(out)[-1]["train_loss"] == pytest.approx(lines(tmp_path / "through")[-1]["train_loss"], rel=1e-12)
+        assert lines(out)[-1]["train_loss"] == pytest.approx(
+            lines(tmp_path / "through")[-1]["train_loss"], rel=1e-12
+        )
 
 
 def test_classic_scenes_train_at_their_own_length(tmp_path):
@@ -264,13 +321,34 @@ def test_classic_scenes_train_at_their_own_length(tmp_path):
     flags += ["--data_path", "synthetic:classic", "--scenes", 1, "--epochs", 1, "--output_dir", tmp_path]
     assert call(main_pretrain, *flags) == 0
     state = checkpoint.load(tmp_path / checkpoint.LAST)
-    assert state["front_end"] == {"n_fft": 128, "duration_s": 0.04, "image_size": [32, 32], "normalize": "per_spectrogram"}
+    assert state["front_end"] == {
+        "n_fft": 128,
+        "duration_s": 0.04,
+        "image_size": [32, 32],
+        "normalize": "per_spectrogram",
+    }
 
 
 def test_a_folder_of_main_synthesize_trains_on_train_and_holds_out_val(tmp_path, capsys):
     """The first epoch of scenes made on the fly is that of the sets, to the rounding of float16."""
-    made = ("--output", tmp_path / "scenes", "--train", 8, "--val", 4, "--test", 3, "--n_fft", 128, "--input_size", 32,
-            "--set", *SHORT, "--num_workers", 0)  # fmt: skip
+    made = (
+        "--output",
+        tmp_path / "scenes",
+        "--train",
+        8,
+        "--val",
+        4,
+        "--test",
+        3,
+        "--n_fft",
+        128,
+        "--input_size",
+        32,
+        "--set",
+        *SHORT,
+        "--num_workers",
+        0,
+    )
     assert call(main_synthesize, *made) == 0
     for name, flags in (("sets", ("--data_path", tmp_path / "scenes")), ("fly", SCENES)):
         assert train(tmp_path / name, *flags, "--epochs", 1, "--lr", 0) == 0
@@ -280,14 +358,29 @@ def test_a_folder_of_main_synthesize_trains_on_train_and_holds_out_val(tmp_path,
         assert sets[loss] == pytest.approx(fly[loss], rel=2e-3)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (("--data_path", "synthetic:tame"), "error: --data_path synthetic:tame: expected one of the presets wild, classic"),
-    (("--data_path", "synthetic", "--set", "snr=3"), "error: --set snr=3: expected name=value"),
-    (("--data_path", "synthetic", "--set", "snr_db=9,2"), "error: --set snr_db: expected a range, the lower number first"),
-    (("--data_path", "synthetic", "--set", "lte_bandwidths_mhz=7"), "error: --set lte_bandwidths_mhz: expected some of"),
-    (("--data_path", "synthetic", "--scenes", 0), "error: --scenes: expected at least 1; found 0"),
-    (("--data_path", "synthetic", "--n_fft", 9999), "error: --n_fft: expected at most 3840, the shortest scene; found 9999"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ("--data_path", "synthetic:tame"),
+            "error: --data_path synthetic:tame: expected one of the presets wild, classic",
+        ),
+        (("--data_path", "synthetic", "--set", "snr=3"), "error: --set snr=3: expected name=value"),
+        (
+            ("--data_path", "synthetic", "--set", "snr_db=9,2"),
+            "error: --set snr_db: expected a range, the lower number first",
+        ),
+        (
+            ("--data_path", "synthetic", "--set", "lte_bandwidths_mhz=7"),
+            "error: --set lte_bandwidths_mhz: expected some of",
+        ),
+        (("--data_path", "synthetic", "--scenes", 0), "error: --scenes: expected at least 1; found 0"),
+        (
+            ("--data_path", "synthetic", "--n_fft", 9999),
+            "error: --n_fft: expected at most 3840, the shortest scene; found 9999",
+        ),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path, capsys, flags, words):
     assert train(tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
@@ -306,5 +399,7 @@ def test_settings_without_scenes_are_one_line(tmp_path, capsys):
 def test_recordings_and_scenes_train_together(tmp_path, capsys):
     for number in range(2):
         write_ci16(tmp_path / "air", f"r{number}", 0.021, 200e3, seed=number)
-    assert train(tmp_path / "out", *SCENES[:1], "synthetic", tmp_path / "air", *SCENES[2:], "--epochs", 1) == 0
+    assert (
+        train(tmp_path / "out", *SCENES[:1], "synthetic", tmp_path / "air", *SCENES[2:], "--epochs", 1) == 0
+    )
     assert "18 training samples, 14 held out" in capsys.readouterr().out

@@ -10,12 +10,27 @@ from support import call, write_ci16
 import main_pretrain
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ("--window_ms", 5, "--n_fft", 128, "--input_size", 32, "--batch_size", 2, "--epochs", 1, "--num_workers", 0)
+FLAGS = (
+    "--window_ms",
+    5,
+    "--n_fft",
+    128,
+    "--input_size",
+    32,
+    "--batch_size",
+    2,
+    "--epochs",
+    1,
+    "--num_workers",
+    0,
+)
 
 
 def written():
     """(file, function) of each step in the document, in order, up to the loss."""
-    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## One pretraining step")[2].partition("\n## ")[0]
+    text = (
+        (ROOT / "CONTRIBUTING.md").read_text().partition("## One pretraining step")[2].partition("\n## ")[0]
+    )
     steps = []
     for line in re.findall(r"^\d+\. (.*)$", text, re.MULTILINE):
         file, *functions = re.findall(r"`([\w./]+)`", line.partition(": ")[0])

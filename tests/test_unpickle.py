@@ -50,30 +50,55 @@ class Thing:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_arguments_of_a_run_become_plain_values(tmp_path, zipped):
     args = argparse.Namespace(
-        lr=np.float64(0.5), half=np.float16(1.5), count=np.int64(-3), flag=np.bool_(True), name=np.str_("nr µ"),
-        big_endian=np.array(7, ">i4")[()], path=pathlib.Path("/a/b"), pure=pathlib.PurePosixPath("c"),
-        device=torch.device("cuda", 1), dtype=torch.bfloat16, kind=np.dtype("float32"), size=torch.Size([2, 3]),
+        lr=np.float64(0.5),
+        half=np.float16(1.5),
+        count=np.int64(-3),
+        flag=np.bool_(True),
+        name=np.str_("nr µ"),
+        big_endian=np.array(7, ">i4")[()],
+        path=pathlib.Path("/a/b"),
+        pure=pathlib.PurePosixPath("c"),
+        device=torch.device("cuda", 1),
+        dtype=torch.bfloat16,
+        kind=np.dtype("float32"),
+        size=torch.Size([2, 3]),
         inner=argparse.Namespace(paths=[pathlib.Path("x"), (np.int8(1), None)]),
-    )  # fmt: skip
+    )
     save(tmp_path / "a.pth", {"model": STATE, "args": args, np.int64(4): {"epoch": np.uint8(5)}}, zipped)
     found = checkpoint.read(tmp_path / "a.pth", "weights")
     assert found.keys() == {"model", "args", 4}
     assert found[4] == {"epoch": 5}
     assert torch.equal(found["model"]["norm.weight"], STATE["norm.weight"])
     assert found["args"] == {
-        "lr": 0.5, "half": 1.5, "count": -3, "flag": True, "name": "nr µ", "big_endian": 7, "path": "/a/b",
-        "pure": "c", "device": "cuda:1", "dtype": "torch.bfloat16", "kind": "float32", "size": (2, 3),
+        "lr": 0.5,
+        "half": 1.5,
+        "count": -3,
+        "flag": True,
+        "name": "nr µ",
+        "big_endian": 7,
+        "path": "/a/b",
+        "pure": "c",
+        "device": "cuda:1",
+        "dtype": "torch.bfloat16",
+        "kind": "float32",
+        "size": (2, 3),
         "inner": {"paths": ["x", (1, None)]},
-    }  # fmt: skip
+    }
     plain = {float, int, bool, str, dict, list, tuple, torch.Size}
     assert {type(value) for value in [*found["args"].values(), *found["args"]["inner"]["paths"]]} <= plain
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    (b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"),  # NumPy 2, and NumPy 1
-    (b"cpathlib\nPosixPath\n", b"cpathlib._local\nPosixPath\n"),  # Python up to 3.12 and from 3.14 on, and 3.13
-    (b"cpathlib\nPosixPath\n", b"cpathlib\nPurePosixPath\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"),  # NumPy 2, and NumPy 1
+        (
+            b"cpathlib\nPosixPath\n",
+            b"cpathlib._local\nPosixPath\n",
+        ),  # Python up to 3.12 and from 3.14 on, and 3.13
+        (b"cpathlib\nPosixPath\n", b"cpathlib\nPurePosixPath\n"),
+    ],
+)
 def test_modules_of_other_versions(tmp_path, old, new):
     args = argparse.Namespace(lr=np.float64(0.5), path=pathlib.PosixPath("/a/b"))
     for replaced in ([], [(old, new)]):
@@ -118,10 +143,16 @@ def endless():
 BAD = {  # made with a command that leaves a mark
     "os.system": (lambda command: in_args(Call(os.system, command)), rf"{os.name}\.system"),
     "eval": (lambda command: in_args(Call(eval, f"__import__('os').system({command!r})")), "eval"),
-    "in the optimizer": (lambda command: {"model": STATE, "optimizer": [Call(os.system, command)]}, r"\.system"),
+    "in the optimizer": (
+        lambda command: {"model": STATE, "optimizer": [Call(os.system, command)]},
+        r"\.system",
+    ),
     "beside tensors": (lambda command: {**STATE, "x": Call(os.system, command)}, r"\.system"),
     "object": (lambda command: in_args(Thing()), r"test_unpickle\.Thing"),
-    "nested object": (lambda command: in_args(argparse.Namespace(a=[{"b": Thing()}])), r"test_unpickle\.Thing"),
+    "nested object": (
+        lambda command: in_args(argparse.Namespace(a=[{"b": Thing()}])),
+        r"test_unpickle\.Thing",
+    ),
     "function": (lambda command: in_args(os.getcwd), "getcwd"),
     "class": (lambda command: in_args(torch.optim.AdamW), r"torch\.optim\.adamw\.AdamW"),
     "path that exists": (lambda command: in_args(Call(pathlib.Path, "/a")), r"pathlib\.Path"),
@@ -154,7 +185,11 @@ def test_other_objects_are_refused_and_nothing_runs(tmp_path, kind, zipped):
 def test_damaged_files_are_refused(tmp_path, zipped):
     """Bytes are changed, and the end is cut off, anywhere; torch's reader raises many kinds of errors."""
     save(tmp_path / "whole.pth", in_args(np.float64(1)), zipped)
-    whole, path, generator = (tmp_path / "whole.pth").read_bytes(), tmp_path / "a.pth", np.random.default_rng(0)
+    whole, path, generator = (
+        (tmp_path / "whole.pth").read_bytes(),
+        tmp_path / "a.pth",
+        np.random.default_rng(0),
+    )
     for _ in range(300):
         data = bytearray(whole)
         for place in generator.integers(0, min(len(data), 1500), generator.integers(1, 6)):
@@ -171,5 +206,7 @@ def test_a_command_says_it_in_a_line(tmp_path, capsys):
     recording = write_ci16(tmp_path / "recordings")
     assert call(main_segment, recording, "--weights", tmp_path / "a.pth", "--output", tmp_path / "out") == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'a.pth'}: expected a file of weights of tensors and plain values; found")
+    assert line.startswith(
+        f"error: {tmp_path / 'a.pth'}: expected a file of weights of tensors and plain values; found"
+    )
     assert not mark.exists()

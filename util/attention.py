@@ -77,7 +77,9 @@ if triton:
             greatest = new
         out += sample.to(tl.int64) * num_tokens * HEADS * WIDTH + head * WIDTH
         _store_rows(out, rows, HEADS * WIDTH, d, num_tokens, sums / total[:, None])
-        tl.store(lse + tl.program_id(0) * num_tokens + rows, greatest + tl.log2(total), mask=rows < num_tokens)
+        tl.store(
+            lse + tl.program_id(0) * num_tokens + rows, greatest + tl.log2(total), mask=rows < num_tokens
+        )
 
     @triton.autotune(CONFIGS, key=["num_tokens", "HEADS", "WIDTH"])
     @triton.jit
@@ -248,4 +250,8 @@ def is_faster(attention, batch_size, tokens, dtype):
 def _seconds(attend, qkv):
     """Seconds of a forward and backward pass."""
     names = {"attend": attend, "qkv": qkv, "grad": torch.randn_like(attend()), "torch": torch}
-    return Timer("torch.autograd.grad(attend(), qkv, grad)", globals=names).blocked_autorange(min_run_time=0.05).median
+    return (
+        Timer("torch.autograd.grad(attend(), qkv, grad)", globals=names)
+        .blocked_autorange(min_run_time=0.05)
+        .median
+    )

@@ -151,8 +151,10 @@ def first_epoch(state, batch):
         UserError: the checkpoint is within an epoch, and its steps had another number of samples.
     """
     if state["progress"]["epoch_step"] and state["effective_batch"] != batch:
-        raise UserError(f"--batch_size: expected {state['effective_batch']} samples to a step over all processes, to go on "
-                        f"within an epoch; found {batch}")  # fmt: skip
+        raise UserError(
+            f"--batch_size: expected {state['effective_batch']} samples to a step over all processes, to go on "
+            f"within an epoch; found {batch}"
+        )
     return state["epoch"] + 1
 
 

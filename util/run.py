@@ -193,9 +193,20 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
     )
     peak = getattr(args, "peak_tflops", None)
     return Run(
-        args, device, amp, autocast, scaler, compile_mode, accum_iter, effective_batch, lr, schedule, stop, record,
+        args,
+        device,
+        amp,
+        autocast,
+        scaler,
+        compile_mode,
+        accum_iter,
+        effective_batch,
+        lr,
+        schedule,
+        stop,
+        record,
         peak and peak_flops_per_s(peak, amp, device),
-    )  # fmt: skip
+    )
 
 
 def check_args(args):

@@ -93,22 +93,31 @@ class Scene:
         """(bits, power_db) of a transmission; see `radio.scenes.traffic.schedule`."""
         transmission = self.transmissions[number]
         rng = self.stream.child(FIRST_TRANSMISSION + number).child(0).generator()
-        return traffic.schedule(transmission.traffic, transmission.first_slot, transmission.num_slots,
-                                transmission.cell.num_rb, rng)  # fmt: skip
+        return traffic.schedule(
+            transmission.traffic,
+            transmission.first_slot,
+            transmission.num_slots,
+            transmission.cell.num_rb,
+            rng,
+        )
 
     def carriers(self):
         """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of the band."""
         half_hz = self.sample_rate_hz / 2
         found = []
         for number, transmission in enumerate(self.transmissions):
-            first_s, last_s = (_clip(time, 0.0, self.num_samples * self.interval_s) for time in transmission.span_s())
+            first_s, last_s = (
+                _clip(time, 0.0, self.num_samples * self.interval_s) for time in transmission.span_s()
+            )
             band = self._band_hz(number, first_s, last_s)
             if band is None or last_s <= first_s:
                 continue
             low, high = (_clip(edge + transmission.offset_hz, -half_hz, half_hz) for edge in band)
             if high > low:
                 scale = 1 / (self.interval_s * self.sample_rate_hz)
-                found.append(Carrier(transmission.label, first_s * scale, (last_s - first_s) * scale, low, high))
+                found.append(
+                    Carrier(transmission.label, first_s * scale, (last_s - first_s) * scale, low, high)
+                )
         return found
 
     def _band_hz(self, number, first_s, last_s):
@@ -116,7 +125,9 @@ class Scene:
         transmission = self.transmissions[number]
         cell = transmission.cell
         if transmission.label == LTE:
-            half_hz = (6 * cell.num_rb + 0.5) * lte.SPACING_HZ  # the unused subcarrier in the middle makes one more
+            half_hz = (
+                6 * cell.num_rb + 0.5
+            ) * lte.SPACING_HZ  # the unused subcarrier in the middle makes one more
             return -half_hz, half_hz
         first_symbol, last_symbol = (
             14 * (time + transmission.first_sample_s) / transmission.slot_s - 14 * transmission.first_slot
@@ -160,9 +171,13 @@ def _transmit(iq, scene, number):
     stream = scene.stream.child(FIRST_TRANSMISSION + number).child(1)
     bits, power_db = scene.schedule(number)
     if transmission.label == LTE:
-        grids = [lte.resource_grid(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)]
+        grids = [
+            lte.resource_grid(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)
+        ]
     else:
-        grids = nr_grid.resource_grids(transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db)
+        grids = nr_grid.resource_grids(
+            transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db
+        )
 
     # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource elements
     energy, elements = 0.0, 0
@@ -171,7 +186,10 @@ def _transmit(iq, scene, number):
         if rows.stop == rows.start or columns.stop == columns.start:
             continue
         first = _propagate(grid, transmission, scene)
-        seen, occupied = grid.values[0, rows, columns.start - first : columns.stop - first], grid.occupied[rows, columns]
+        seen, occupied = (
+            grid.values[0, rows, columns.start - first : columns.stop - first],
+            grid.occupied[rows, columns],
+        )
         energy += float(_energy(seen, occupied)) / (grid.spacing_hz * scene.interval_s)
         elements += int(occupied.sum())
     if not energy:
@@ -179,14 +197,24 @@ def _transmit(iq, scene, number):
     gain = math.sqrt(10 ** (transmission.snr_db / 10) * elements / energy)
 
     for grid in grids:
-        ofdm.modulate(iq, grid.values[0].mul_(gain), grid, transmission.offset_hz, scene.interval_s,
-                      transmission.first_sample_s, transmission.edge_s)  # fmt: skip
+        ofdm.modulate(
+            iq,
+            grid.values[0].mul_(gain),
+            grid,
+            transmission.offset_hz,
+            scene.interval_s,
+            transmission.first_sample_s,
+            transmission.edge_s,
+        )
 
 
 def _energy(values, occupied):
     """Sum of |values|² where they are occupied: float64, on the device; in blocks of symbols, to need little memory."""
     blocks = zip(values.split(_ENERGY_SYMBOLS), occupied.split(_ENERGY_SYMBOLS), strict=True)
-    sums = [(torch.view_as_real(part).square().sum(dim=2) * sent).sum(dtype=torch.float64) for part, sent in blocks]
+    sums = [
+        (torch.view_as_real(part).square().sum(dim=2) * sent).sum(dtype=torch.float64)
+        for part, sent in blocks
+    ]
     return torch.stack(sums).sum()
 
 
@@ -199,7 +227,9 @@ def _propagate(grid, transmission, scene):
     """
     first, width = 0, grid.values.shape[2]
     if transmission.backoff_db is not None and bool(grid.occupied.any()):
-        inside = _in_band(grid.lowest_hz - width * grid.spacing_hz, 3 * width, grid.spacing_hz, transmission, scene)
+        inside = _in_band(
+            grid.lowest_hz - width * grid.spacing_hz, 3 * width, grid.spacing_hz, transmission, scene
+        )
         grid.values = channel.amplify(grid.values, transmission.backoff_db, keep=inside)
         first = inside.start - width
         grid.lowest_hz += first * grid.spacing_hz
@@ -216,12 +246,16 @@ def _observed(grid, transmission, scene):
     starts, _ = ofdm.symbol_times(grid.spacing_hz, grid.first_symbol, grid.occupied.shape[0])
     starts_s = starts.double() / ofdm.TC_PER_S - transmission.first_sample_s
     rows = (starts_s[1:] > scene.interval_s) & (starts_s[:-1] < scene.duration_s - scene.interval_s)
-    return _slice(rows), _in_band(grid.lowest_hz, grid.occupied.shape[1], grid.spacing_hz, transmission, scene)
+    return _slice(rows), _in_band(
+        grid.lowest_hz, grid.occupied.shape[1], grid.spacing_hz, transmission, scene
+    )
 
 
 def _in_band(lowest_hz, count, spacing_hz, transmission, scene):
     """The slice of subcarriers that the band holds."""
-    frequencies_hz = transmission.offset_hz + lowest_hz + spacing_hz * torch.arange(count, dtype=torch.float64)
+    frequencies_hz = (
+        transmission.offset_hz + lowest_hz + spacing_hz * torch.arange(count, dtype=torch.float64)
+    )
     return _slice(frequencies_hz.abs() * scene.interval_s < 0.5)
 
 
