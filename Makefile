@@ -40,6 +40,7 @@ $(DEMO)/air: | $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(PYTEST) -m "not slow"
 
 test-all: test

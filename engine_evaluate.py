@@ -20,7 +20,8 @@ MOST_SNRS = 32  # that are groups of their own; a data set with more has ranges
 def groupings(part):
     """Groups of every sample, for those that say what is in them: see `evaluate`.
 
-    Scenes are grouped by SNR range and by technologies; samples of a source with the column "snr", in dB, by that.
+    Scenes are grouped by SNR range and by technologies; samples of a source with the column "snr", in dB, by
+    that.
     """
     column = getattr(part.source, "groups", {}).get("snr")
     if column is not None and column.dtype.kind in "fiu":
@@ -86,7 +87,10 @@ def report(measured, model, batches, run, class_names, step):
 
 
 def shown(scores):
-    """Numbers of the best, median and worst samples, best first. Those without a score come if there are no others."""
+    """Numbers of the best, median and worst samples, best first.
+
+    Those without a score come if there are no others.
+    """
     order = torch.argsort(scores, descending=True, stable=True)
     rated = order[~scores[order].isnan()].tolist() or order.tolist()
     third = SHEET_SAMPLES // 3
@@ -96,7 +100,9 @@ def shown(scores):
 
 @torch.no_grad()
 def predictions(model, batches, run, scores):
-    """What the sheet shows of the best, median and worst samples: dicts of number, image [F, T], target, prediction."""
+    """What the sheet shows of the best, median and worst samples: dicts of number, image [F, T], target,
+    prediction.
+    """
     model = parallel.unwrap(model).eval()
     rows = []
     for number in shown(scores):

@@ -70,7 +70,8 @@ class Objective:
         self.weight = None if weight is None else weight.to(device)  # of the classes, float [classes]
 
     def augment(self, batch, epoch, place):
-        """(images, target) of a batch: ids, int64 [B, ...], or with Mixup shares of the classes, float [B, classes].
+        """(images, target) of a batch: ids, int64 [B, ...], or with Mixup shares of the classes, float [B,
+        classes].
 
         Args:
             place: of the batch's first sample in the epoch.
@@ -99,7 +100,9 @@ class Objective:
 
 
 def batches_of(part, data, run, training=False, more_numbers=0):
-    """`data.batches.Batches` of a part of the data; more_numbers: random numbers of each sample for the model."""
+    """`data.batches.Batches` of a part of the data; more_numbers: random numbers of each sample for the
+    model.
+    """
     dataset = LabelledSamples(part, run.args.seed, training and data.fresh, more_numbers)
     # Batch norm cannot normalize a last batch of one sample.
     drop_single = training and run.args.model in models_deeplab.PRESETS
@@ -115,8 +118,8 @@ def batches_of(part, data, run, training=False, more_numbers=0):
 def best_so_far(path, saved):
     """The state of the best epoch until a checkpoint: its own, or that of checkpoint-best.pth beside it.
 
-    A run that was killed between the two saves has a best of the next epoch; that epoch comes again. A run whose disk was
-    full when its best was due has an older best.
+    A run that was killed between the two saves has a best of the next epoch; that epoch comes again. A run
+    whose disk was full when its best was due has an older best.
     """
     if saved["best_epoch"] < 0 or (
         saved["best_epoch"] == saved["epoch"] and not saved["progress"]["epoch_step"]
@@ -133,11 +136,13 @@ def best_so_far(path, saved):
 
 
 def train(model, optimizer, objective, batches, data, run, progress, first_epoch):
-    """Train to the last epoch with validation, log and checkpoints; the model ends as it was in its best epoch.
+    """Train to the last epoch with validation, log and checkpoints; the model ends as it was in its best
+    epoch.
 
     Args:
         model: as `util.parallel.wrap` returned it; batches: `data.batches.Batches` of the training part.
-        progress: the `util.progress.Progress` to start from; its `score` has "best", "best_epoch", "seconds_training".
+        progress: the `util.progress.Progress` to start from; its `score` has "best", "best_epoch",
+            "seconds_training".
     """
     args, record, state = run.args, run.record, (model, optimizer, run.scaler, progress)
     val_batches = batches_of(data.parts["val"], data, run)
@@ -187,7 +192,9 @@ def train(model, optimizer, objective, batches, data, run, progress, first_epoch
 
 
 def warm_up(model, run, shape, drops, compile_mode):
-    """Compile the training step with a batch of zeros: images of `shape`, (C, F, T), and `drops` random numbers each."""
+    """Compile the training step with a batch of zeros: images of `shape`, (C, F, T), and `drops` random
+    numbers each.
+    """
 
     def loss_of_zeros():
         images = torch.zeros(run.args.batch_size, *shape, device=run.device)
@@ -269,12 +276,13 @@ def evaluate(model, batches, run, class_names, groupings=None):
 
     Args:
         batches: `data.batches.Batches` of `data.labelled.LabelledSamples`.
-        groupings: dict of a grouping's name to a list of each sample's group, by number: figures are given for each too.
+        groupings: dict of a grouping's name to a list of each sample's group, by number: figures are given
+            for each too.
 
     Returns:
-        dict: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the same}}), `loss`, `seconds`, `scores`:
-        float64 [N], of masks each sample's `util.metrics.foreground_iou`, otherwise 1 where the class is right and 0 where
-        it is not. Of all processes.
+        dict: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the same}}), `loss`,
+            `seconds`, `scores`: float64 [N], of masks each sample's `util.metrics.foreground_iou`, otherwise
+            1 where the class is right and 0 where it is not. Of all processes.
 
     Raises:
         StoppedError: a signal asked for it.

@@ -16,7 +16,8 @@ def train(model, optimizer, batches, held_out, run, progress, first_epoch, start
     """Train to the last epoch, with evaluation, log and checkpoints.
 
     Args:
-        model: as `util.parallel.wrap` returned it; batches, held_out: `data.batches.Batches`; held_out may be None.
+        model: as `util.parallel.wrap` returned it; batches, held_out: `data.batches.Batches`; held_out may be
+            None.
         progress: the `util.progress.Progress` to start from, counted on.
         starts_from_weights: evaluate before the first step too.
     """
@@ -57,8 +58,8 @@ def train(model, optimizer, batches, held_out, run, progress, first_epoch, start
 def train_one_epoch(model, batches, optimizer, run, epoch, progress):
     """Train from the position of `progress` to the end of the epoch.
 
-    `accum_iter` batches of each process make a step, fewer at the end of the epoch. Every sample of a step has the same
-    weight, so that the step is that of one large batch.
+    `accum_iter` batches of each process make a step, fewer at the end of the epoch. Every sample of a step
+    has the same weight, so that the step is that of one large batch.
 
     Returns:
         dict of the epoch's statistics.

@@ -15,8 +15,8 @@ PICTURES = 4  # samples in the picture
 def reconstruct(model, images, noise, mask_ratio):
     """Masked images as the model completes them, in the units of the images.
 
-    Visible patches are copied: the loss never asked for them. With `norm_pix_loss` a predicted patch gets the mean and
-    variance of the original patch, which a model would not have.
+    Visible patches are copied: the loss never asked for them. With `norm_pix_loss` a predicted patch gets the
+    mean and variance of the original patch, which a model would not have.
 
     Args:
         images: float [N, C, F, T]; noise: float [N, L].

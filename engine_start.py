@@ -13,8 +13,8 @@ from util import checkpoint, distributed, loading, lora, pretrained, recipes, re
 from util import run as runs
 from util.errors import UserError, warn
 
-# Flags that may differ when resuming: where things are and how fast they come (the front end itself is compared). Those of
-# learning may differ with a warning, others may not.
+# Flags that may differ when resuming: where things are and how fast they come (the front end itself is
+# compared). Those of learning may differ with a warning, others may not.
 FREE_FLAGS = runs.FREE_FLAGS | {"eval", "seeds", "val_every", "input_size", "n_fft", "window_ms", "recipe"}
 LEARNING_FLAGS = {
     *(
@@ -202,7 +202,8 @@ def open_data(args, start, device):
 
 
 def build_model(args, data, start):
-    """The model, with pretrained weights where there are some; prints what was loaded, left and new, and what trains.
+    """The model, with pretrained weights where there are some; prints what was loaded, left and new, and what
+    trains.
 
     Args:
         start: a `Start`, or None for an empty model.
@@ -256,7 +257,8 @@ def _report_trained(model, names, args):
 
 
 def check_division(args, start, data):
-    """See that the samples are in the parts in which the run of a checkpoint had them; an evaluation only warns.
+    """See that the samples are in the parts in which the run of a checkpoint had them; an evaluation only
+    warns.
 
     Raises:
         UserError: they are not, and the run is to continue.
@@ -276,10 +278,12 @@ def check_division(args, start, data):
 
 
 def check_resumed(run, start):
-    """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the same.
+    """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the
+    same.
 
-    A checkpoint that was found must have all flags of the run. One that `--resume` names may have other flags of learning,
-    with a warning. With --split that file divides the data. Checkpoints of older versions lack flags that came later.
+    A checkpoint that was found must have all flags of the run. One that `--resume` names may have other flags
+    of learning, with a warning. With --split that file divides the data. Checkpoints of older versions lack
+    flags that came later.
     """
     args, flags, path, theirs = run.args, run.flags, start.path, start.saved["args"]
     if args.resume == "auto":

@@ -1,4 +1,5 @@
-"""Run the notebooks of this folder, save what they show in them, and take the pictures of README.md from there.
+"""Run the notebooks of this folder, save what they show in them, and take the pictures of README.md from
+there.
 
 pip install -r requirements-dev.txt
 python demo/run_notebooks.py

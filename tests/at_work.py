@@ -1,4 +1,5 @@
-"""What the processes of tests/test_distributed.py do, as a command for tests/support.py to start: one of `WORK` by its name.
+"""What the processes of tests/test_distributed.py do, as a command for tests/support.py to start: one of
+`WORK` by its name.
 
 It imports little, so it is what a launcher starts sooner than a trainer.
 """

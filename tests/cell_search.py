@@ -1,9 +1,11 @@
-"""A small cell searcher for LTE and 5G NR, the judge of the synthesizer: it knows the 3GPP standards and none of `radio`.
+"""A small cell searcher for LTE and 5G NR, the judge of the synthesizer: it knows the 3GPP standards and none
+of `radio`.
 
-Normal cyclic prefix. A recording goes through one FFT; each frequency hypothesis is a slice of its bins, which mixes and
-resamples at once, to 128 (LTE) or 256 (NR) samples a symbol. There the PSS is correlated, normalised by the local power
-(for LTE summed over half-frames); around its strongest peaks every SSS is tried, on the channel seen by the PSS; both
-together then fix delay and frequency; the PBCH DM-RS tells NR's SSB index.
+Normal cyclic prefix. A recording goes through one FFT; each frequency hypothesis is a slice of its bins,
+which mixes and resamples at once, to 128 (LTE) or 256 (NR) samples a symbol. There the PSS is correlated,
+normalised by the local power (for LTE summed over half-frames); around its strongest peaks every SSS is
+tried, on the channel seen by the PSS; both together then fix delay and frequency; the PBCH DM-RS tells NR's
+SSB index.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ import numpy as np
 from scipy import fft
 from scipy.special import gammaln, logsumexp
 
-# 750 searches of noise stayed under 6.1, those of captures without a cell under 5; each step of 1 is ten times rarer.
+# 750 searches of noise stayed under 6.1, those of captures without a cell under 5; each step of 1 is ten
+# times rarer.
 THRESHOLD = 10.0
 DMRS_THRESHOLD = 0.3  # 1/6 is what noise gives, with a standard deviation of 0.03
 CANDIDATES = 12
@@ -25,12 +28,14 @@ LTE_LONGEST_S = 0.04  # eight PSS are plenty, and clocks off by 20 ppm blur no m
 class Found:
     """A cell.
 
-    frame_start_s: a radio-frame boundary from the first sample, modulo `frame_modulo_s`, as the strongest path arrives.
+    frame_start_s: a radio-frame boundary from the first sample, modulo `frame_modulo_s`, as the strongest
+    path arrives.
     frame_modulo_s: 10 ms; 5 ms for NR with eight SSBs, whose DM-RS do not tell the half-frames apart.
     offset_hz: the carrier's (SSB's) centre relative to the centre searched, CFO included.
     duplex: "FDD" or "TDD" for LTE (from the distance of SSS and PSS), "" for NR.
     ssb_index: of the SSB that was found; None for LTE.
-    metric: minus the decimal logarithm of the probability that noise gives an SSS that good; `THRESHOLD` at least.
+    metric: minus the decimal logarithm of the probability that noise gives an SSS that good; `THRESHOLD` at
+    least.
     """
 
     technology: str
@@ -45,8 +50,9 @@ class Found:
 
 @dataclass(frozen=True)
 class _Standard:
-    """spacing_hz, size: of a subcarrier, of the FFT. tones: subcarriers of PSS and SSS. pss: [3, tones]. sss: [halves,
-    N_ID_1, N_ID_2, tones]. sss_after: samples from PSS to SSS by duplex mode. period: samples between two PSS, or None.
+    """spacing_hz, size: of a subcarrier, of the FFT. tones: subcarriers of PSS and SSS. pss: [3, tones]. sss:
+    [halves, N_ID_1, N_ID_2, tones]. sss_after: samples from PSS to SSS by duplex mode. period: samples
+    between two PSS, or None.
     whole: samples from the start of a PSS to the end of what has to follow it."""
 
     spacing_hz: float
@@ -64,7 +70,8 @@ class _Standard:
 
 
 def find_lte(iq, sample_rate_hz, center_hz=0.0, max_offset_hz=15e3) -> Found | None:
-    """The strongest LTE cell within `max_offset_hz` of `center_hz`, in the first 40 ms of iq (complex [samples]).
+    """The strongest LTE cell within `max_offset_hz` of `center_hz`, in the first 40 ms of iq (complex
+    [samples]).
 
     Wants 5 ms at least, and a sample rate of 0.96 MHz (ValueError). TS 36.211 sections 4, 6.11 and 6.12.
     """
@@ -80,10 +87,12 @@ def find_lte(iq, sample_rate_hz, center_hz=0.0, max_offset_hz=15e3) -> Found | N
 
 
 def find_nr(iq, sample_rate_hz, ssb_center_hz=0.0, spacing_hz=30e3, max_offset_hz=15e3, case=None, num_ssb=8):
-    """The NR cell with the strongest SSB within `max_offset_hz` of `ssb_center_hz` (its subcarrier 120): Found | None.
+    """The NR cell with the strongest SSB within `max_offset_hz` of `ssb_center_hz` (its subcarrier 120):
+    Found | None.
 
-    spacing_hz: 15e3 or 30e3. case: "A", "B" or "C" of TS 38.213 4.1; by default A for 15 kHz and C for 30 kHz. num_ssb:
-    4 (below 3 GHz) or 8, the most SSBs that a half-frame may have. Whole SSBs only. TS 38.211 7.4.1.4, 7.4.2, 7.4.3.
+    spacing_hz: 15e3 or 30e3. case: "A", "B" or "C" of TS 38.213 4.1; by default A for 15 kHz and C for 30
+    kHz. num_ssb: 4 (below 3 GHz) or 8, the most SSBs that a half-frame may have. Whole SSBs only. TS 38.211
+    7.4.1.4, 7.4.2, 7.4.3.
     """
     case = case or {15e3: "A", 30e3: "C"}[spacing_hz]
     if (spacing_hz == 15e3) != (case == "A") or num_ssb not in (4, 8):
@@ -195,9 +204,13 @@ class _Bins:
 
 @dataclass
 class _Cell:
-    """A PSS with its SSS. start: where the PSS begins after its prefix, in (fractional) samples of rate_hz. half: of the
-    frame, 0 or 1, that this PSS is in (LTE). iq: at rate_hz, mixed down by mixed_hz; residual_hz is left in it. others:
-    further candidates with the same identity, best first. again: samples from this PSS to others that are used with it."""
+    """A PSS with its SSS.
+
+    start: where the PSS begins after its prefix, in (fractional) samples of rate_hz. half: of the frame, 0 or
+    1, that this PSS is in (LTE). iq: at rate_hz, mixed down by mixed_hz; residual_hz is left in it. others:
+    further candidates with the same identity, best first. again: samples from this PSS to others that are
+    used with it.
+    """
 
     metric: float
     cell_id: int
@@ -255,7 +268,8 @@ def _pss_candidates(bins, standard, hypotheses_hz):
     symbol[:, standard.tones] = standard.pss
     matched = fft.fft(fft.ifft(symbol, norm="ortho").astype(np.complex64), count).conj()  # (3, count)
     matched /= np.sqrt(len(standard.tones))
-    # Only the PSS's band, with room for the offset; white noise has this many complex dimensions in a symbol there.
+    # Only the PSS's band, with room for the offset; white noise has this many complex dimensions in a symbol
+    # there.
     half_band = round((len(standard.tones) / 2 + 4) / size * count)
     band = np.zeros(count, np.float32)
     band[:half_band] = band[-half_band:] = 1
@@ -293,7 +307,8 @@ def _pss_candidates(bins, standard, hypotheses_hz):
 
 
 def _symbols(iq, rate_hz, standard, starts, residual_hz, tones):
-    """Subcarriers `tones` of the symbols at `starts`, from FFTs that begin a quarter of a prefix early: [starts, tones].
+    """Subcarriers `tones` of the symbols at `starts`, from FFTs that begin a quarter of a prefix early:
+    [starts, tones].
 
     Those far above the median (a receiver's spurs) are cut to three times that.
     """
@@ -330,13 +345,15 @@ def _best_sss(iq, rate_hz, standard, root, start, residual_hz):
         channel = fft.ifft(fft.fft(channel, 160) * SMOOTH)[:, : len(tones)]  # (starts, tones)
         symbol = _symbols(iq, rate_hz, standard, starts + after, residual_hz, tones)
         product = symbol * np.exp(-1j * np.angle(channel))
-        # At most 1, and that only if all tones are equally strong: a spur on a few of them looks like many an SSS.
+        # At most 1, and that only if all tones are equally strong: a spur on a few of them looks like many an
+        # SSS.
         power = (
             len(tones)
             * np.maximum((np.abs(product) ** 2).sum(axis=1), np.finfo(np.float32).tiny)[:, None, None]
         )
         likeness = np.abs(np.einsum("st,hit->shi", product, sss, optimize=True)) ** 2 / power
-        # For noise, 1 - likeness is beta distributed with (tones - 1, 1): this is exponential, and its sum gamma.
+        # For noise, 1 - likeness is beta distributed with (tones - 1, 1): this is exponential, and its sum
+        # gamma.
         evidence = -(len(tones) - 1) * np.log1p(-np.minimum(likeness, 1 - 1e-6))  # (starts, halves, N_ID_1)
         index = np.arange(len(starts))
         for half in range(halves):
@@ -396,7 +413,8 @@ def _refine(cell, standard, known):
     )
     cell.start = float(known[0][0][0] + delays[column] + _vertex(power[row], column) * 0.125)
     if standard.period:
-        # The phase from PSS to SSS is finer, but repeats. NR gives each symbol a phase of its own (TS 38.211 5.4).
+        # The phase from PSS to SSS is finer, but repeats. NR gives each symbol a phase of its own (TS 38.211
+        # 5.4).
         pss, sss = channels(cell.residual_hz)
         radians_per_hz = 2 * np.pi * standard.sss_after[cell.duplex] / cell.rate_hz
         turn = np.angle((sss * pss.conj()).sum() * np.exp(-1j * radians_per_hz * cell.residual_hz))
@@ -412,7 +430,9 @@ def _vertex(values, at):
 
 
 def _prefix_residual_hz(cell, standard):
-    """Frequency that the prefixes of an SSB's four symbols see beyond `residual_hz`, from their last two thirds."""
+    """Frequency that the prefixes of an SSB's four symbols see beyond `residual_hz`, from their last two
+    thirds.
+    """
     first = round(cell.start) + np.array([0, *cell.again])[:, None, None]
     prefix = first + 274 * np.arange(4)[:, None] - np.arange(1, 13)
     turn = np.vdot(cell.iq[np.maximum(prefix, 0)], cell.iq[prefix + standard.size])
@@ -421,8 +441,10 @@ def _prefix_residual_hz(cell, standard):
 
 
 def _known_dmrs(cell, standard, later=0):
-    """The three bits that the PBCH DM-RS carry (of the SSB index, or of half-frame and index), and the DM-RS as `_known`
-    gives it; or None if none fits. later: samples from the cell's PSS to that of the SSB in question."""
+    """The three bits that the PBCH DM-RS carry (of the SSB index, or of half-frame and index), and the DM-RS
+    as `_known` gives it; or None if none fits. later: samples from the cell's PSS to that of the SSB in
+    question.
+    """
     shift = cell.cell_id % 4
     every = np.arange(shift, 240, 4) - 120
     outer = every[(every < -72) | (every >= 72)]

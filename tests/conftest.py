@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-# The models here are so small that threads would cost more than they bring, above all where the cores are shared.
+# The models here are so small that threads would cost more than they bring, above all where the cores are
+# shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 

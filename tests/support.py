@@ -1,4 +1,6 @@
-"""What several test files need: recordings and data sets to read, commands to run as a user would, what they leave."""
+"""What several test files need: recordings and data sets to read, commands to run as a user would, what they
+leave.
+"""
 
 import contextlib
 import importlib
@@ -212,7 +214,10 @@ def columns_of(low_hz, high_hz, value, size=256):
 
 
 def hdf4(*blocks):
-    """An HDF4 file. A block is a list of (tag, ref, content); each gets an unused descriptor, and links to the next."""
+    """An HDF4 file.
+
+    A block is a list of (tag, ref, content); each gets an unused descriptor, and links to the next.
+    """
     sizes = [6 + 12 * (len(block) + 1) for block in blocks]
     starts = np.cumsum([4, *sizes]).tolist()
     descriptors, contents, position = b"", b"", starts[-1]
@@ -324,7 +329,10 @@ def write_npz_of_days(path):
 
 
 def write_radioml(path, classes=24, snrs=(-20, 0, 18), each=4, samples=1024, seed=0, **changes):
-    """As GOLD_XYZ_OSC.0001_1024.hdf5: X, Y, Z, sorted by class, then SNR. Class k is a tone at bin k of `classes`."""
+    """As GOLD_XYZ_OSC.0001_1024.hdf5: X, Y, Z, sorted by class, then SNR.
+
+    Class k is a tone at bin k of `classes`.
+    """
     rows = [(label, snr) for label in range(classes) for snr in snrs for _ in range(each)]
     rng, time = np.random.default_rng(seed), np.arange(samples)
     iq = rng.standard_normal((len(rows), samples, 2)) * 0.1
@@ -389,7 +397,9 @@ def command(script, *flags, **kwargs):
 
 
 def wait_for(condition, going_on=lambda: True, timeout_s=300):
-    """What `condition` returns once that is true; fails as soon as `going_on` is false, or where nothing ever happens."""
+    """What `condition` returns once that is true; fails as soon as `going_on` is false, or where nothing ever
+    happens.
+    """
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert going_on(), "ended too early"
@@ -476,7 +486,8 @@ def free_port():
 
 
 def _begin(module, flags, environment, output):
-    """What a process does: its command, with what it prints in two files, a tiny preset, and pictures without contents.
+    """What a process does: its command, with what it prints in two files, a tiny preset, and pictures without
+    contents.
 
     What the machine could do at best, for the log, is measured with matrices that take no time.
     """
@@ -522,7 +533,8 @@ def start(folder, world_size, module, *flags, **environment):
     """Start the processes of a run, as a launcher does; a single one without what a launcher sets.
 
     Args:
-        folder: where what they print goes; module: "main_pretrain", or another with `main` and `get_args_parser`.
+        folder: where what they print goes; module: "main_pretrain", or another with `main` and
+            `get_args_parser`.
 
     Returns:
         A list of `Rank`.

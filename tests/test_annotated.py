@@ -1,4 +1,6 @@
-"""Annotated recordings: masks against the power in their spectrograms, and against what is known of the shared captures."""
+"""Annotated recordings: masks against the power in their spectrograms, and against what is known of the
+shared captures.
+"""
 
 import io
 import re
@@ -93,7 +95,8 @@ def test_masks_are_where_the_power_is(tmp_path, capsys):
         power = front_end().decibels(torch.from_numpy(values)[None])[0, 0].numpy()
         mask = source.target(index)
         assert mask.dtype == np.uint8
-        # Borders of bands and bursts are not sharp: cells whose neighbours in all directions are of the same kind are.
+        # Borders of bands and bursts are not sharp: cells whose neighbours in all directions are of the same
+        # kind are.
         around = np.lib.stride_tricks.sliding_window_view(np.pad(mask > 0, 2, "edge"), (5, 5))
         clear = around.all((2, 3)) | ~around.any((2, 3))
         assert clear.mean() > 0.6

@@ -80,7 +80,9 @@ def test_blocks_of_one_shape_are_compiled_once():
     [(5, 50, 2, 32, 2 * 2 * 50**2 * 2), (2, 197, 4, 16, 1), (3, 33, 1, 64, 2**20)],
 )
 def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, chunk):
-    """As near to those in double precision as bf16 lets them be, scores far from 0 included; chunks with a remainder."""
+    """As near to those in double precision as bf16 lets them be, scores far from 0 included; chunks with a
+    remainder.
+    """
     monkeypatch.setattr(attention, "CHUNK_BYTES", chunk)
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, heads, width)

@@ -1,4 +1,6 @@
-"""The label everywhere: against SigMF's own library, real annotations, counted cells and the energy of signals."""
+"""The label everywhere: against SigMF's own library, real annotations, counted cells and the energy of
+signals.
+"""
 
 import itertools
 import json

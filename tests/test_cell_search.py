@@ -1,7 +1,7 @@
 """The cell searcher: against signals made here by other code, real captures and noise.
 
-What a cell sends is written here a second time from the clauses, in another way: tables where the searcher has formulas,
-shift registers as integers, the FFT of 2048 with all its prefixes.
+What a cell sends is written here a second time from the clauses, in another way: tables where the searcher
+has formulas, shift registers as integers, the FFT of 2048 with all its prefixes.
 """
 
 import re
@@ -70,8 +70,9 @@ def modulate(grid, prefixes, size):
 
 
 def received(frame, repeats, made_hz, sample_rate_hz, delay_s, offset_hz, snr_db, rng):
-    """The periodic `frame` repeated at another sample rate, late by delay_s, off by offset_hz, with noise of unit power
-    in all of the band and the carrier snr_db above it."""
+    """The periodic `frame` repeated at another sample rate, late by delay_s, off by offset_hz, with noise of
+    unit power in all of the band and the carrier snr_db above it.
+    """
     count = round(len(frame) * sample_rate_hz / made_hz)
     bins = np.fft.fft(frame) * np.exp(-2j * np.pi * np.fft.fftfreq(len(frame), 1 / made_hz) * delay_s)
     keep = min(count, len(frame)) // 2
@@ -79,7 +80,8 @@ def received(frame, repeats, made_hz, sample_rate_hz, delay_s, offset_hz, snr_db
     resampled[:keep], resampled[-keep:] = bins[:keep], bins[-keep:]
     iq = np.tile(np.fft.ifft(resampled) * count / len(frame), repeats)
     iq *= np.exp(2j * np.pi * offset_hz / sample_rate_hz * np.arange(len(iq)))
-    # A subcarrier of power 1 in the grid has the power spectral density of noise with a power of 1 at made_hz.
+    # A subcarrier of power 1 in the grid has the power spectral density of noise with a power of 1 at
+    # made_hz.
     return (iq * 10 ** (snr_db / 20) + noise(len(iq), rng) * np.sqrt(sample_rate_hz / made_hz)).astype(
         np.complex64
     )
@@ -90,7 +92,9 @@ def noise(count, rng):
 
 
 def lte_frame(cell_id, duplex, rng, blocks=50):
-    """10 ms at 30.72 MHz: PSS, SSS and random QPSK on all the rest; of a TDD cell, in the subframes of configuration 0."""
+    """10 ms at 30.72 MHz: PSS, SSS and random QPSK on all the rest; of a TDD cell, in the subframes of
+    configuration 0.
+    """
     grid = np.zeros((20, 7, 2048), complex)  # slot, symbol, subcarrier
     used = 1024 + np.delete(np.arange(-6 * blocks, 6 * blocks + 1), 6 * blocks)
     grid[..., used] = qpsk(rng, 20, 7, len(used))
@@ -106,8 +110,9 @@ def lte_frame(cell_id, duplex, rng, blocks=50):
 
 
 def nr_frame(cell_id, spacing_hz, firsts, numbers, rng, half=0, center=40, blocks=50):
-    """10 ms at 2048 × spacing_hz: SSBs with the numbers given in their DM-RS, from symbols `firsts` of the half-frame, and
-    random QPSK around; SSBs are `center` subcarriers above 0 Hz."""
+    """10 ms at 2048 × spacing_hz: SSBs with the numbers given in their DM-RS, from symbols `firsts` of the
+    half-frame, and random QPSK around; SSBs are `center` subcarriers above 0 Hz.
+    """
     per_half_ms = round(7 * spacing_hz / 15e3)
     grid = np.zeros((20 * per_half_ms, 2048), complex)
     grid[:, 1024 - 6 * blocks : 1024 + 6 * blocks] = qpsk(rng, len(grid), 12 * blocks)
@@ -312,7 +317,8 @@ def capture(name):
     ],
 )
 def test_lte_captures_have_their_cell(name, cell_id, offset_hz):
-    """The first five have it in their annotations, from other software, which found 360 on the carrier of the sixth too.
+    """The first five have it in their annotations, from other software, which found 360 on the carrier of the
+    sixth too.
     The ids of the last three, and all the offsets, are what this searcher found: stored against changes."""
     annotated = re.findall(r"pci=(\d+)", (CAPTURES / f"{name}.sigmf-meta").read_text())
     assert all(int(one) == cell_id for one in annotated)
@@ -339,7 +345,8 @@ def test_lte_captures_have_their_cell(name, cell_id, offset_hz):
     ],
 )
 def test_nr_captures_have_their_cell_on_the_synchronization_raster(name, spacing_hz, center_hz, cell_id):
-    """The ids are what this searcher found, but for 500 of 3502.8MHz, which the metadata say; so the raster is the judge.
+    """The ids are what this searcher found, but for 500 of 3502.8MHz, which the metadata say; so the raster
+    is the judge.
 
     Above 3 GHz it is 3 GHz + n · 1.44 MHz, below n · 1.2 MHz + {1, 3, 5} · 50 kHz (TS 38.104 5.4.3.1)."""
     iq, sample_rate_hz = capture(name)

@@ -1,4 +1,6 @@
-"""Both trainers as several processes: the same result however it is spread, whole after any end, and gone on from there."""
+"""Both trainers as several processes: the same result however it is spread, whole after any end, and gone on
+from there.
+"""
 
 import functools
 import json
@@ -90,7 +92,9 @@ def finetune(data, output, *flags, task="segmentation"):
 
 @pytest.fixture(scope="module")
 def through(air, tmp_path_factory):
-    """The output folder of a pretraining run that nothing happens to, by its processes and flags; tests share it."""
+    """The output folder of a pretraining run that nothing happens to, by its processes and flags; tests share
+    it.
+    """
 
     @functools.cache
     def run(count, *flags):
@@ -222,7 +226,9 @@ def test_a_model_that_is_divided_trains_as_one_that_is_copied(air, scenes, throu
 
 
 def stopped(ranks, output, step, number=signal.SIGTERM, who=0):
-    """Have a run stopped after `step` or later by a signal to one of its processes; the step that it has saved last."""
+    """Have a run stopped after `step` or later by a signal to one of its processes; the step that it has
+    saved last.
+    """
     path, deadline = output / checkpoint.LAST, time.monotonic() + 60
     while time.monotonic() < deadline and all(rank.status is None for rank in ranks):
         if step_of(path) >= step:
@@ -300,7 +306,9 @@ def test_fewer_processes_accumulate_to_the_same_step_and_other_flags_are_named(a
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(air, through, tmp_path):
-    """20 times, some of them within a save: the same weights to the last bit, and a log that has each step once."""
+    """20 times, some of them within a save: the same weights to the last bit, and a log that has each step
+    once.
+    """
     flags = ("--epochs", 30, "--val_fraction", 0.3, "--batch_size", 4)
     whole, out, kills, torn = through(2, *flags), tmp_path / "out", 0, 0
     flags = (*flags, "--save_every_steps", 1)
@@ -353,7 +361,9 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ails", ["full", "read-only"])
 def test_training_goes_on_while_saves_fail_and_says_so(air, through, tmp_path, small_disk, ails):
-    """A disk that fills up, or is mounted read-only: each failing save is said, the last one ends the run with status 2."""
+    """A disk that fills up, or is mounted read-only: each failing save is said, the last one ends the run
+    with status 2.
+    """
     out = small_disk / "out"
     flags = (*LONG, "--log_dir", tmp_path / "events", "--save_every_steps", 2)
     [rank] = start(tmp_path, 1, *pretrain(air, out, *flags))

@@ -406,7 +406,9 @@ def neighbours(rows, names, group, k):
 
 
 def test_neighbours_of_the_same_recording_have_no_vote(tmp_path):
-    """Six recordings whose windows lie at one angle each and have changing labels; the label is in the angle of others."""
+    """Six recordings whose windows lie at one angle each and have changing labels; the label is in the angle
+    of others.
+    """
     angles = np.array([0.0, 0.3, 0.6, 2.0, 2.3, 2.6]).repeat(3)
     features = (
         np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.arange(1, 19)[:, None]

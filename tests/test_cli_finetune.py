@@ -1,4 +1,6 @@
-"""main_finetune.py as a user meets it: tasks, modes, kinds of data, exact resuming, honest figures, mistakes in a line."""
+"""main_finetune.py as a user meets it: tasks, modes, kinds of data, exact resuming, honest figures, mistakes
+in a line.
+"""
 
 import json
 import os
@@ -74,7 +76,9 @@ WINDOWS = (*SIZED, "--n_fft", 64, "--window_ms", 10)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """A model of which a step takes milliseconds, and pictures without anything in them where none looks at them."""
+    """A model of which a step takes milliseconds, and pictures without anything in them where none looks at
+    them.
+    """
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_nano", NANO)
     monkeypatch.setitem(models_vit.PRESETS, "vit_nano", NANO)
     if "pictures" not in request.function.__name__:
@@ -812,7 +816,9 @@ def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
 
 
 def test_the_model_that_was_tested_is_exported_and_trains_on(scenes, tmp_path, capsys):
-    """With its header, the same bytes from the run as from its checkpoint; it starts another run with its front end."""
+    """With its header, the same bytes from the run as from its checkpoint; it starts another run with its
+    front end.
+    """
     model, path = tmp_path / "new" / "model.safetensors", tmp_path / "out" / checkpoint.BEST
     flags = ("--epochs", 3, "--no-flip", "--head_depth", 1)
     assert finetune(scenes, tmp_path / "out", *flags, "--export", model, "--licence", "CC0-1.0") == 0

@@ -1,4 +1,6 @@
-"""main_pretrain.py as a user meets it: what a run leaves behind, exact resuming, and every mistake in one line."""
+"""main_pretrain.py as a user meets it: what a run leaves behind, exact resuming, and every mistake in one
+line.
+"""
 
 import json
 import os
@@ -70,7 +72,8 @@ TINY = models_mae.PRESETS["mae_vit_tiny_patch16"]
 def quick(monkeypatch, request):
     """Few weights under the preset's name, and pictures without anything in them where none looks at them.
 
-    To draw, to have that many weights reach the disk, or to measure a matrix product takes longer than these runs train.
+    To draw, to have that many weights reach the disk, or to measure a matrix product takes longer than these
+    runs train.
     """
     small = {"embed_dim": 48, "depth": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
     monkeypatch.setitem(models_mae.PRESETS, "mae_vit_tiny_patch16", TINY | small)
@@ -341,7 +344,9 @@ def test_a_run_exports_its_weights_and_a_finished_one_without_training(air, tmp_
 
 @pytest.fixture
 def every_step(air, tmp_path, monkeypatch):
-    """A run of 3 epochs of 2 steps that keeps a copy of its checkpoint of every step, and the folder of the copies."""
+    """A run of 3 epochs of 2 steps that keeps a copy of its checkpoint of every step, and the folder of the
+    copies.
+    """
     copies = tmp_path / "copies"
     copies.mkdir()
     save = Saver.save

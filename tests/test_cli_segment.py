@@ -1,4 +1,6 @@
-"""main_segment.py as an engineer meets it: what is in this capture, in every format, live, and how right it is."""
+"""main_segment.py as an engineer meets it: what is in this capture, in every format, live, and how right it
+is.
+"""
 
 import argparse
 import json
@@ -78,7 +80,9 @@ def quick(monkeypatch, request):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with scenes as recordings in iq/, and a model that was trained on others for seconds in model/."""
+    """A folder with scenes as recordings in iq/, and a model that was trained on others for seconds in
+    model/.
+    """
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         nano(patch)
@@ -405,7 +409,9 @@ def test_what_the_metadata_say_beyond_the_standard_survives(weights, scene, tmp_
 
 
 def write_as(kind, folder, scene):
-    """The scene as a file without metadata, or in an archive; returns it and whether SigMF can refer to its data."""
+    """The scene as a file without metadata, or in an archive; returns it and whether SigMF can refer to its
+    data.
+    """
     folder.mkdir()
     data = shifted(scene, folder)
     values = np.frombuffer(data, "<i2").reshape(-1, 2)
@@ -526,7 +532,9 @@ def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_pat
 
 
 def as_the_fork(weights, path, channels=1, **more):
-    """The model as the radio fork saves it, with MAE's `save_model`, in a process of several; returns the file."""
+    """The model as the radio fork saves it, with MAE's `save_model`, in a process of several; returns the
+    file.
+    """
     state = {
         name.replace("head.", "decoder_pred."): value
         for name, value in checkpoint.load(weights)["model"].items()
@@ -763,7 +771,9 @@ def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_ten_gigabytes_in_constant_memory(weights, tmp_path):
-    """A sparse file: its samples are zeros, but they are read and go through front end and network like any others."""
+    """A sparse file: its samples are zeros, but they are read and go through front end and network like any
+    others.
+    """
     meta = write_sigmf(tmp_path, b"", "cf64_le", sample_rate=RATE)
     with open(tmp_path / "a.sigmf-data", "wb") as file:
         file.truncate(10 * 2**30)

@@ -1,4 +1,6 @@
-"""Starting from weights: what the files say need not be said again, and the cost of a run is said before its first step."""
+"""Starting from weights: what the files say need not be said again, and the cost of a run is said before its
+first step.
+"""
 
 import argparse
 
@@ -155,7 +157,9 @@ def test_a_stopped_run_from_weights_goes_on_without_them(air, weights, tmp_path)
 
 
 def test_from_rgb_weights_of_mae_to_one_channel(air, tmp_path, capsys):
-    """The encoder answers a picture as its copy in three channels; the decoder predicts the mean of the three."""
+    """The encoder answers a picture as its copy in three channels; the decoder predicts the mean of the
+    three.
+    """
     torch.manual_seed(3)
     rgb = models_mae.create_model("mae_vit_nano", img_size=16, in_chans=3).eval()
     namespace = argparse.Namespace(model="mae_vit_nano", norm_pix_loss=False)

@@ -1,4 +1,5 @@
-"""submitit_launch.py: a job that is stopped, requeued and resumed; what Slurm is asked for; every mistake in one line.
+"""submitit_launch.py: a job that is stopped, requeued and resumed; what Slurm is asked for; every mistake in
+one line.
 
 Slurm itself is not here: its commands are small scripts on PATH that do what the manual says.
 """
@@ -50,7 +51,8 @@ SMALL = (
     1,
 )
 
-# Does what torchrun does, as far as its launcher sees: it ends with 1 when it was told to stop, after its processes have.
+# Does what torchrun does, as far as its launcher sees: it ends with 1 when it was told to stop, after its
+# processes have.
 TORCHRUN = """#!/bin/bash
 echo "torchrun $*"
 [ -e fails ] && exit 1
@@ -62,7 +64,8 @@ for _ in {1..300}; do sleep 0.1; done
 SLURM = {
     "sbatch": """[ -e full ] && { echo "sbatch: error: invalid partition" >&2; exit 1; }
 cp "$1" submitted.sh; echo "Submitted batch job 12" """,
-    # srun's process becomes the task, whose pid the test wants; a job of submitit may be started in any folder
+    # srun's process becomes the task, whose pid the test wants; a job of submitit may be started in any
+    # folder
     "srun": """echo $$ > task; log=/dev/stdout
 while [[ $1 == -* ]]; do [ "$1" = --output ] && { log=$2; shift; cd /; }; shift; done
 log=${log//%j/12}; exec "$@" >> "${log//%t/0}" 2>&1""",
@@ -90,7 +93,9 @@ def program(path, text):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A machine with Slurm's commands and a torchrun that starts at once; the test's folder is the current one."""
+    """A machine with Slurm's commands and a torchrun that starts at once; the test's folder is the current
+    one.
+    """
     for name, text in SLURM.items():
         program(tmp_path / "bin" / name, text)
     program(tmp_path / "bin" / "torchrun", TORCHRUN)
@@ -180,7 +185,8 @@ def test_a_trainer_that_fails_ends_the_job_with_its_status_and_message(slurm, mo
     message = {
         "message": {"message": "UserError: rank 0 of 2: no such data", "extraInfo": {"timestamp": "1"}}
     }
-    # The one that fails first has the other stopped, which may not have begun by then: so they wait for each other.
+    # The one that fails first has the other stopped, which may not have begun by then: so they wait for each
+    # other.
     (slurm / "trainer.py").write_text(f"""
 import os, pathlib, sys, time
 open(os.environ["TORCHELASTIC_ERROR_FILE"], "w").write({json.dumps(message)!r})
@@ -307,7 +313,9 @@ def test_slurm_is_asked_for_what_the_flags_say(slurm, monkeypatch, capsys):
     ],
 )
 def test_a_signal_of_slurm(slurm, number, state, requeued):
-    """The trainers save, then the job goes back into the queue, unless Slurm is ending it: then that is Slurm's to do."""
+    """The trainers save, then the job goes back into the queue, unless Slurm is ending it: then that is
+    Slurm's to do.
+    """
     (slurm / "state").write_text(f"{state}\n")
     job = submitted("--nodes", 2, "--gpus_per_node", 8)
     process = job.start()

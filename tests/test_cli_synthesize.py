@@ -107,7 +107,9 @@ def test_sets_hold_their_scenes(whole):
 
 
 def test_masks_are_the_rectangles_of_their_metadata(whole):
-    """Each cell by its centre, by hand: rows of 1/32 of 1.92 MHz about -7.5 kHz, columns between the first and last FFT."""
+    """Each cell by its centre, by hand: rows of 1/32 of 1.92 MHz about -7.5 kHz, columns between the first
+    and last FFT.
+    """
     low_hz = (np.arange(32) + 0.5) * 60e3 - 0.96e6 - 7.5e3
     seen = set()
     for name in COUNTS:

@@ -1,4 +1,5 @@
-"""main_pretrain.py under the real torchrun: killed workers and launchers, signals, two machines and the link between them.
+"""main_pretrain.py under the real torchrun: killed workers and launchers, signals, two machines and the link
+between them.
 
 However a run is disturbed, it ends with the weights, the log and the curves of one that is not.
 """
@@ -397,8 +398,8 @@ def test_a_run_on_two_machines_survives_a_link_that_is_cut(machines, network, un
     before = [machine.launcher.workers() for machine in machines]
     assert [list(workers) for workers in before] == [[0], [1]]
     network.link("down")
-    # Nobody is told: a packet without an answer looks like a slow machine. Both workers end, though rank 1 cannot reach
-    # the store.
+    # Nobody is told: a packet without an answer looks like a slow machine. Both workers end, though rank 1
+    # cannot reach the store.
     until(
         lambda: not any(machine.launcher.workers() for machine in machines),
         "no workers",

@@ -11,7 +11,8 @@ from util import compiling
 from util.errors import UserError
 
 BATCH = 4
-# What the project relies on is what dynamo compiles and when; the backend that makes fast code of it takes minutes on a CPU.
+# What the project relies on is what dynamo compiles and when; the backend that makes fast code of it takes
+# minutes on a CPU.
 EAGER = {"backend": "eager"}
 
 

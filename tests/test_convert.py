@@ -1,4 +1,6 @@
-"""Weights of other projects: the same input gives the same features there and here, and names go and come back."""
+"""Weights of other projects: the same input gives the same features there and here, and names go and come
+back.
+"""
 
 import re
 
@@ -136,7 +138,9 @@ def test_ours_to_transformers_and_back(tmp_path):
 
 
 def test_an_encoder_of_transformers_alone(tmp_path):
-    """A ViTMAEModel has no prefix; it is read from torch's file as well, and taken without a word about the decoder."""
+    """A ViTMAEModel has no prefix; it is read from torch's file as well, and taken without a word about the
+    decoder.
+    """
     theirs = vit_mae(pretraining=False)
     torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
     found = read_weights(tmp_path / "pytorch_model.bin")
@@ -154,7 +158,8 @@ def test_an_encoder_of_transformers_alone(tmp_path):
 def test_fixed_positions_of_transformers_are_ours(side):
     """Time columns in the first half of the channels, frequency rows in the second, as MAE's."""
     theirs = vit_mae(image_size=side, fill=False)
-    # A new model of 5.24 has zeros: what it counts as initialised is not filled. Its files bring theirs along.
+    # A new model of 5.24 has zeros: what it counts as initialised is not filled. Its files bring theirs
+    # along.
     theirs.vit.embeddings.patch_embeddings.projection._is_hf_initialized = False
     theirs.vit.embeddings.initialize_weights()
     theirs.decoder.initialize_weights((side // 8) ** 2)

@@ -83,7 +83,8 @@ def test_image_sources_are_reflections_in_the_six_surfaces():
 
 
 def test_walls_and_furniture_add_paths_of_their_length():
-    # One wall alone cannot be had; the impulse response shows where paths are: over 35.6 MHz, 8.4 m apart or more.
+    # One wall alone cannot be had; the impulse response shows where paths are: over 35.6 MHz, 8.4 m apart or
+    # more.
     room = scene(
         room_m=(60.0, 200.0, 200.0),
         tx_m=(10.0, 100.0, 100.0),
@@ -335,7 +336,9 @@ def test_wrong_motions_are_refused(change):
 
 
 def doppler_statistics(decibels):
-    """Power of an amplitude's changes in bands of frequency, its mean and its spread over a second's windows: [15]."""
+    """Power of an amplitude's changes in bands of frequency, its mean and its spread over a second's windows:
+    [15].
+    """
     changes = decibels - decibels.mean(axis=2, keepdims=True)
     frames = np.stack([changes[..., start : start + 100] for start in range(0, 401, 50)], 2) * np.hanning(100)
     power = (np.abs(np.fft.rfft(frames)) ** 2).mean((0, 1))  # (windows, 51)

@@ -1,4 +1,6 @@
-"""Signals beside NR and LTE: power, place and time of every kind, and the physics that each system is known by."""
+"""Signals beside NR and LTE: power, place and time of every kind, and the physics that each system is known
+by.
+"""
 
 import dataclasses
 import json
@@ -222,7 +224,8 @@ def test_interpolation_is_exact_for_what_the_band_holds(wanted, sample_rate):
     baseband.place(iq, torch.from_numpy(low.astype(np.complex64)), first, rate, offset, sample_rate, gain)
     times = np.arange(count) / sample_rate
     expected = gain * sum(np.exp(2j * np.pi * (hz + offset) * times) for hz in tones_hz)
-    # the samples of the low rate end just beyond the stretch: where they are the denser ones, its ends miss some
+    # the samples of the low rate end just beyond the stretch: where they are the denser ones, its ends miss
+    # some
     np.testing.assert_allclose(iq.numpy()[100:-100], expected[100:-100], atol=0.01)
     if rate < sample_rate:
         np.testing.assert_allclose(iq.numpy(), expected, atol=0.02)
@@ -313,12 +316,15 @@ def test_broadcast_fm_carries_its_pilot_and_its_deviation():
     frequency = np.fft.rfftfreq(len(hertz), 1 / rate)
     between = (frequency > 16e3) & (frequency < 22e3)
     assert frequency[between][spectrum[between].argmax()] == pytest.approx(19e3, abs=30)
-    # ITU-R BS.450: 8 to 10 % of the deviation; under a Hann window a line is a quarter of its amplitude × length high
+    # ITU-R BS.450: 8 to 10 % of the deviation; under a Hann window a line is a quarter of its amplitude ×
+    # length high
     assert spectrum[between].max() * 4 / len(hertz) == pytest.approx(0.09 * 75e3, rel=0.1)
 
 
 def test_gaussian_fsk_deviates_by_half_its_index():
-    """A long run of equal bits sits at ±index × bit rate / 2 (Bluetooth: 0.32 → 160 kHz); alternating ones swing less."""
+    """A long run of equal bits sits at ±index × bit rate / 2 (Bluetooth: 0.32 → 160 kHz); alternating ones
+    swing less.
+    """
     bits = torch.tensor([0] * 20 + [1] * 20 + [0, 1] * 10, dtype=torch.uint8)
     phase = np.unwrap(np.angle(baseband.gaussian_fsk(bits, 16, 0.32, 0.5).numpy()))
     hertz = np.diff(phase) * 16e6 / (2 * np.pi)
@@ -370,7 +376,9 @@ def test_gsm_slots_last_577_us_of_a_frame_of_4615_us():
 
 
 def test_gsm_beacon_sends_a_tone_67_7_khz_above_its_carrier():
-    """The frequency correction burst: constant bits, a quarter of the bit rate above; ten frames apart at most 11."""
+    """The frequency correction burst: constant bits, a quarter of the bit rate above; ten frames apart at
+    most 11.
+    """
     rate = 1.92e6
     iq = made("gsm", rate, 60e-3, carriers=1, spacing_hz=200e3, slots=(255,), beacon=True)
     hertz = np.angle(iq[1:] * iq[:-1].conj()) * rate / (2 * np.pi)
@@ -432,7 +440,9 @@ def test_wifi_prefix_repeats_after_3_2_us():
 
 
 def test_wifi_fills_its_subcarriers_and_no_more():
-    """52 of 312.5 kHz without the one at 0 Hz: level to 8.1 MHz, 20 dB down (802.11 17.3.9.3 at 11 MHz) at 9.5 MHz."""
+    """52 of 312.5 kHz without the one at 0 Hz: level to 8.1 MHz, 20 dB down (802.11 17.3.9.3 at 11 MHz) at
+    9.5 MHz.
+    """
     rate = 25.6e6
     power = (abs(np.fft.fft(made("ofdm", rate, 20e-3, **WIFI).reshape(-1, 512) * np.hanning(512))) ** 2).mean(
         axis=0

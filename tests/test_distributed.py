@@ -37,7 +37,10 @@ def test_a_single_process_exchanges_with_itself(tmp_path):
 
 
 def failed(folder, work, *flags):
-    """Have three processes fail; ([their exit statuses], what they say in all). Exactly one of them speaks."""
+    """Have three processes fail; ([their exit statuses], what they say in all).
+
+    Exactly one of them speaks.
+    """
     ranks = start(folder, 3, "at_work", work, *flags)
     statuses = wait(ranks)
     [said] = [rank.err for rank in ranks if rank.err]

@@ -1,6 +1,7 @@
 """Every command and every piece of Python of the documents does what it says, on data that take seconds.
 
-Paths stand for small data of the same kind. No flag is taken away; those of `SHORT` come after them and cut the time. What
+Paths stand for small data of the same kind. No flag is taken away; those of `SHORT` come after them and cut
+the time. What
 needs a cluster, a download or hours is checked as far as its flags go: `PARSED`.
 """
 
@@ -53,7 +54,9 @@ def blocks(document, language=""):
 
 
 def commands(document):
-    """Each command of the blocks without a language, its continued lines joined; lines that show a form are none."""
+    """Each command of the blocks without a language, its continued lines joined; lines that show a form are
+    none.
+    """
     lines = "".join(blocks(document)).replace("\\\n", " ").splitlines()
     lines = [" ".join(line.partition("#")[0].split()) for line in lines]
     return [line for line in lines if line and "[flags]" not in line]
@@ -71,7 +74,9 @@ def words_of(command):
 
 @pytest.fixture
 def user(tmp_path, monkeypatch):
-    """The folder of a user: data where the documents have some, and small models under the names of the large ones."""
+    """The folder of a user: data where the documents have some, and small models under the names of the large
+    ones.
+    """
     for presets, prefix in ((models_mae.PRESETS, "mae_"), (models_vit.PRESETS, "")):
         for name in ("vit_small_patch16", "vit_large_patch16"):
             monkeypatch.setitem(presets, prefix + name, NANO)

@@ -55,7 +55,9 @@ def open_set(path, masks):
 
 
 def test_masks_are_counted_by_pixel_and_scored_by_their_carriers(tmp_path):
-    """Sample i is class i % 3 in its upper half: of class 0 there is no carrier to find, of the others none is found."""
+    """Sample i is class i % 3 in its upper half: of class 0 there is no carrier to find, of the others none
+    is found.
+    """
     _, found = measured(open_set(tmp_path / "set", True), True)
 
     assert found["results"]["samples"] == 12 * 256

@@ -1,4 +1,6 @@
-"""Exported models answer as they did: encoders in timm, whole models in onnxruntime; and what cannot be exported."""
+"""Exported models answer as they did: encoders in timm, whole models in onnxruntime; and what cannot be
+exported.
+"""
 
 import argparse
 import json

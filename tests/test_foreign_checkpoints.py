@@ -1,7 +1,8 @@
 """Checkpoints of MAE, the radio fork and WavesFM: loaded here, they compute what they compute there.
 
-Each `*_there` function is an independent forward pass in plain torch, written from the description of the model. Each file
-is laid out as those projects save it. The features and logits must agree to 1e-5, with the epsilon that the blocks had.
+Each `*_there` function is an independent forward pass in plain torch, written from the description of the
+model. Each file is laid out as those projects save it. The features and logits must agree to 1e-5, with the
+epsilon that the blocks had.
 """
 
 import argparse
@@ -109,7 +110,9 @@ def probed_there(state, images):
 
 
 def waves_there(state, images, embedding="vis_patch_embed"):
-    """WavesFM's image encoder: fixed positions for patches alone; then scale and shift of all tokens, where it has them."""
+    """WavesFM's image encoder: fixed positions for patches alone; then scale and shift of all tokens, where
+    it has them.
+    """
     if "channel_adapter.weight" in state:
         images = F.conv2d(images, state["channel_adapter.weight"], state.get("channel_adapter.bias"))
     patches = patch_tokens(images, state, embedding) + fixed_positions()
@@ -120,7 +123,9 @@ def waves_there(state, images, embedding="vis_patch_embed"):
 
 
 def fixed_positions(side=14):
-    """Sines and cosines of the column, then those of the row, each with wavelengths from 2 π to 10000 · 2 π: [L, D]."""
+    """Sines and cosines of the column, then those of the row, each with wavelengths from 2 π to 10000 · 2 π:
+    [L, D].
+    """
     rates = [10000 ** (-4 * i / WIDTH) for i in range(WIDTH // 4)]
     return torch.tensor(
         [

@@ -1,4 +1,6 @@
-"""What only a GPU shows: that a training step never waits for it, that what is compiled computes the same, and only once."""
+"""What only a GPU shows: that a training step never waits for it, that what is compiled computes the same,
+and only once.
+"""
 
 import dataclasses
 import math
@@ -100,7 +102,9 @@ def training(way="off", samples=SAMPLES):
 
 @pytest.mark.parametrize("way", ["off", "on"])
 def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
-    """Between prints nothing is read on the host: torch makes an error of it, from the second step to the last."""
+    """Between prints nothing is read on the host: torch makes an error of it, from the second step to the
+    last.
+    """
     monkeypatch.setattr(progress, "PRINT_EVERY_STEPS", 10**6)
     _, epoch = training(way)
     epoch(0)  # compiles, and makes what is made once

@@ -1,4 +1,6 @@
-"""data.hdf5 and data.formats: files as RadioML and WavesFM write them, and what is refused by the name of its format."""
+"""data.hdf5 and data.formats: files as RadioML and WavesFM write them, and what is refused by the name of its
+format.
+"""
 
 import pickle
 import shlex

@@ -1,4 +1,6 @@
-"""hubconf.py as torch.hub gives it: every entry, models with their weights, and a labeller like main_segment.py."""
+"""hubconf.py as torch.hub gives it: every entry, models with their weights, and a labeller like
+main_segment.py.
+"""
 
 import json
 import subprocess

@@ -78,7 +78,9 @@ def test_the_ends_of_the_random_numbers_are_in_range(pair, value):
 
 
 def test_classes_weigh_the_median_frequency_over_their_own():
-    """Two samples of 4 cells: class 0 has 3 of 8, class 1 has 1 of 4 (one sample lacks it), class 2 has 4 of 8."""
+    """Two samples of 4 cells: class 0 has 3 of 8, class 1 has 1 of 4 (one sample lacks it), class 2 has 4 of
+    8.
+    """
     masks = [np.array([[0, 0], [1, 2]], np.uint8), np.array([[0, 2], [2, 2]], np.uint8)]
     source = SimpleNamespace(target=lambda index: masks[index])
 

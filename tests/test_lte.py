@@ -189,7 +189,8 @@ def shift_register(feedback):
 
 
 def test_sss_of_all_cells_is_the_standards():
-    # Table 6.11.2.1-1 lists the pairs m0 < m1 by their distance: (0, 1) ... (29, 30), (0, 2) ... up to the 168th.
+    # Table 6.11.2.1-1 lists the pairs m0 < m1 by their distance: (0, 1) ... (29, 30), (0, 2) ... up to the
+    # 168th.
     pairs = [(m0, m0 + distance) for distance in range(1, 8) for m0 in range(31 - distance)][:168]
     assert pairs[30] == (0, 2)
     assert pairs[167] == (2, 9)
@@ -351,7 +352,9 @@ def test_powers_are_what_was_asked_for(first):
 
 @each_cell
 def test_control_groups_are_on_or_off_as_a_whole(cell):
-    """6.2.4: groups of 4 elements fill each resource block, two where reference signals take 4 of 12, else three."""
+    """6.2.4: groups of 4 elements fill each resource block, two where reference signals take 4 of 12, else
+    three.
+    """
     grid = resource_grid(cell, 0, idle(cell, 100), Stream(8))
     occupied = without_dc(grid.occupied, cell).reshape(10, 140, -1)
     changes = []
@@ -472,7 +475,9 @@ def test_schedules_that_fit_no_grid():
 
 
 def demodulated(iq, start, useful, num_rb):
-    """A frame's symbols: complex [140, 12 num_rb]; `start` is where the frame begins, `useful` the samples of 1 / 15 kHz."""
+    """A frame's symbols: complex [140, 12 num_rb]; `start` is where the frame begins, `useful` the samples of
+    1 / 15 kHz.
+    """
     row = np.arange(140)
     long, short = useful * 10 // 128, useful * 9 // 128
     starts = start + row // 7 * useful * 15 // 2 + long + row % 7 * (useful + short)
@@ -509,7 +514,9 @@ def smoothness(frame, cell_id, num_rb, port, number):
 
 @needs_captures
 def test_a_real_cell_of_six_resource_blocks():
-    """The srsRAN project's test signal of an Amarisoft base station, cell 1, one port (its frame starts at sample 0)."""
+    """The srsRAN project's test signal of an Amarisoft base station, cell 1, one port (its frame starts at
+    sample 0).
+    """
     (recording,) = open_recording(CAPTURES / "lte-signal.1.92M.amar.sigmf-meta")
     iq = recording.read(0, 19200)
     frame = demodulated(iq, 0, 128, 6)
@@ -520,7 +527,8 @@ def test_a_real_cell_of_six_resource_blocks():
         assert smoothness(frame, 1, 6, 0, number).min() > 0.97
         assert smoothness(frame, 2, 6, 0, number).mean() < 0.6
 
-    # CRS, PSS, SSS, PBCH and PCFICH are on the air where the grid has them; what it keeps free beside them is silent.
+    # CRS, PSS, SSS, PBCH and PCFICH are on the air where the grid has them; what it keeps free beside them is
+    # silent.
     cell = LteCell(6, 1, control_symbols=2, control_load=0.0)
     power = np.abs(frame) ** 2
     always = without_dc(resource_grid(cell, 0, idle(cell), Stream(1)).occupied, cell)

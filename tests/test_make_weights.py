@@ -1,4 +1,6 @@
-"""weights/make.py: one command from scenes to files of half precision that label; stopped, short of time, and again."""
+"""weights/make.py: one command from scenes to files of half precision that label; stopped, short of time, and
+again.
+"""
 
 import argparse
 import importlib

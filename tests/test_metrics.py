@@ -256,7 +256,9 @@ def test_samples_have_an_accuracy_and_pixels_a_pixel_accuracy():
 
 
 def test_the_iou_of_a_sample_is_that_of_its_carriers_alone():
-    """By hand: NR half found; NR called where LTE is; noise called noise; NR called where nothing is; LTE found whole."""
+    """By hand: NR half found; NR called where LTE is; noise called noise; NR called where nothing is; LTE
+    found whole.
+    """
     target = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0], [2, 2, 0, 1]])[:, None]
     pred = torch.tensor([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0], [2, 2, 1, 1]])[:, None]
 

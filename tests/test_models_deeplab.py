@@ -18,7 +18,9 @@ MOBILENET = "deeplabv3_mobilenet_v3_large"
 
 @pytest.mark.parametrize("name", models_deeplab.PRESETS)
 def test_presets_have_torchvisions_number_of_parameters(name):
-    """Its published count, less the auxiliary head (3 × 3 to a quarter, batch norm, 1 × 1) and two channels of three."""
+    """Its published count, less the auxiliary head (3 × 3 to a quarter, batch norm, 1 × 1) and two channels
+    of three.
+    """
     with torch.device("meta"):
         model = models_deeplab.DeepLabV3(name, 21)
     features, first = (40, 16 * 3 * 3) if name == MOBILENET else (1024, 64 * 7 * 7)
@@ -49,7 +51,9 @@ def test_a_logit_for_each_class_and_cell(in_chans):
 
 
 def test_the_first_layer_starts_as_torchvisions():
-    """He's normal distribution by fan-out: variance 2 / (64 channels × 7 × 7), and the geometry of the layer it replaces."""
+    """He's normal distribution by fan-out: variance 2 / (64 channels × 7 × 7), and the geometry of the layer
+    it replaces.
+    """
     torch.manual_seed(0)
     conv = models_deeplab.DeepLabV3("deeplabv3_resnet50", 3).backbone.conv1
     assert (conv.weight.shape, conv.stride, conv.padding, conv.bias) == ((64, 1, 7, 7), (2, 2), (3, 3), None)

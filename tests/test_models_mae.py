@@ -224,7 +224,9 @@ def test_mask_ratio_out_of_range(mask_ratio):
 @pytest.mark.parametrize("mask_ratio", [0, 0.5, 0.75])
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_forward_is_exact_under_noise(mask_ratio, norm_pix_loss):
-    """Prediction and loss put together by hand: tokens in their own places, loss over the removed patches alone."""
+    """Prediction and loss put together by hand: tokens in their own places, loss over the removed patches
+    alone.
+    """
     model = small(norm_pix_loss=norm_pix_loss).double()
     images = torch.randn(3, 1, 48, 64, dtype=torch.float64)
     noise = torch.rand(3, 48)

@@ -88,7 +88,8 @@ def test_state_dict_has_the_keys_and_shapes_of_mae_and_those_of_the_head(kind):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        # ViT of 1000 classes on 224 × 224 RGB images: DeiT-Ti (arXiv 2012.12877), ViT-B, L and H as released with MAE.
+        # ViT of 1000 classes on 224 × 224 RGB images: DeiT-Ti (arXiv 2012.12877), ViT-B, L and H as released
+        # with MAE.
         ("vit_tiny_patch16", 5_717_416),
         ("vit_base_patch16", 86_567_656),
         ("vit_medium_patch16", 86_567_656),
@@ -246,7 +247,9 @@ def test_frozen_parts_are_in_eval_mode(kind, mode):
 
 
 def test_given_numbers_decide_which_samples_skip_which_branch():
-    """As timm's drop path does it with its own: kept branches are scaled up, and a batch may be cut as one likes."""
+    """As timm's drop path does it with its own: kept branches are scaled up, and a batch may be cut as one
+    likes.
+    """
     model, images = segmenter(drop_path=0.5).train(), torch.randn(6, 1, 24, 40)
     assert len(model.drop_paths) == 4
     numbers = torch.rand(6, 4)

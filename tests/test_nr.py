@@ -1,4 +1,6 @@
-"""The 5G NR grid against a second reading of TS 38.211, 38.213 and 38.214: bit by bit, element by element, and slow."""
+"""The 5G NR grid against a second reading of TS 38.211, 38.213 and 38.214: bit by bit, element by element,
+and slow.
+"""
 
 import dataclasses
 import itertools
@@ -48,7 +50,9 @@ def reference(c_init, count):
 
 
 def clock(spacing_khz, symbol):
-    """When a symbol starts, in samples of 122.88 MHz; half-subframes of 61440, whose first symbol is 64 longer (5.3.1)."""
+    """When a symbol starts, in samples of 122.88 MHz; half-subframes of 61440, whose first symbol is 64
+    longer (5.3.1).
+    """
     length = {15: 8192 + 576, 30: 4096 + 288, 60: 2048 + 144}[spacing_khz]
     half_subframe, number = divmod(symbol, 7 * spacing_khz // 15)
     return half_subframe * 61440 + number * length + (64 if number else 0)
@@ -58,7 +62,9 @@ def clock(spacing_khz, symbol):
 
 
 def test_dmrs_symbols_are_the_rows_of_the_table():
-    """Table 7.4.1.1.2-3, mapping type A, a row a line: l_d, then the additional symbols of pos0 | pos1 | pos2 | pos3."""
+    """Table 7.4.1.1.2-3, mapping type A, a row a line: l_d, then the additional symbols of pos0 | pos1 | pos2
+    | pos3.
+    """
     table = """
         3  : | | |
         4  : | | |
@@ -275,7 +281,9 @@ def test_tdd_slots_are_silent_where_they_are_not_downlink():
     ("position", "special_symbols", "first"), [(2, 4, 2), (2, 4, 1), (3, 4, 0), (3, 5, 2)]
 )
 def test_special_slots_have_pdsch_only_with_room_for_its_dmrs(position, special_symbols, first):
-    """7.4.1.1.2: l_d of 3 and 4 with l_0 = 2 only; TS 38.214 table 5.1.2.1-1: mapping type A has 3 symbols or more."""
+    """7.4.1.1.2: l_d of 3 and 4 with l_0 = 2 only; TS 38.214 table 5.1.2.1-1: mapping type A has 3 symbols or
+    more.
+    """
     carrier = NrCarrier(
         30,
         24,

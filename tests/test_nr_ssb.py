@@ -1,4 +1,6 @@
-"""The synchronization signal block against a second reading of TS 38.211 and 38.213: bit by bit, and when it is sent."""
+"""The synchronization signal block against a second reading of TS 38.211 and 38.213: bit by bit, and when it
+is sent.
+"""
 
 import itertools
 

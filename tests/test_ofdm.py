@@ -49,8 +49,9 @@ def test_symbols_fill_half_milliseconds(spacing_hz):
     assert torch.equal(later_prefixes, prefixes[33:83])
 
 
-# sample rate, spacing, subcarriers, offset, start and clock error: whole and broken prefixes, rates that no FFT divides,
-# carriers that reach beyond the band on either side and on both, a stretch that begins within a symbol
+# sample rate, spacing, subcarriers, offset, start and clock error: whole and broken prefixes, rates that no
+# FFT divides, carriers that reach beyond the band on either side and on both, a stretch that begins within a
+# symbol
 CASES = [
     (1.92e6, 15e3, 73, 0.0, 1e-3, 0),
     (1.92e6, 30e3, 40, 1e3, 1e-3 + 2.3e-4, 0),

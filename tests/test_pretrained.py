@@ -1,4 +1,6 @@
-"""Pretrained weights: MAE's and ours fit by name, what is adapted keeps its response, and nothing is dropped unsaid."""
+"""Pretrained weights: MAE's and ours fit by name, what is adapted keeps its response, and nothing is dropped
+unsaid.
+"""
 
 import argparse
 import json
@@ -110,7 +112,9 @@ def test_other_numbers_of_channels_are_refused(found, own):
 
 
 def keys_cubic(source, target):
-    """Cubic convolution (Keys 1981; a as in torch) from cell centre to cell centre, edges repeated: [target, source]."""
+    """Cubic convolution (Keys 1981; a as in torch) from cell centre to cell centre, edges repeated: [target,
+    source].
+    """
     matrix, a = np.zeros((target, source)), -0.75
     for row in range(target):
         place = (row + 0.5) * source / target - 0.5
@@ -251,7 +255,9 @@ def test_every_tensor_is_accounted_for(kind, source):
 
 
 def test_an_encoder_starts_from_mean_pooled_weights():
-    """The `fc_norm` of MAE's fine-tuned file becomes the `norm` of a model that has one, and the report says so."""
+    """The `fc_norm` of MAE's fine-tuned file becomes the `norm` of a model that has one, and the report says
+    so.
+    """
     state = {
         name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
         for name, value in mae_rgb(channels=1).items()

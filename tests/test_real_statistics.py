@@ -1,4 +1,5 @@
-"""Statistics of real LTE lie inside the spread of 200 synthetic scenes of the same bandwidth, duplex mode and sample rate.
+"""Statistics of real LTE lie inside the spread of 200 synthetic scenes of the same bandwidth, duplex mode and
+sample rate.
 
 The statistics were chosen before they were computed, and all are kept: some 450 numbers.
 """
@@ -21,9 +22,10 @@ pytestmark = pytest.mark.slow
 SCENES = 200
 WINDOW_S = 0.015
 
-# capture: (channel bandwidth in MHz, offset of its centre in kHz (tests/test_cell_search.py), annotated band in MHz as the
-# captures' README has it, empty parts of the spectrum beside it in MHz). The bandwidths of capbuf and lte-signal.1.92M are
-# not known, but wider than the sample rate (what is annotated of the latter is less than what is there).
+# capture: (channel bandwidth in MHz, offset of its centre in kHz (tests/test_cell_search.py), annotated band
+# in MHz as the captures' README has it, empty parts of the spectrum beside it in MHz). The bandwidths of
+# capbuf and lte-signal.1.92M are not known, but wider than the sample rate (what is annotated of the latter
+# is less than what is there).
 CARRIERS = {
     "lte-f1815.3-s19.2-bw20-0.08s-hackrf": (20, 14.0, (-8.99, 9.01), ((-9.6, -9.15), (9.15, 9.6))),
     "lte-f1815.3-s19.2-bw20-0.08s-hackrf-2": (20, 14.0, (-8.99, 9.01), ((-9.6, -9.15), (9.15, 9.6))),
@@ -38,8 +40,9 @@ CARRIERS = {
 
 
 def statistics(iq, sample_rate_hz, band_mhz, empty_mhz):
-    """Of the spectrum in the band, averaged over time, in blocks of 180 kHz; and of the power in the band over time, in
-    frames of 1/15 ms."""
+    """Of the spectrum in the band, averaged over time, in blocks of 180 kHz; and of the power in the band
+    over time, in frames of 1/15 ms.
+    """
     size = round(sample_rate_hz / 15e3)
     frames = iq[: len(iq) // size * size].reshape(-1, size) * np.hanning(size + 1)[:size].astype(np.float32)
     power = np.abs(np.fft.fftshift(np.fft.fft(frames), axes=1)) ** 2  # (frames, bins of 15 kHz)
@@ -79,7 +82,8 @@ def statistics(iq, sample_rate_hz, band_mhz, empty_mhz):
 
 
 def synthetic(bandwidth_mhz, offset_khz, sample_rate_hz, duration_s, count=SCENES, seed=0):
-    """Drawn scenes of one FDD carrier, LTE, put where the capture has it, that the receiver's channel filter lets through.
+    """Drawn scenes of one FDD carrier, LTE, put where the capture has it, that the receiver's channel filter
+    lets through.
 
     From 5 to 35 dB, as in captures in which a cell was found."""
     inside = bandwidth_mhz * 0.9e6 > sample_rate_hz
@@ -124,7 +128,9 @@ def spread(bandwidth_mhz, offset_khz, sample_rate_hz, duration_s, band_mhz, empt
 
 
 def windows(name):
-    """(statistics of each whole window, sample rate, length of a window): the whole capture where it is shorter."""
+    """(statistics of each whole window, sample rate, length of a window): the whole capture where it is
+    shorter.
+    """
     [recording] = open_recording(CAPTURES / f"{name}.sigmf-meta")
     rate_hz = recording.sample_rate_hz
     count = min(recording.num_samples, round(WINDOW_S * rate_hz))

@@ -50,7 +50,9 @@ def decibels(power):
 
 
 def response_db(**fields):
-    """(frequencies in units of the sample rate, gain in dB, phase in rad) by an impulse in the middle of silence."""
+    """(frequencies in units of the sample rate, gain in dB, phase in rad) by an impulse in the middle of
+    silence.
+    """
     impulse = np.zeros(8192, complex)
     impulse[4096] = 1
     spectrum = np.fft.fft(np.roll(received(impulse, noise=False, **fields), -4096))

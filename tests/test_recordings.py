@@ -102,7 +102,8 @@ def test_every_datatype_reads_as_defined_and_as_sigmf_reads_it(tmp_path, datatyp
         assert iq.dtype == np.complex64
         np.testing.assert_array_equal(iq, expected[:, channel])
         np.testing.assert_array_equal(recording.read(7, 11), expected[7:18, channel])
-        # sigmf takes half scale off 32-bit unsigned integers in float32, which rounds I and Q by up to 2^-24 each.
+        # sigmf takes half scale off 32-bit unsigned integers in float32, which rounds I and Q by up to 2^-24
+        # each.
         tolerance = 2.0**-23 if base[1:] == "u32" else 0
         np.testing.assert_allclose(library[:, channel], expected[:, channel], rtol=0, atol=tolerance)
 

@@ -1,4 +1,6 @@
-"""From class probabilities to carriers: rectangles come back where they were painted, however the blocks are cut."""
+"""From class probabilities to carriers: rectangles come back where they were painted, however the blocks are
+cut.
+"""
 
 import itertools
 import pickle
@@ -56,7 +58,9 @@ def test_painted_carriers_come_back_whatever_the_blocks(cuts):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_up_to_five_carriers_of_any_place_come_back(seed):
-    """Side by side, one after another, with a row or more between those of one class, and with wrong cells strewn in."""
+    """Side by side, one after another, with a row or more between those of one class, and with wrong cells
+    strewn in.
+    """
     rng = np.random.default_rng(seed)
     borders = np.sort(rng.choice(np.arange(1, 15), 6, replace=False)) * 4  # in rows, at least 4 apart
     true = []
@@ -126,7 +130,9 @@ def test_another_band_or_another_class_is_another_carrier():
 
 
 def test_a_carrier_is_of_one_class_all_over():
-    """Where the model wavers, in patches or from block to block, what it finds likelier over the whole is the label."""
+    """Where the model wavers, in patches or from block to block, what it finds likelier over the whole is the
+    label.
+    """
     mask = np.zeros((ROWS, COLUMNS), np.uint8)
     mask[10:40] = 1
     mask[10:26, 20:60] = mask[30:40, 120:150] = 2
@@ -225,7 +231,9 @@ def with_scrap(label, rows, columns):
 @pytest.mark.parametrize("rows", [(10, 40), (12, 24)])
 @pytest.mark.parametrize("bridge_s", [0.0, 6e-3, 20e-3])
 def test_what_lasts_less_than_a_frame_is_a_part_of_the_carrier_in_whose_band_it_lies(columns, rows, bridge_s):
-    """A column is 1 ms: 9 of them are taken for LTE, within the carrier, at its ends, and after a silence of 5."""
+    """A column is 1 ms: 9 of them are taken for LTE, within the carrier, at its ends, and after a silence of
+    5.
+    """
     chance = with_scrap(2, rows, columns)
     cuts = tuple(sorted({*columns, 20, 100, 150}))
     found = find(chance, Limits(bridge_s=bridge_s), cuts)

@@ -134,7 +134,9 @@ def test_frames_of_the_published_kind_are_segmented(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_hidden_of_fresh_scenes_is_filled_in(scenes):
-    """Better than the mean of what is seen, with which the loss would be about 1: images are of unit variance."""
+    """Better than the mean of what is seen, with which the loss would be about 1: images are of unit
+    variance.
+    """
     weights = read_weights(str(MAE))
     model = models_mae.mae_vit_tiny_patch16().eval()
     model.load_state_dict({name: value.float() for name, value in weights.state_dict.items()})

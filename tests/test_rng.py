@@ -60,7 +60,9 @@ def test_streams_that_differ_in_anything_share_nothing():
 
 
 def test_no_two_purposes_share_a_key_and_counter(monkeypatch):
-    """Everything that a seed decides in pretraining, fine-tuning, splits, scenes and CSI, each purpose by itself."""
+    """Everything that a seed decides in pretraining, fine-tuning, splits, scenes and CSI, each purpose by
+    itself.
+    """
     config = with_settings(WILD, ["sample_rates_hz=1.92e6", "duration_ms=2"])
     of_csi = SyntheticCsi(60, SEED, image_size=(32, 32))
     mixup = Mixup(mixup_alpha=1.0, num_classes=2)

@@ -124,7 +124,9 @@ def test_workers_outlive_the_signals_of_others_and_end_by_the_main_process():
     ],
 )
 def test_processes_share_the_samples_of_each_step(num_samples, batch_size, parts):
-    """Every sample once, in the step that a single process would see it in; all have as many batches, pairs stay whole."""
+    """Every sample once, in the step that a single process would see it in; all have as many batches, pairs
+    stay whole.
+    """
     alone = list(EpochBatches(num_samples, batch_size * parts, 3, shuffle=True))
     shared = [
         EpochBatches(num_samples, batch_size, 3, shuffle=True, part=part, parts=parts)

@@ -91,7 +91,9 @@ def cells():
 @pytest.mark.parametrize(("cell", "width"), list(cells()))
 @pytest.mark.parametrize("side", [-1, 1])
 def test_a_carrier_lies_in_its_label(cell, width, side):
-    """At the top and at the bottom of the band: 99 % of the energy, and edges that are right to a bin of 4 subcarriers."""
+    """At the top and at the bottom of the band: 99 % of the energy, and edges that are right to a bin of 4
+    subcarriers.
+    """
     rate = RATES.get(width, 122.88e6)
     offset_hz = side * (0.49 * rate - width * 0.5e6) + 1234.5
     scene = one_carrier(cell, rate, offset_hz, duration_s=0.004)
@@ -153,7 +155,9 @@ def test_an_idle_nr_carrier_is_as_wide_as_its_ssb():
 
 
 def elements(iq, sample_rate_hz, grid, first_sample_s):
-    """Demodulate: complex [symbols, subcarriers] by an FFT in the middle of each cyclic prefix, an independent receiver."""
+    """Demodulate: complex [symbols, subcarriers] by an FFT in the middle of each cyclic prefix, an
+    independent receiver.
+    """
     size = round(sample_rate_hz / grid.spacing_hz)
     mu = round(np.log2(grid.spacing_hz / 15e3))
     rows, begin = [], 0.0

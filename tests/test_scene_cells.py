@@ -1,8 +1,11 @@
-"""Synthesized cells are found by a searcher that knows the standard alone: cell identity, frame timing, carrier offset.
+"""Synthesized cells are found by a searcher that knows the standard alone: cell identity, frame timing,
+carrier offset.
 
-At 10 dB, through every TDL model. The searcher sees the whole channel's delay in a band of 0.9 MHz (LTE's PSS) to 3.8 MHz,
-not the first path: for ± 2 samples of timing to be a fair demand, delay spreads are half a sample, and 100 ns at most.
-Of 342 further runs with other seeds 340 kept both limits; in the two others the SSB or PSS had faded.
+At 10 dB, through every TDL model. The searcher sees the whole channel's delay in a band of 0.9 MHz (LTE's
+PSS) to 3.8 MHz,
+not the first path: for ± 2 samples of timing to be a fair demand, delay spreads are half a sample, and 100 ns
+at most. Of 342 further runs with other seeds 340 kept both limits; in the two others the SSB or PSS had
+faded.
 """
 
 import dataclasses
@@ -79,7 +82,9 @@ def search(iq, scene, nominal_hz, number=0):
 
 
 def late_s(found, scene):
-    """How much later a radio frame begins than ten-millisecond multiples of the carrier's clock, to the nearest boundary."""
+    """How much later a radio frame begins than ten-millisecond multiples of the carrier's clock, to the
+    nearest boundary.
+    """
     expected_s = -scene.transmissions[0].first_sample_s
     return (
         found.frame_start_s - expected_s + found.frame_modulo_s / 2
@@ -174,7 +179,9 @@ def test_nr_cells_are_found(cell, width, seed):
 @pytest.mark.parametrize(("rate_hz", "spread_s"), [(1.92e6, 400e-9), (3.84e6, 300e-9), (7.68e6, 100e-9)])
 @pytest.mark.parametrize("model", TDL)
 def test_cells_are_found_through_long_channels(model, rate_hz, spread_s):
-    """Inside wider carriers, of which little but the sync signals is seen; timing is that of one path or another."""
+    """Inside wider carriers, of which little but the sync signals is seen; timing is that of one path or
+    another.
+    """
     fading = Fading(model, spread_s, 5.0, 7)
     cells = [lte.LteCell(50, cell_id=301, num_ports=2)]
     cells += [nr.NrCarrier(15, 106, cell_id=707, ssb_case="A", ssb_period_ms=5)] * (rate_hz >= 3.84e6)
@@ -200,7 +207,9 @@ def test_cells_are_found_through_long_channels(model, rate_hz, spread_s):
     ],
 )
 def test_frames_drift_with_the_receivers_clock(cell, rate_hz, ppm):
-    """A slow clock (its samples are further apart) counts less than 10 ms for a frame; the offset it sees is larger."""
+    """A slow clock (its samples are further apart) counts less than 10 ms for a frame; the offset it sees is
+    larger.
+    """
     nominal_hz = 1e6
     scene, cfo_hz = sent(cell, nominal_hz, rate_hz, 0.08, 11, ppm)
     steady = dataclasses.replace(scene.transmissions[0], fading=Fading("none"), snr_db=20.0)
@@ -242,7 +251,8 @@ PORTS = {0: [((0, 0), 0), ((3, 3), 4)], 1: [((3, 3), 0), ((0, 0), 4)], 2: [((0, 
 
 
 def fits(iq, rate_hz, found, num_rb, cell_id):
-    """How well CRS explain the elements they lie on, by least squares over four of them at a time, which noise and other
+    """How well CRS explain the elements they lie on, by least squares over four of them at a time, which
+    noise and other
     data do by a quarter: {(slot of the frame, port, symbol): 0 to 1}."""
     size = round(rate_hz / 15e3)
     short, long = 144 * size // 2048, 160 * size // 2048
@@ -277,7 +287,10 @@ def fits(iq, rate_hz, found, num_rb, cell_id):
     ],
 )
 def test_a_receiver_that_found_the_cell_sees_the_crs_of_its_ports(num_rb, num_ports, frame, rate_hz, model):
-    """In every slot, of every port. Uplink-downlink configurations: TS 36.211 table 4.2-2. DwPTS of 9 symbols: 4.2-1."""
+    """In every slot, of every port.
+
+    Uplink-downlink configurations: TS 36.211 table 4.2-2. DwPTS of 9 symbols: 4.2-1.
+    """
     config = {"DSUUDDSUUD": 1, "DSUDDDSUDD": 2}.get(frame)
     cell = lte.LteCell(num_rb, 7 * num_rb % 504, "TDD" if config else "FDD", config or 0, 1, num_ports)
     scene, _ = sent(cell, 0.0, rate_hz, 0.0205, 5)
@@ -325,8 +338,9 @@ def shows_sync(scene, transmission):
 
 @pytest.mark.slow
 def test_drawn_scenes_have_the_cells_they_say_where_they_say():
-    """From 15 dB, through all that `wild` does: stronger neighbours, distractors, overdriven converters, clock errors. Of
-    the first 150 such carriers all 150 were found."""
+    """From 15 dB, through all that `wild` does: stronger neighbours, distractors, overdriven converters,
+    clock errors. Of the first 150 such carriers all 150 were found.
+    """
     config = with_settings(WILD, ["duration_ms=20,25", "snr_db=15,40", "noise_only=0", "part_time=0"])
     rng = np.random.default_rng(0)
     results = {"LTE": [], "NR": []}

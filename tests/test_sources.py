@@ -573,7 +573,8 @@ STEPS = ("open", "pwrite", "fsync", "replace", "truncate", "posix_fallocate", "m
 def die_before(step):
     """Have this process killed in front of the `step`-th system call that writes, as by a power cut.
 
-    Of a write that is due, half is done; what was written to arrays and not yet synced is lost, to lines it stays.
+    Of a write that is due, half is done; what was written to arrays and not yet synced is lost, to lines it
+    stays.
     """
     calls, unsynced = itertools.count(), {}
 
@@ -893,7 +894,9 @@ def test_an_npz_of_csi_is_in_memory_since_it_was_opened(tmp_path):
 
 
 def test_what_was_loaded_of_a_set_stays_when_its_file_is_cut(tmp_path):
-    """A batch is stacked long after its first sample was loaded, and a map of a cut file kills whoever touches it."""
+    """A batch is stacked long after its first sample was loaded, and a map of a cut file kills whoever
+    touches it.
+    """
     write_labelled(tmp_path / "set", 400)
     source = SpectrogramSet(tmp_path / "set")
     whole = [np.array(source.load(index, None)[1]) for index in range(400)]

@@ -1,4 +1,6 @@
-"""Samples on their way to a device: what the file holds, whatever the pieces, the threads and the order of streams."""
+"""Samples on their way to a device: what the file holds, whatever the pieces, the threads and the order of
+streams.
+"""
 
 import contextlib
 import threading

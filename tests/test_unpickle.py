@@ -1,4 +1,6 @@
-"""Files of torch.save from other projects: plain values are read, whatever would run code is refused in a line."""
+"""Files of torch.save from other projects: plain values are read, whatever would run code is refused in a
+line.
+"""
 
 import argparse
 import contextlib
@@ -114,7 +116,9 @@ def test_windows_paths_are_read_anywhere(tmp_path, kind, zipped):
 
 
 def test_a_crafted_state_of_a_numpy_type_is_not_given_to_numpy(tmp_path):
-    """NumPy takes the third of these values for an object: with its own `dtype.__setstate__` the process crashes."""
+    """NumPy takes the third of these values for an object: with its own `dtype.__setstate__` the process
+    crashes.
+    """
     crafted = Call(np.dtype, "f8", False, True, state=(3, "<", 20046, -1, -1, 0))
     save(tmp_path / "a.pth", {"epoch": Call(SCALAR, crafted, np.float64(1.5).tobytes())})
     assert checkpoint.read(tmp_path / "a.pth", "weights") == {"epoch": 1.5}

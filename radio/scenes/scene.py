@@ -1,7 +1,8 @@
 """A scene: carriers and distractors in one observed band, through channels and a receiver, with their labels.
 
-A scene is drawn on the host, as plain parameters that depend on the configuration, the seed and the scene's number alone.
-`Scene.carriers()` says what is in it, `render` makes its IQ on any device; both read the same parameters.
+A scene is drawn on the host, as plain parameters that depend on the configuration, the seed and the scene's
+number alone. `Scene.carriers()` says what is in it, `render` makes its IQ on any device; both read the same
+parameters.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ class Transmission:
     Attributes:
         cell: what is sent: an `LteCell` or `NrCarrier`.
         traffic: how its PDSCH is scheduled.
-        offset_hz: where its centre is observed, from the centre of the band; errors of the receiver's clock included.
-        first_sample_s: time of the scene's first sample on the carrier's clock, from the start of its frame 0.
+        offset_hz: where its centre is observed, from the centre of the band; errors of the receiver's clock
+            included.
+        first_sample_s: time of the scene's first sample on the carrier's clock, from the start of its frame
+            0.
         first_slot, num_slots: when it sends (slots of NR, subframes of LTE, from frame 0).
         snr_db: mean power of its occupied resource elements over the noise in them, as received.
         fading: the channel.
@@ -102,7 +105,9 @@ class Scene:
         )
 
     def carriers(self):
-        """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of the band."""
+        """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of
+        the band.
+        """
         half_hz = self.sample_rate_hz / 2
         found = []
         for number, transmission in enumerate(self.transmissions):
@@ -121,7 +126,9 @@ class Scene:
         return found
 
     def _band_hz(self, number, first_s, last_s):
-        """What a transmission uses of its carrier between two times from the first sample: (low, high) from its centre."""
+        """What a transmission uses of its carrier between two times from the first sample: (low, high) from
+        its centre.
+        """
         transmission = self.transmissions[number]
         cell = transmission.cell
         if transmission.label == LTE:
@@ -155,7 +162,8 @@ def _slot_s(cell):
 def render(scene, device="cpu"):
     """The IQ of a scene: complex64 [samples] on the device.
 
-    In units of the receiver's thermal noise where it has no quantiser (noise has unit power per sample), else of full scale.
+    In units of the receiver's thermal noise where it has no quantiser (noise has unit power per sample), else
+    of full scale.
     """
     iq = torch.zeros(scene.num_samples, dtype=torch.complex64, device=device)
     for number in range(len(scene.transmissions)):
@@ -179,7 +187,8 @@ def _transmit(iq, scene, number):
             transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db
         )
 
-    # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource elements
+    # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource
+    # elements
     energy, elements = 0.0, 0
     for grid in grids:
         rows, columns = _observed(grid, transmission, scene)
@@ -209,7 +218,9 @@ def _transmit(iq, scene, number):
 
 
 def _energy(values, occupied):
-    """Sum of |values|² where they are occupied: float64, on the device; in blocks of symbols, to need little memory."""
+    """Sum of |values|² where they are occupied: float64, on the device; in blocks of symbols, to need little
+    memory.
+    """
     blocks = zip(values.split(_ENERGY_SYMBOLS), occupied.split(_ENERGY_SYMBOLS), strict=True)
     sums = [
         (torch.view_as_real(part).square().sum(dim=2) * sent).sum(dtype=torch.float64)
@@ -219,8 +230,8 @@ def _energy(values, occupied):
 
 
 def _propagate(grid, transmission, scene):
-    """Put what arrives into a grid in place of what is sent: one port. An amplifier's regrowth makes it wider, as far as the
-    band goes; `occupied` stays that of the carrier.
+    """Put what arrives into a grid in place of what is sent: one port. An amplifier's regrowth makes it
+    wider, as far as the band goes; `occupied` stays that of the carrier.
 
     Returns:
         the subcarrier of the carrier that has become the first of the grid's values.
