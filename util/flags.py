@@ -22,7 +22,7 @@ OF_MAE = {
     "opt_betas": "AdamW's are (0.9, 0.95) in pretraining and (0.9, 0.999) in fine-tuning",
 }
 for _replacement, _names in {
-    "start the command with torchrun --nproc_per_node=N": "world_size local_rank dist_on_itp dist_url",
+    "torchrun --nproc_per_node=N starts the command": "world_size local_rank dist_on_itp dist_url",
     "nothing is erased; --mask_ratio of main_pretrain.py hides patches": "reprob remode recount resplit",
     "--mixup ALPHA and --cutmix ALPHA mix every pair": "mixup_prob mixup_switch_prob mixup_mode",
 }.items():
