@@ -11,7 +11,8 @@ import os
 
 import timm
 import torch
-from torch.utils.benchmark import Timer
+
+from util.timings import least_seconds
 
 try:
     import triton
@@ -244,14 +245,9 @@ def is_faster(attention, batch_size, tokens, dtype):
         return False
     shape = (batch_size, tokens, 3, attention.num_heads, attention.head_dim)
     qkv = torch.randn(shape, device=attention.qkv.weight.device, dtype=dtype, requires_grad=True)
-    return _seconds(lambda: short_attention(qkv)[0], qkv) < _seconds(lambda: usual_attention(qkv), qkv)
+    grad = torch.randn(batch_size, tokens, *shape[3:], device=qkv.device, dtype=dtype)
 
+    def seconds(attend):
+        return least_seconds(lambda: torch.autograd.grad(attend(qkv), qkv, grad), qkv.device)
 
-def _seconds(attend, qkv):
-    """Seconds of a forward and backward pass."""
-    names = {"attend": attend, "qkv": qkv, "grad": torch.randn_like(attend()), "torch": torch}
-    return (
-        Timer("torch.autograd.grad(attend(), qkv, grad)", globals=names)
-        .blocked_autorange(min_run_time=0.05)
-        .median
-    )
+    return seconds(lambda qkv: short_attention(qkv)[0]) < seconds(usual_attention)

@@ -1,10 +1,10 @@
 """FLOPs of a training step, by formula, and the peak FLOPs per second of a device, measured."""
 
 import torch
-from torch.utils.benchmark import Timer
 
 from util.device import DTYPES
 from util.errors import UserError
+from util.timings import least_seconds
 
 # Side of the square matrices whose product is timed; 8192 on a CPU would take as long as a short run.
 SIDE = {"cuda": 8192, "cpu": 1024}
@@ -52,6 +52,4 @@ def peak_flops_per_s(given, amp, device):
     side = SIDE[device.type]
     # Not zeros: a device multiplies them faster.
     factors = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, DTYPES[amp])
-    names, threads = {"torch": torch, "factors": factors}, torch.get_num_threads()
-    timer = Timer("torch.mm(*factors)", globals=names, num_threads=threads)
-    return 2 * side**3 / min(timer.timeit(1).mean for _ in range(4))
+    return 2 * side**3 / least_seconds(lambda: torch.mm(*factors), device)
