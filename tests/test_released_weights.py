@@ -65,7 +65,7 @@ for path in {[str(MAE), str(SEG)]}:
 
 def fresh(folder, recipe, *counts):
     """Scenes of a recipe of the weights, of another seed than any that they saw, at 10 dB and above."""
-    settings = [flag for flag in make.RECIPES[recipe] if not flag.startswith("snr_db")]
+    settings = [flag for flag in make.RECIPES[recipe].split() if not flag.startswith("snr_db")]
     flags = (
         *counts,
         "--seed",
