@@ -100,9 +100,7 @@ def shown(scores):
 
 @torch.no_grad()
 def predictions(model, batches, run, scores):
-    """What the sheet shows of the best, median and worst samples: dicts of number, image [F, T], target,
-    prediction.
-    """
+    """The best, median and worst samples: dicts of number, score, image [F, T], target, prediction."""
     model = parallel.unwrap(model).eval()
     rows = []
     for number in shown(scores):

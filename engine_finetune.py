@@ -100,9 +100,7 @@ class Objective:
 
 
 def batches_of(part, data, run, training=False, more_numbers=0):
-    """`data.batches.Batches` of a part of the data; more_numbers: random numbers of each sample for the
-    model.
-    """
+    """`data.batches.Batches` of a part of the data; more_numbers: of each sample, for the model."""
     dataset = LabelledSamples(part, run.args.seed, training and data.fresh, more_numbers)
     # Batch norm cannot normalize a last batch of one sample.
     drop_single = training and run.args.model in models_deeplab.PRESETS
@@ -136,8 +134,7 @@ def best_so_far(path, saved):
 
 
 def train(model, optimizer, objective, batches, data, run, progress, first_epoch):
-    """Train to the last epoch with validation, log and checkpoints; the model ends as it was in its best
-    epoch.
+    """Train to the last epoch with validation, log and checkpoints; the model ends in its best state.
 
     Args:
         model: as `util.parallel.wrap` returned it; batches: `data.batches.Batches` of the training part.
@@ -192,9 +189,7 @@ def train(model, optimizer, objective, batches, data, run, progress, first_epoch
 
 
 def warm_up(model, run, shape, drops, compile_mode):
-    """Compile the training step with a batch of zeros: images of `shape`, (C, F, T), and `drops` random
-    numbers each.
-    """
+    """Compile the training step with a batch of zeros, images of `shape` (C, F, T) with `drops` numbers."""
 
     def loss_of_zeros():
         images = torch.zeros(run.args.batch_size, *shape, device=run.device)
@@ -280,9 +275,9 @@ def evaluate(model, batches, run, class_names, groupings=None):
             for each too.
 
     Returns:
-        dict: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the same}}), `loss`,
-            `seconds`, `scores`: float64 [N], of masks each sample's `util.metrics.foreground_iou`, otherwise
-            1 where the class is right and 0 where it is not. Of all processes.
+        dict, of all processes: `results` (see `util.metrics.figures`), `groups` ({grouping: {group: the
+        same}}), `loss`, `seconds`, `scores`. scores: float64 [N], for masks `util.metrics.foreground_iou`,
+        else 1 where the class is right and 0 where it is not.
 
     Raises:
         StoppedError: a signal asked for it.

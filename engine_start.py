@@ -16,20 +16,9 @@ from util.errors import UserError, warn
 # Flags that may differ when resuming: where things are and how fast they come (the front end itself is
 # compared). Those of learning may differ with a warning, others may not.
 FREE_FLAGS = runs.FREE_FLAGS | {"eval", "seeds", "val_every", "input_size", "n_fft", "window_ms", "recipe"}
-LEARNING_FLAGS = {
-    *(
-        "data_path",
-        "epochs",
-        *resume.BATCH_FLAGS,
-        "lr",
-        "blr",
-        "min_lr",
-        "warmup_epochs",
-        "clip_grad",
-        "class_weights",
-    ),
-    *("drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip", "amp"),
-}
+LEARNING_FLAGS = {"data_path", "epochs", "lr", "blr", "min_lr", "warmup_epochs", "clip_grad", "amp"}
+LEARNING_FLAGS |= {"class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip"}
+LEARNING_FLAGS |= {*resume.BATCH_FLAGS}
 # How a command runs; the others come from a checkpoint that `--resume` names where they are not given.
 OWN_FLAGS = FREE_FLAGS - {"input_size", "n_fft", "window_ms", "val_every", "recipe"}
 ADAPTER_FLAGS = {"lora", "lora_alpha"}
@@ -192,18 +181,15 @@ def open_data(args, start, device):
         part = data.parts["train"]
         targets = list(part.targets()) if tasks.HEADS[args.task] == "classification" else None
         fewer = args.label_fraction, args.labels_per_class, args.seed, data.class_names
-        data.parts["train"], data.fresh = (
-            Part(part.source, fewer_labels(part.indices, targets, *fewer)),
-            False,
-        )
+        data.parts["train"] = Part(part.source, fewer_labels(part.indices, targets, *fewer))
+        data.fresh = False
     data.fit(saved and saved["front_end"].get("normalization"))
     data.front_end = data.front_end.to(device)
     return data
 
 
 def build_model(args, data, start):
-    """The model, with pretrained weights where there are some; prints what was loaded, left and new, and what
-    trains.
+    """The model, with pretrained weights if there are any; prints what was loaded and what trains.
 
     Args:
         start: a `Start`, or None for an empty model.
@@ -257,8 +243,7 @@ def _report_trained(model, names, args):
 
 
 def check_division(args, start, data):
-    """See that the samples are in the parts in which the run of a checkpoint had them; an evaluation only
-    warns.
+    """Check that the parts of the data are those of a checkpoint's run; an evaluation only warns.
 
     Raises:
         UserError: they are not, and the run is to continue.
@@ -278,8 +263,7 @@ def check_division(args, start, data):
 
 
 def check_resumed(run, start):
-    """See that a checkpoint is of this run; for an evaluation, that model and division of the data are the
-    same.
+    """Check that a checkpoint is of this run; an evaluation needs only its model and its parts of the data.
 
     A checkpoint that was found must have all flags of the run. One that `--resume` names may have other flags
     of learning, with a warning. With --split that file divides the data. Checkpoints of older versions lack

@@ -1,5 +1,4 @@
-"""Fine-tune a pretrained encoder on a labelled task, or train a baseline under the same conditions; measure
-it.
+"""Fine-tune a pretrained encoder on a labelled task, or train a baseline in the same way, and measure it.
 
     # segmentation into Noise, NR and LTE, from a pretrained checkpoint
     python main_finetune.py --task segmentation --finetune output_dir/checkpoint-last.pth --data_path scenes
@@ -17,8 +16,8 @@ it.
     python main_finetune.py --task segmentation --model deeplabv3_mobilenet_v3_large --data_path scenes
 
     # eight GPUs
-    torchrun --nproc_per_node=8 main_finetune.py --task segmentation --finetune checkpoint.pth --data_path
-    scenes
+    torchrun --nproc_per_node=8 main_finetune.py --task segmentation --finetune checkpoint.pth \
+        --data_path scenes
 
     # continue a run that was stopped: the same command, or its checkpoint with other flags
     python main_finetune.py --resume output_finetune/checkpoint-last.pth --epochs 100
@@ -164,9 +163,7 @@ def run_seed(args, folder, log_dir, device, stop):
 
 
 def train(run, model, data, start):
-    """Wire model, optimizer and batches, and train; returns dict of "best_epoch", "step" and
-    "seconds_training".
-    """
+    """Wire and train the model; returns dict of "best_epoch", "step" and "seconds_training"."""
     args, device, is_vit = run.args, run.device, isinstance(model, ViTEncoder)
     shape = (data.source.in_chans, *data.front_end.image_size)
     model.grad_ckpt = args.grad_ckpt

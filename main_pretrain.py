@@ -8,9 +8,8 @@
 
     # eight GPUs; two machines of eight, the same line on both
     torchrun --nproc_per_node=8 main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=first-machine:29500
-    --max-restarts=3 \
-        main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=first-machine:29500 \
+        --max-restarts=3 main_pretrain.py --data_path recordings/ --model mae_vit_large_patch16
 
     # raw IQ, two folders
     python main_pretrain.py --data_path day1/ day2/ --sample_rate 20e6 --datatype ci16

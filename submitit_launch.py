@@ -9,8 +9,9 @@
         main_finetune.py --task segmentation --finetune checkpoint.pth --data_path scenes
 
     # nodes without GPUs; in the background of this machine, without Slurm
-    python submitit_launch.py --gpus_per_node 0 --processes_per_node 2 --cpus_per_process 16 main_pretrain.py
-    ... python submitit_launch.py --executor local --gpus_per_node 2 main_pretrain.py --data_path recordings/
+    python submitit_launch.py --gpus_per_node 0 --processes_per_node 2 --cpus_per_process 16 \\
+        main_pretrain.py ...
+    python submitit_launch.py --executor local --gpus_per_node 2 main_pretrain.py --data_path recordings/
 
 Needs `pip install submitit`. Each node runs torchrun. On SIGTERM, SIGUSR1 or submitit's SIGUSR2 (two minutes
 before the time limit), the trainers save at their next step. The job is then requeued, unless it was

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from util.errors import UserError
-from util.files import walk
+from util.files import walk_by_folder
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
 SET_DESCRIPTION = "set.json"  # of a spectrogram set
@@ -72,10 +72,14 @@ def refuse_formats(path, expected):
         path: file or folder; expected: what `--data_path` takes.
     """
     if os.path.isdir(path):
-        _, files = walk(path, lambda _error: None)
-        if not files or not all(file.lower().endswith(SUFFIXES) for file in files):
+        first = None
+        for file in (file for _, own in walk_by_folder(path) for file in own):
+            if not file.lower().endswith(SUFFIXES):
+                return  # most folders end here, at their first file
+            first = first or file
+        if first is None:
             return
-        path = files[0]
+        path = first
     found = format_of(path)
     if found is None:
         return

@@ -99,16 +99,22 @@ def not_read(path, error):
     return f"a damaged or unreadable file: {' '.join(str(error).split())}"
 
 
-def walk(folder, refuse):
-    """(folders, files) in and below a folder, as strings, sorted folder by folder, without hidden ones.
+def walk_by_folder(folder, refuse=None):
+    """Yield (folder, its files) in and below a folder, as strings, sorted, without hidden ones.
 
     Links to folders are not followed. `refuse` gets the OSError of a folder that cannot be read.
     """
-    folders, files = [], []
-    for parent, names, file_names in os.walk(folder, onerror=refuse):
+    for parent, names, files in os.walk(folder, onerror=refuse):
         names[:] = sorted(name for name in names if not name.startswith("."))
+        yield parent, [os.path.join(parent, name) for name in sorted(files) if not name.startswith(".")]
+
+
+def walk(folder, refuse):
+    """(folders, files) in and below a folder, see `walk_by_folder`."""
+    folders, files = [], []
+    for parent, own in walk_by_folder(folder, refuse):
         folders.append(parent)
-        files += [os.path.join(parent, name) for name in sorted(file_names) if not name.startswith(".")]
+        files += own
     return folders, files
 
 
