@@ -16,7 +16,7 @@ from data import matlab
 from data.labelled import ClassSource
 from data.sampling import FITTING, IMAGE, stream
 from radio.rng import CSI, Stream
-from radio.scenes import csi_room
+from radio.scenes import csi_body, csi_room
 from util.errors import UserError
 
 DEFAULT_IMAGE_SIZE = (224, 224)
@@ -104,7 +104,7 @@ class NtuFiHar(CsiSource):
     in_chans = ANTENNAS
 
     def __init__(self, folder, image_size=DEFAULT_IMAGE_SIZE):
-        super().__init__(csi_room.ACTIVITIES, image_size)
+        super().__init__(csi_body.ACTIVITIES, image_size)
         self.folder = self.owner = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder}: expected a folder of NTU-Fi HAR; found none")
@@ -284,7 +284,7 @@ class SyntheticCsi(CsiSource):
     FITTED = 256  # samples that `fit` uses: levels differ by 2 dB, the mean of 256 by 0.1 dB
 
     def __init__(self, count, seed, kind=0, image_size=DEFAULT_IMAGE_SIZE):
-        super().__init__(csi_room.ACTIVITIES, image_size)
+        super().__init__(csi_body.ACTIVITIES, image_size)
         self.seed, self.kind = seed, kind
         self.labels = np.arange(count) % len(self.class_names)
 

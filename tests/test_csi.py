@@ -13,7 +13,7 @@ from support import ACTIVITIES, CAPTURES, amplitudes, write_mat, write_npz, writ
 from data.csi import CsiFile, NtuFiHar, SyntheticCsi
 from data.sampling import IMAGE
 from radio.rng import CSI, Stream
-from radio.scenes import csi_room
+from radio.scenes import csi_body, csi_room
 from util.errors import UserError
 
 ESP32 = CAPTURES.parent / "csi" / "geotec_esp32_csihar.npz"
@@ -61,7 +61,7 @@ def test_a_single_path_has_the_gain_of_free_space_and_the_phase_slope_of_its_len
 def test_subcarriers_and_the_ceiling_of_the_amplitude_are_those_of_ntu_fi():
     assert len(csi_room.SUBCARRIERS) == 114
     assert round(csi_room.MAX_DB, 1) == 57.2  # the largest value in NTU-Fi HAR
-    assert list(csi_room.ACTIVITIES) == ACTIVITIES
+    assert list(csi_body.ACTIVITIES) == ACTIVITIES
 
 
 def test_image_sources_are_reflections_in_the_six_surfaces():
@@ -116,7 +116,7 @@ def test_an_empty_room_is_constant():
     assert values.shape == (3, 114, 500)
     assert torch.equal(values, values[..., :1].expand_as(values))
     assert values.std(dim=1).min() > 0.5  # though not over the subcarriers
-    moving = csi_room.render(echoing(csi_room.Motion("walk", speed_m_s=1.0, span_m=2.0)))
+    moving = csi_room.render(echoing(csi_body.Motion("walk", speed_m_s=1.0, span_m=2.0)))
     assert moving.std(dim=2).mean() > 0.5
 
 
@@ -124,7 +124,7 @@ def test_an_empty_room_is_constant():
 def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_speed_over_the_wavelength(
     carrier_hz,
 ):
-    motion = csi_room.Motion("run", center_m=(5.0, 2.5), speed_m_s=2.0, rate_hz=1.5, span_m=4.0)
+    motion = csi_body.Motion("run", center_m=(5.0, 2.5), speed_m_s=2.0, rate_hz=1.5, span_m=4.0)
     room = scene(
         motion,
         carrier_hz=carrier_hz,
@@ -140,7 +140,7 @@ def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_sp
     shifts = np.fft.rfftfreq(len(moments), 1 / 4000)
 
     # from positions, how fast each path grows
-    places = csi_room.body(motion, moments).numpy()
+    places = csi_body.body(motion, moments).numpy()
     paths = sum(np.linalg.norm(places - np.array(end), axis=2) for end in (room.tx_m, room.rx_m[0]))
     rates = np.abs(np.diff(paths, axis=1)) * 4000 / (LIGHT / carrier_hz)
     assert (
@@ -152,7 +152,7 @@ def test_the_doppler_shift_of_who_comes_straight_at_the_receiver_is_twice_the_sp
 
 
 def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
-    motion = csi_room.Motion("fall", center_m=(3.0, 0.5), onset_s=60.0)  # stands, far from the line of sight
+    motion = csi_body.Motion("fall", center_m=(3.0, 0.5), onset_s=60.0)  # stands, far from the line of sight
     room = echoing(motion, carrier_hz=2.452e9, room_m=(6.0, 5.0, 3.0))
     found = (
         csi_room.channel(room, times(0.01)) - csi_room.channel(replace(room, motion=None), times(0.01))
@@ -166,8 +166,8 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
         images.append(image)
     expected = np.zeros((3, 114), complex)
     for antenna, receiver in enumerate(room.rx_m):
-        for number, point in enumerate(csi_room.body(motion, times(0.01))[:, 0].tolist()):
-            area = csi_room.RCS_M2[number]
+        for number, point in enumerate(csi_body.body(motion, times(0.01))[:, 0].tolist()):
+            area = csi_body.RCS_M2[number]
             for source in [room.tx_m, *images] if number < 3 else [room.tx_m]:
                 out, back = math.dist(source, point), math.dist(point, receiver)
                 power = wavelength**2 * area / ((4 * math.pi) ** 3 * out**2 * back**2)
@@ -178,7 +178,7 @@ def test_a_body_adds_its_scatterers_directly_and_its_torso_over_each_surface():
 
 def test_a_person_on_the_line_of_sight_dims_it():
     beside, between = (
-        csi_room.channel(scene(csi_room.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean()
+        csi_room.channel(scene(csi_body.Motion("box", center_m=(3.0, y))), times(1.0)).abs().mean()
         for y in (0.6, 2.5)
     )
     empty = csi_room.channel(scene(), times(1.0)).abs().mean()
@@ -194,7 +194,7 @@ def test_everybody_stays_in_the_room_and_below_the_speed(activity):
     speeds = []
     for index in range(40):
         drawn = csi_room.draw(activity, Stream(2, 0, index))
-        places = csi_room.body(drawn.motion, times()).numpy()
+        places = csi_body.body(drawn.motion, times()).numpy()
         assert places.shape == (11, 500, 3)
         assert places[:2].min() > 0
         assert (places[:2] < drawn.room_m).all()
@@ -220,16 +220,16 @@ def test_people_in_one_room():
     assert len({scene.motion for scene in drawn}) == 20
     assert all(replace(scene, stream=room.stream, motion=room.motion) == room for scene in drawn)
     for scene in drawn:
-        places = csi_room.body(scene.motion, scene.packet_times_s())[:3, :, :2]
+        places = csi_body.body(scene.motion, scene.packet_times_s())[:3, :, :2]
         assert (places > 0).all()
         assert (places < torch.tensor(room.room_m[:2])).all()
 
 
 def test_a_fall_ends_on_the_floor_and_stays_there():
-    motion = csi_room.Motion(
+    motion = csi_body.Motion(
         "fall", height_m=1.8, rate_hz=1.0, onset_s=2.0, heading_rad=math.pi / 2, center_m=(3.0, 2.0)
     )
-    head = csi_room.body(motion, times()).numpy()[2]
+    head = csi_body.body(motion, times()).numpy()[2]
     assert head[:200, 2] == pytest.approx(0.93 * 1.8)
     assert head[300:, 2].max() < 0.2
     assert head[300:, :2] == pytest.approx(np.broadcast_to([3.0, 2.0 + 0.93 * 1.8], (200, 2)), abs=0.05)
@@ -237,8 +237,8 @@ def test_a_fall_ends_on_the_floor_and_stays_there():
 
 
 def test_a_circle_is_one_and_a_stride_has_its_rate():
-    motion = csi_room.Motion("circle", speed_m_s=1.0, rate_hz=0.8, span_m=1.6, reach_m=0.1)
-    places = csi_room.body(motion, times()).numpy()
+    motion = csi_body.Motion("circle", speed_m_s=1.0, rate_hz=0.8, span_m=1.6, reach_m=0.1)
+    places = csi_body.body(motion, times()).numpy()
     assert np.linalg.norm(places[0, :, :2] - (3.0, 3.0), axis=1) == pytest.approx(0.8)
     apart = np.linalg.norm(places[9] - places[10], axis=1)  # feet: widest twice a stride
     spectrum = np.abs(np.fft.rfft(apart - apart.mean(), 4000))
@@ -246,8 +246,8 @@ def test_a_circle_is_one_and_a_stride_has_its_rate():
 
 
 def test_punches_alternate_and_reach_as_far_as_they_should():
-    motion = csi_room.Motion("box", rate_hz=1.0, reach_m=0.4, heading_rad=0.0)
-    left, right = csi_room.body(motion, times()).numpy()[5:7, :, 0]
+    motion = csi_body.Motion("box", rate_hz=1.0, reach_m=0.4, heading_rad=0.0)
+    left, right = csi_body.body(motion, times()).numpy()[5:7, :, 0]
     assert left.max() - left.min() == pytest.approx(0.4, abs=0.01)
     assert np.corrcoef(left, right)[0, 1] < -0.2
     assert np.corrcoef(left[:450], right[50:])[0, 1] > 0.99  # half a second later
@@ -267,7 +267,7 @@ def test_noise_has_the_power_that_the_snr_says():
 
 def test_gain_control_holds_each_packets_level_within_half_a_step_and_moves_in_steps():
     room = scene(
-        csi_room.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0
+        csi_body.Motion("run", speed_m_s=2.5, span_m=3.0), level_db=35.0
     )  # without echoes, so without deep fades
     stepped, fixed = csi_room.render(replace(room, agc_step_db=0.5)).double(), csi_room.render(room).double()
     gains = stepped - fixed
@@ -332,7 +332,7 @@ def test_wrong_scenes_are_refused_with_their_value(change):
 )
 def test_wrong_motions_are_refused(change):
     with pytest.raises(ValueError, match="expected"):
-        csi_room.Motion(**{"activity": "box"} | change)
+        csi_body.Motion(**{"activity": "box"} | change)
 
 
 def doppler_statistics(decibels):

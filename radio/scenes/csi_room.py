@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from radio.rng import Stream
-from radio.scenes.csi_body import ACTIVITIES, RCS_M2, TORSO, WALL_M, Motion, body, draw_motion  # noqa: F401
+from radio.scenes.csi_body import RCS_M2, TORSO, WALL_M, Motion, body, draw_motion
 
 LIGHT_M_S = 299_792_458.0
 
