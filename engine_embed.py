@@ -23,6 +23,7 @@ from data.sampling import Concatenated
 from data.set_writer import COMMIT_S, differences
 from data.spectrogram_set import SpectrogramSet
 from data.splits import RECORDING
+from models_vit import mean_patch
 from util.errors import UserError
 from util.files import atomic_path, read_json, write_json
 from util.metrics import Confusion
@@ -229,9 +230,10 @@ def embed(model, windows, front_end, device, autocast, rows, batch_size, num_wor
     with tqdm(total=len(windows), initial=rows.done, desc="embedding", unit=" windows", disable=None) as bar:
         for batch in loader.batches(partial(to_images, front_end=front_end, device=device), device):
             with autocast():
-                tokens = model(batch["images"])  # (B, 1 + L, D)
-            patches = tokens[:, 1:].float()
-            values = {"cls": tokens[:, 0].float(), "mean": patches.mean(dim=1), "label": batch["target"]}
+                tokens = model(batch["images"]).float()  # (B, 1 + L, D)
+            patches, present = tokens[:, 1:], model.inside(batch["images"])[2]
+            mean = mean_patch(tokens, present)
+            values = {"cls": tokens[:, 0], "mean": mean, "label": batch["target"]}
             if "patches" in rows.columns:
                 values["patches"] = patches.half()
             rows.add({name: values[name].cpu().numpy() for name in rows.columns})

@@ -77,8 +77,7 @@ def report(measured, model, batches, run, class_names, step):
         return ["confusion.png"]
     for row in rows:
         about = dataset.describe(0, row["number"])
-        rate = about.get("sample_rate_hz")
-        row["extent"] = rate and front_end.extent(rate, about.get("center_freq_hz"), about.get("num_samples"))
+        row["extent"] = front_end.extent_of(about)
         empty = math.isnan(row["score"])
         row["title"] = f"{about['name']}: " + (f"all {class_names[0]}" if empty else f"{row['score']:.1%}")
     caption = f"{title}: best, median and worst test samples by mean IoU of the classes but {class_names[0]}"

@@ -16,11 +16,12 @@ from data.labelled import RANDOM_NUMBERS, LabelledSamples, class_weights, mix, s
 from data.splits import has_masks
 from data.tasks import HEADS
 from models_vit import train_mode
+from radio.grid import OUTSIDE
 from util import checkpoint, compiling, distributed, parallel
 from util.errors import StoppedError, UserError, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import set_lr
-from util.metrics import Confusion, GroupedConfusion, foreground_iou, means, natural, overall
+from util.metrics import IGNORED, Confusion, GroupedConfusion, foreground_iou, means, natural, overall
 from util.progress import Reporter
 from util.recipes import LARS_TRUST
 
@@ -66,6 +67,7 @@ class Objective:
         if classifies and (args.mixup or args.cutmix):
             self.mixup = Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
             self.smoothing = 0.0  # Mixup smooths the labels
+        self.pads = data.front_end.pads
         weight = class_weights(data.parts["train"], classes, args.class_weights)
         self.weight = None if weight is None else weight.to(device)  # of the classes, float [classes]
 
@@ -79,7 +81,7 @@ class Objective:
         images, target, args = batch["images"], batch["target"], self.args
         if target.dim() > 1 and (args.time_shift or args.flip):
             images, target = shift_and_flip(images, target, batch["noise"], args.time_shift, args.flip)
-        target = target.long()
+        target = countable(images, target) if self.pads else target.long()
         if self.mixup is not None:
             images, target = mix(images, target, self.mixup, args.seed, epoch, place)
         return images, target
@@ -94,9 +96,20 @@ class Objective:
             A scalar; the sum of the classes' weights, or the number of labels.
         """
         loss = F.cross_entropy(logits, target, self.weight, reduction="sum", label_smoothing=self.smoothing)
-        if self.weight is None or target.is_floating_point():
+        if target.is_floating_point() or (self.weight is None and not self.pads):
             return loss, logits.numel() // logits.shape[1]
-        return loss, self.weight[target].sum()
+        counts = target != IGNORED
+        return loss, counts.sum() if self.weight is None else (self.weight[target * counts] * counts).sum()
+
+
+def countable(images, target):
+    """Targets with `IGNORED` in the cells that lie outside of the recording: int64 [B, ...].
+
+    Args:
+        images: [B, C, F, T]; target: class ids, [B, F, T], or [B], which stay.
+    """
+    target = target.long()
+    return target.masked_fill(images[:, 0] == OUTSIDE, IGNORED) if target.dim() > 1 else target
 
 
 def batches_of(part, data, run, training=False, more_numbers=0):
@@ -292,7 +305,7 @@ def evaluate(model, batches, run, class_names, groupings=None):
         name: GroupedConfusion(class_names, sorted(set(of), key=natural), device, unit)
         for name, of in groupings.items()
     }
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    loss_sum, counted = torch.zeros(2, dtype=torch.float64, device=device)
     scores = torch.zeros(len(batches.dataset), dtype=torch.float64)
     for batch in batches:
         run.stop.ask()
@@ -301,8 +314,9 @@ def evaluate(model, batches, run, class_names, groupings=None):
         real = batch["real"]
         if real:
             logits, index = logits[:real], batch["index"][:real]
-            target = batch["target"][:real].long()
-            loss_sum += F.cross_entropy(logits.float(), target).double() * real
+            target = countable(batch["images"][:real], batch["target"][:real])
+            loss_sum += F.cross_entropy(logits.float(), target, reduction="sum").double()
+            counted += (target != IGNORED).sum()
             pred = logits.argmax(dim=1)
             confusion.update(pred, target)
             for name, matrices in grouped.items():
@@ -311,12 +325,12 @@ def evaluate(model, batches, run, class_names, groupings=None):
             scores[index] = right.cpu()
         if name := run.stop.answer():
             raise StoppedError(f"{name} while evaluating")
-    [loss_sum] = distributed.all_reduce_sum([float(loss_sum)])
+    loss_sum, counted = distributed.all_reduce_sum([float(loss_sum), float(counted)])
     distributed.all_reduce_sum_(scores)
     return {
         "results": confusion.results(),
         "groups": {name: matrices.results() for name, matrices in grouped.items()},
-        "loss": loss_sum / max(1, len(scores)),
+        "loss": loss_sum / max(1, counted),
         "seconds": round(time.perf_counter() - started, 2),
         "scores": scores,
     }

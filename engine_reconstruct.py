@@ -5,6 +5,7 @@ from einops import repeat
 
 from data.batches import to_images
 from models_mae import patch_statistics
+from radio.grid import OUTSIDE
 from util import distributed, parallel
 from util.plots import reconstruction_figure
 
@@ -19,19 +20,21 @@ def reconstruct(model, images, noise, mask_ratio):
     mean and variance of the original patch, which a model would not have.
 
     Args:
-        images: float [N, C, F, T]; noise: float [N, L].
+        images: float [N, C, F, T]; noise: float [N, L]. Cells outside of the recording stay.
 
     Returns:
         reconstruction: float32 [N, C, F, T]; removed: bool [N, C, F, T].
     """
     model.eval()
     _, pred, mask = model(images, mask_ratio, noise)
-    patches, pred = model.patchify(images.float()), pred.float()
+    outside = images == OUTSIDE
+    patches, pred = model.patchify(images.float().masked_fill(outside, 0)), pred.float()
     if model.norm_pix_loss:
-        mean, var = patch_statistics(patches)
+        mean, var = patch_statistics(patches, model.patchify((~outside).float()))
         pred = pred * (var + 1e-6).sqrt() + mean
     removed = repeat(mask.bool(), "n l -> n l d", d=patches.shape[-1])
-    return model.unpatchify(torch.where(removed, pred, patches)), model.unpatchify(removed)
+    rebuilt = model.unpatchify(torch.where(removed, pred, patches)).masked_fill(outside, OUTSIDE)
+    return rebuilt, model.unpatchify(removed) & ~outside
 
 
 def picture(model, batches, run, epoch):
@@ -55,7 +58,7 @@ def picture(model, batches, run, epoch):
         rows.append(
             {
                 "title": about["name"] + (f", {about['start_s'] * 1e3:.1f} ms in" if rate else ""),
-                "extent": rate and front_end.extent(rate, about["center_freq_hz"], about["num_samples"]),
+                "extent": front_end.extent_of(about),
                 **{name: image[0, 0].cpu().numpy() for name, image in shown.items()},
             }
         )

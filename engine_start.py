@@ -15,12 +15,13 @@ from util.errors import UserError, warn
 
 # Flags that may differ when resuming: where things are and how fast they come (the front end itself is
 # compared). Those of learning may differ with a warning, others may not.
-FREE_FLAGS = runs.FREE_FLAGS | {"eval", "seeds", "val_every", "input_size", "n_fft", "window_ms", "recipe"}
+FRONT_END_FLAGS = {"front_end", "input_size", "n_fft", "window_ms", "row_khz", "column_us", "channels"}
+FREE_FLAGS = runs.FREE_FLAGS | FRONT_END_FLAGS | {"eval", "seeds", "val_every", "recipe"}
 LEARNING_FLAGS = {"data_path", "epochs", "lr", "blr", "min_lr", "warmup_epochs", "clip_grad", "amp"}
 LEARNING_FLAGS |= {"class_weights", "drop_path", "mixup", "cutmix", "smoothing", "time_shift", "flip"}
 LEARNING_FLAGS |= {*resume.BATCH_FLAGS}
 # How a command runs; the others come from a checkpoint that `--resume` names where they are not given.
-OWN_FLAGS = FREE_FLAGS - {"input_size", "n_fft", "window_ms", "val_every", "recipe"}
+OWN_FLAGS = FREE_FLAGS - FRONT_END_FLAGS - {"val_every", "recipe"}
 ADAPTER_FLAGS = {"lora", "lora_alpha"}
 MODEL_FLAGS = {"task", "model", "head", "head_depth", "global_pool", "head_norm", "norm_eps", *ADAPTER_FLAGS}
 DIVIDING_FLAGS = {"seed", "val_fraction", "test_fraction", "split_by", "test_groups", "protocol", "split"}
@@ -203,6 +204,7 @@ def build_model(args, data, start):
         kwargs = {name: getattr(args, name) for name in names} | {"in_chans": in_chans}
         head, image_size = tasks.HEADS[args.task], data.front_end.image_size
         model = models_vit.create_model(args.model, head, num_classes, image_size, **kwargs)
+    model.pads = data.front_end.pads
     if weights:
         loaded = weights.load_into(model, start.name)
         missing = [name for name in loaded.new if name not in models_vit.FIXED]

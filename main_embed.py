@@ -29,6 +29,7 @@ from data.formats import is_spectrogram_set
 from data.images import ImageFiles
 from data.splits import PARTS, relative_paths
 from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_components, write_features
+from radio.front_end import takes_iq
 from radio.recordings import find_recordings
 from util import distributed, pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
@@ -99,7 +100,7 @@ def open_data(args, weights):
     if args.classes and not any(isinstance(source, AnnotatedWindows) for source in sources):
         expected = "--task segmentation and annotated recordings with it"
         raise UserError(f"--classes: expected {expected}; found other data")
-    if "n_fft" in settings and "n_fft" not in (weights.front_end or {}):
+    if takes_iq(settings) and not takes_iq(weights.front_end):
         warn(f"{args.weights}: no front end for IQ in the file; windows are as {settings}")
     for source in sources:
         if hasattr(source, "fit"):
@@ -135,11 +136,12 @@ def _unlabelled(args, pretrained):
     return sources, front_end, front_end.settings()
 
 
-def open_encoder(args, weights, source):
+def open_encoder(args, weights, source, pads):
     """(preset, `models_vit.Encoder` with the weights); it prints a line about the tensors."""
     preset = models_presets.preset_of(weights, args.weights)
     args.norm_eps = pretrained.pick_norm_eps(args.norm_eps, weights)
     model = models_vit.create_encoder(preset, source.image_size, source.in_chans, norm_eps=args.norm_eps)
+    model.pads = pads
     loaded = weights.load_into(model, args.weights)
     adapted = f"; adapted: {', '.join(loaded.adapted)}" if loaded.adapted else ""
     counts = f"{len(loaded.loaded)} tensors loaded, {len(loaded.left)} left{adapted}"
@@ -212,7 +214,7 @@ def main(args):
     windows = Windows(sources, args.leave_out)
     if args.knn:
         check_labels(windows)
-    preset, model = open_encoder(args, weights, windows.source)
+    preset, model = open_encoder(args, weights, windows.source, front_end.pads)
     width = model.cls_token.shape[-1]
     args.amp = pick_amp(args.amp, device, width)
     autocast, _ = mixed_precision(args.amp, device)

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from data import registry
+from data.batches import decibels_of
 from data.set_writer import spectrogram_set_writer
 from util.device import keep_freed_memory, pick_device
 from util.errors import UserError, reported
@@ -37,8 +38,8 @@ def main(args):
 
     with spectrogram_set_writer(args.output, len(source), front_end) as packed:
         for index in tqdm(range(len(source)), desc="packing", unit=" windows"):
-            _, iq = source.load(index, None)
-            decibels = front_end.decibels(torch.from_numpy(iq).to(device)[None])
+            kind, iq = source.load(index, None)
+            decibels = decibels_of(kind, torch.from_numpy(iq)[None], front_end, device)
             packed.add(decibels[0].cpu().numpy(), source.describe(index, None))
     print(f"wrote {len(source)} spectrograms of {front_end.settings()} to {args.output}")
 

@@ -161,6 +161,7 @@ def main(args):
 
         # model and optimizer
         model = create_model(args, front_end.image_size, source.in_chans)
+        model.pads = front_end.pads
         load(model, path, state, init, run)
         visible, shape = model.num_visible(args.mask_ratio), (source.in_chans, *front_end.image_size)
         trained = parallel.wrap(model, device, args.shard, same_graph=run.accum_iter == 1)

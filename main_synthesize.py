@@ -31,7 +31,7 @@ from data import registry
 from data.formats import is_spectrogram_set
 from data.set_writer import differences, spectrogram_set_writer, writing
 from data.spectrogram_set import SpectrogramSet
-from data.synthetic import KINDS, SceneMaker, one_thread, scene_config, scene_mask, scene_metadata
+from data.synthetic import KINDS, SceneMaker, image_of, one_thread, scene_config, scene_mask, scene_metadata
 from radio.carriers import CLASS_NAMES, to_annotation
 from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
@@ -86,7 +86,7 @@ def get_args_parser():
 class Scenes(Dataset):
     """Some scenes of a split, made in workers, which also write the recordings.
 
-    An item is (float32 [1, F, T] in dB, metadata, uint8 mask [F, T]), or None for a scene that the set has.
+    An item is (float32 [C, F, T] in dB, metadata, uint8 mask [F, T]), or None for a scene that the set has.
 
     Args:
         numbers: of the scenes; first: number of the first scene that the set lacks.
@@ -111,13 +111,13 @@ class Scenes(Dataset):
         metadata = {
             "name": f"scene {number}",
             "path": self.split,
-            **scene_metadata(scene),
+            **scene_metadata(scene, self.front_end),
             "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()],
             "scene": scene.parameters(),
         }
         # Tensors go through shared memory. An orphaned worker would block on the pipe that arrays go through.
         return (
-            self.front_end.decibels(iq[None])[0],
+            image_of(scene, iq, self.front_end),
             metadata,
             torch.from_numpy(scene_mask(scene, self.front_end)),
         )
@@ -249,7 +249,7 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
         rows.append(
             {
                 "title": title,
-                "extent": front_end.extent(rate, 0.0, num_samples),
+                "extent": front_end.extent_of(about | {"center_freq_hz": 0.0}),
                 "mask": np.asarray(mask),
                 "image": front_end.from_decibels(decibels[None])[0, 0].numpy(),
             }
@@ -267,8 +267,6 @@ def main(args):
     keep_freed_memory()
 
     config = scene_config(args.preset, args.window_ms, args.set)
-    if len(config.duration_ms) == 1:
-        args.window_ms = config.duration_ms[0]
     front_end = registry.front_end_for(registry.find([f"{registry.SYNTHETIC}:{args.preset}"]), args)
     maker = SceneMaker(config, args.seed)
     maker.check(front_end)

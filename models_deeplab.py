@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torchvision.models import segmentation
 
 from models_presets import look_up
+from radio.grid import OUTSIDE
 
 PRESETS = {
     "deeplabv3_mobilenet_v3_large": segmentation.deeplabv3_mobilenet_v3_large,
@@ -47,6 +48,7 @@ class DeepLabV3(nn.Module):
         # Without `weights_backbone=None` torchvision would download ImageNet weights.
         no_weights = {"weights": None, "weights_backbone": None, "aux_loss": False}
         model = look_up(name, PRESETS)(num_classes=num_classes, **no_weights)
+        self.pads = False  # see `models_mae.ViTEncoder`
         self.backbone = model.backbone
         self.classifier = model.classifier
         # The first convolution takes the channels of our images.
@@ -64,6 +66,8 @@ class DeepLabV3(nn.Module):
         """
         if self.training and len(imgs) < 2:
             raise ValueError(f"expected 2 images or more in a training batch: {len(imgs)=}")
+        if self.pads:
+            imgs = imgs.masked_fill(imgs == OUTSIDE, 0)
         features = self.backbone(imgs)["out"]  # (N, channels, frequency / stride, time / stride)
         logits = self.classifier(features)  # (N, num_classes, frequency / stride, time / stride)
         return F.interpolate(logits, size=imgs.shape[-2:], mode="bilinear", align_corners=False)

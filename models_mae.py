@@ -3,7 +3,6 @@
 "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377), used for radio as in arXiv 2411.09996.
 """
 
-import math
 from functools import partial
 
 import torch
@@ -15,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 import models_presets
 from models_presets import build, look_up
+from radio.grid import OUTSIDE
 from util import attention
 from util.drop_path import DropPath
+from util.masking import MASK_KINDS, removal_order
 from util.pos_embed import sincos_2d
-
-MASK_KINDS = ("random", "time", "frequency", "time_frequency")
 
 # MAE's weights were trained with this epsilon; timm and torch default to other values.
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
@@ -62,6 +61,7 @@ class ViTEncoder(nn.Module):
         if not 0 <= drop_path < 1:
             raise ValueError(f"expected 0 <= drop_path < 1: {drop_path=}")
         self.patch_size, self.in_chans = patch_size, in_chans
+        self.pads = False  # whether images may have cells that are `radio.grid.OUTSIDE`
         self.grad_ckpt = False  # in training, recompute the inside of blocks instead of keeping it
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
@@ -119,9 +119,31 @@ class ViTEncoder(nn.Module):
         (h, w), p = self.grid_size, self.patch_size
         return rearrange(patches, "n (h w) (p q c) -> n c (h p) (w q)", h=h, w=w, p=p, q=p)
 
-    def forward_encoder(self, imgs, ids_keep=None):
-        """Images -> normalized tokens [N, 1 + kept, embed_dim], class token first; no `ids_keep`: all."""
-        return self.norm(self.run(self.blocks, self.embed(imgs, ids_keep)))
+    def inside(self, imgs):
+        """Split off the cells outside of the recording.
+
+        Returns:
+            (images with zeros there [N, C, F, T]; the cells inside, bool [N, 1, F, T]; the patches with a cell
+            inside, bool [N, L]). The last two are None if no image has a cell outside.
+        """
+        if not self.pads:
+            return imgs, None, None
+        inside = imgs[:, :1] != OUTSIDE
+        # a GPU would wait for the answer, and a graph has no branch
+        if imgs.device.type == "cpu" and not torch.compiler.is_compiling() and bool(inside.all()):
+            return imgs, None, None
+        rows = rearrange(inside, "n 1 (h p) (w q) -> n (h w) (p q)", p=self.patch_size, q=self.patch_size)
+        return torch.where(inside, imgs, 0), inside, rows.any(dim=2)
+
+    def forward_encoder(self, imgs, ids_keep=None, present=None):
+        """Images -> normalized tokens [N, 1 + kept, embed_dim], class token first.
+
+        Args:
+            imgs: as `inside` returns them.
+            ids_keep: int64 [N, kept], the patches that are encoded; None: all.
+            present: bool [N, kept], the tokens that count; no other token attends to the rest. None: all.
+        """
+        return self.norm(self.run(self.blocks, self.embed(imgs, ids_keep), present))
 
     def embed(self, imgs, ids_keep=None):
         """Images -> patch and position embeddings [N, 1 + kept, embed_dim], class token first."""
@@ -140,18 +162,22 @@ class ViTEncoder(nn.Module):
         # `len` would fix the batch size when the model is exported.
         return torch.cat([cls_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
 
-    def run(self, blocks, tokens):
-        """Tokens [N, L, D] through transformer blocks."""
+    def run(self, blocks, tokens, present=None):
+        """Tokens [N, 1 + L, D] through transformer blocks; `present`, bool [N, L]: see `forward_encoder`."""
+        keys = None
+        if present is not None:
+            keys = F.pad(present, (1, 0), value=True)[:, None, None, :]  # (N, 1, 1, 1 + L)
         for block in blocks:
             if self.grad_ckpt and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
+                tokens = checkpoint(block, tokens, keys, use_reentrant=False)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, keys)
         return tokens
 
     def encode(self, imgs):
         """Features without masking: [N, in_chans, F, T] -> [N, 1 + L, embed_dim], class token first."""
-        return self.forward_encoder(imgs)
+        imgs, _, present = self.inside(imgs)
+        return self.forward_encoder(imgs, None, present)
 
 
 class MaskedAutoencoderViT(ViTEncoder):
@@ -187,7 +213,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         self.initialize()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def masking(self, noise, mask_ratio):
+    def masking(self, noise, mask_ratio, present=None):
         """Choose the patches that stay by their noise.
 
         Args:
@@ -195,121 +221,131 @@ class MaskedAutoencoderViT(ViTEncoder):
                 and rows with the smallest means.
             mask_ratio: share of patches to remove, in [0, 1). The number of kept patches, rows or columns is
                 rounded down, but at least 1.
+            present: bool [N, L], the patches to choose from; None: all.
 
         Returns:
             ids_keep: int64 [N, kept], the kept patches; ids_restore: int64 [N, L], the place of each patch in
-            the order "kept, then removed"; mask: float32 [N, L], 0 keeps, 1 removes.
+            the order "kept, then the rest"; mask: float32 [N, L], 1 for the patches removed, 0 for the others;
+            counted: bool [N, kept], which of `ids_keep` are kept: images with fewer patches keep fewer. None
+            if all are.
         """
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"expected 0 <= mask_ratio < 1: {mask_ratio=}")
-        order, kept = self._removal_order(noise, 1 - mask_ratio)
+        order, kept = removal_order(noise, 1 - mask_ratio, self.grid_size, self.mask_kind, present)
         ids_shuffle = torch.argsort(order, dim=1, stable=True)
         ids_restore = torch.argsort(ids_shuffle, dim=1)
-        mask = (ids_restore >= kept).float()
-        return ids_shuffle[:, :kept], ids_restore, mask
+        if present is None:
+            return ids_shuffle[:, :kept], ids_restore, (ids_restore >= kept).float(), None
+        most = self.num_visible(mask_ratio)
+        if noise.device.type == "cpu" and not torch.compiler.is_compiling():
+            most = int(kept.max())
+        mask = ((ids_restore >= kept) & present).float()
+        return ids_shuffle[:, :most], ids_restore, mask, torch.arange(most, device=noise.device) < kept
 
     def num_visible(self, mask_ratio):
-        """Number of patches that stay."""
-        return self.masking(torch.empty(1, self.num_patches, device="meta"), mask_ratio)[0].shape[1]
+        """Number of patches that stay in an image without patches outside."""
+        noise = torch.empty(1, self.num_patches, device="meta")
+        return removal_order(noise, 1 - mask_ratio, self.grid_size, self.mask_kind)[1]
 
-    def _removal_order(self, noise, keep_share):
-        """(a value for each patch [N, L], the number of patches with the smallest values that stay)."""
-        rows, columns = self.grid_size
-        if self.mask_kind == "random":
-            return noise, _rounded_down(self.num_patches * keep_share)
-
-        rows_kept, columns_kept = rows, columns
-        if self.mask_kind == "time":
-            columns_kept = _rounded_down(columns * keep_share)
-        elif self.mask_kind == "frequency":
-            rows_kept = _rounded_down(rows * keep_share)
-        else:
-            # About the same share of rows and columns: round the rows, then fit the columns to them.
-            rows_kept = max(1, round(rows * math.sqrt(keep_share)))
-            columns_kept = min(columns, _rounded_down(rows * columns * keep_share / rows_kept))
-        noise = noise.unflatten(1, self.grid_size)  # (N, rows, columns)
-        row_removed = _rank(noise.mean(dim=2)) >= rows_kept  # (N, rows)
-        column_removed = _rank(noise.mean(dim=1)) >= columns_kept  # (N, columns)
-        removed = row_removed[:, :, None] | column_removed[:, None, :]
-        return removed.flatten(1).to(torch.uint8), rows_kept * columns_kept
-
-    def forward_decoder(self, tokens, ids_restore):
+    def forward_decoder(self, tokens, ids_restore, counted=None, present=None):
         """Encoded tokens [N, 1 + kept, embed_dim] -> predicted patches [N, L, patch * patch * C]."""
-        tokens = self.embed_for_decoder(tokens, ids_restore)  # (N, 1 + L, D)
-        tokens = self.decoder_norm(self.run(self.decoder_blocks, tokens))
+        tokens = self.embed_for_decoder(tokens, ids_restore, counted)  # (N, 1 + L, D)
+        tokens = self.decoder_norm(self.run(self.decoder_blocks, tokens, present))
         return self.decoder_pred(tokens)[:, 1:]  # without the class token
 
-    def embed_for_decoder(self, tokens, ids_restore):
+    def embed_for_decoder(self, tokens, ids_restore, counted=None):
         """Encoded tokens [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_embed_dim], patches in place."""
         tokens = self.decoder_embed(tokens)
+        mask_token = self.mask_token.flatten().to(tokens.dtype)
+        patches = tokens[:, 1:]
+        if counted is not None:
+            patches = torch.where(counted[:, :, None], patches, mask_token)
 
         # append mask tokens, then put every patch in its place
         missing = ids_restore.shape[1] + 1 - tokens.shape[1]
-        mask_tokens = self.mask_token.flatten().to(tokens.dtype).expand(len(tokens), missing, -1)
-        patches = _gather(torch.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)  # (N, L, D)
+        mask_tokens = mask_token.expand(len(tokens), missing, -1)
+        patches = _gather(torch.cat([patches, mask_tokens], dim=1), ids_restore)  # (N, L, D)
         tokens = torch.cat([tokens[:, :1], patches], dim=1)
 
         # add position embedding
         return tokens + self.decoder_pos_embed
 
-    def target(self, imgs):
+    def target(self, imgs, inside=None):
         """Patches to predict: float32 [N, L, patch * patch * C]; `norm_pix_loss` scales each patch."""
         patches = self.patchify(imgs.float())
         if self.norm_pix_loss:
-            mean, var = patch_statistics(patches)
+            mean, var = patch_statistics(patches, None if inside is None else self._values(inside))
             patches = (patches - mean) / (var + 1e-6).sqrt()
         return patches
 
-    def forward_loss(self, imgs, pred, mask):
-        """Mean squared error over the removed patches, or over all if none is removed: float32 scalar."""
-        return _masked_mean((pred.float() - self.target(imgs)).square().mean(dim=-1), mask)
+    def forward_loss(self, imgs, pred, mask, inside=None):
+        """Mean squared error over the removed patches, or over all if none is removed: float32 scalar.
+
+        Cells outside do not count. Images weigh the same, whatever they have inside.
+        """
+        return self._masked_mean((pred.float() - self.target(imgs, inside)).square(), mask, inside)
 
     def mean_loss(self, imgs, mask):
         """The baseline for `forward_loss`: the loss of predicting each image's mean everywhere."""
-        target = self.target(imgs)
-        return _masked_mean((target - target.mean(dim=(1, 2), keepdim=True)).square().mean(dim=-1), mask)
+        imgs, inside, _ = self.inside(imgs)
+        target = self.target(imgs, inside)
+        if inside is None:
+            mean = target.mean(dim=(1, 2), keepdim=True)
+        else:
+            counts = self._values(inside)
+            mean = (target * counts).sum(dim=(1, 2), keepdim=True) / counts.sum(dim=(1, 2), keepdim=True)
+        return self._masked_mean((target - mean).square(), mask, inside)
+
+    def _values(self, inside):
+        """Cells inside as weights of the values of patches: float32 [N, L, patch * patch * C]."""
+        return self.patchify(inside.float().expand(-1, self.in_chans, -1, -1))
+
+    def _masked_mean(self, errors, mask, inside):
+        """The mean over the masked patches of `errors` [N, L, values], or over all if none is masked."""
+        if inside is None:
+            # If no patch is removed, all count. Reading the mask on the host would stall the device.
+            weight = torch.where(mask.any(), mask, torch.ones_like(mask))
+            return (errors.mean(dim=-1) * weight).sum() / weight.sum()
+        removed = torch.where(mask.any(dim=1, keepdim=True), mask, torch.ones_like(mask))
+        weight = removed[:, :, None] * self._values(inside)
+        return ((errors * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1)).mean()
 
     def forward(self, imgs, mask_ratio=0.75, noise=None):
         """Mask, encode, decode.
 
         Args:
-            imgs: float [N, in_chans, frequency, time].
+            imgs: float [N, in_chans, frequency, time]; if `pads` is set, cells may be `radio.grid.OUTSIDE`.
             mask_ratio: share of patches to remove, in [0, 1); with 0 the loss is over all patches.
             noise: float [N, L], decides the mask (see `masking`); None: drawn from torch's generator.
 
         Returns:
-            loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 0 keeps, 1 removes.
+            loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 1 for the patches removed.
         """
         if noise is None:
             noise = torch.rand(len(imgs), self.num_patches, device=imgs.device)
-        ids_keep, ids_restore, mask = self.masking(noise, mask_ratio)
-        pred = self.forward_decoder(self.forward_encoder(imgs, ids_keep), ids_restore)
-        return self.forward_loss(imgs, pred, mask), pred, mask
+        imgs, inside, present = self.inside(imgs)
+        ids_keep, ids_restore, mask, counted = self.masking(noise, mask_ratio, present)
+        tokens = self.forward_encoder(imgs, ids_keep, counted)
+        pred = self.forward_decoder(tokens, ids_restore, counted, present)
+        return self.forward_loss(imgs, pred, mask, inside), pred, mask
 
 
-def patch_statistics(patches):
-    """Mean and unbiased variance of each patch, for `norm_pix_loss`: [N, L, values] -> two of [N, L, 1]."""
-    return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+def patch_statistics(patches, weights=None):
+    """Mean and unbiased variance of each patch, for `norm_pix_loss`: [N, L, values] -> two of [N, L, 1].
 
-
-def _rounded_down(count):
-    """An int of at least 1. The margin is for products such as 100 * (1 - 0.9), which is 9.999..."""
-    return max(1, math.floor(count + 1e-6))
-
-
-def _rank(values):
-    """Place of each value in the ascending order of its row: [N, M] -> int64 [N, M]."""
-    return torch.argsort(torch.argsort(values, dim=1, stable=True), dim=1)
+    Args:
+        weights: 1 for the values that count, 0 for the rest, [N, L, values]; None: all count.
+    """
+    if weights is None:
+        return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    count = weights.sum(dim=-1, keepdim=True)
+    mean = (patches * weights).sum(dim=-1, keepdim=True) / count.clamp_min(1)
+    squares = ((patches - mean).square() * weights).sum(dim=-1, keepdim=True)
+    return mean, squares / (count - 1).clamp_min(1)
 
 
 def _gather(tokens, ids):
     return torch.gather(tokens, 1, repeat(ids, "n l -> n l d", d=tokens.shape[-1]))
-
-
-def _masked_mean(per_patch, mask):
-    # If no patch is removed, all count. Reading the mask on the host would stall the device.
-    weight = torch.where(mask.any(), mask, torch.ones_like(mask))
-    return (per_patch * weight).sum() / weight.sum()
 
 
 PRESETS = {f"mae_{name}": sizes for name, sizes in models_presets.PRESETS.items()}

@@ -87,12 +87,14 @@ class SegmentationViT(ViTEncoder):
         """Images [N, in_chans, F, T] -> logits [N, num_classes, F, T]; see `set_drop_numbers`."""
         # encode
         self.set_drop_numbers(drop_numbers)
-        tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
+        imgs, _, present = self.inside(imgs)
+        tokens = self.forward_encoder(imgs, None, present)  # (N, 1 + L, embed_dim)
 
         # decode
         if self.has_decoder:
             tokens = self.decoder_embed(tokens) + self.decoder_pos_embed
-            tokens = self.decoder_norm(self.run(self.decoder_blocks, tokens))  # (N, 1 + L, decoder_embed_dim)
+            tokens = self.run(self.decoder_blocks, tokens, present)
+            tokens = self.decoder_norm(tokens)  # (N, 1 + L, decoder_embed_dim)
 
         # predict patches, without the class token; the norm is over all patches of the batch
         tokens = self.head_norm(tokens[:, 1:].flatten(0, 1)).unflatten(0, (-1, self.num_patches))  # (N, L, D)
@@ -134,9 +136,18 @@ class ClassificationViT(ViTEncoder):
     def forward(self, imgs, drop_numbers=None):
         """Images [N, in_chans, F, T] -> logits [N, num_classes]; see `set_drop_numbers`."""
         self.set_drop_numbers(drop_numbers)
-        tokens = self.forward_encoder(imgs)  # (N, 1 + L, embed_dim)
-        features = self.fc_norm(tokens[:, 1:].mean(dim=1)) if self.global_pool else tokens[:, 0]  # (N, D)
+        imgs, _, present = self.inside(imgs)
+        tokens = self.forward_encoder(imgs, None, present)  # (N, 1 + L, embed_dim)
+        features = self.fc_norm(mean_patch(tokens, present)) if self.global_pool else tokens[:, 0]  # (N, D)
         return self.head(self.head_norm(features))
+
+
+def mean_patch(tokens, present=None):
+    """The mean of the patches that are present: tokens [N, 1 + L, D], bool [N, L] or None -> [N, D]."""
+    patches = tokens[:, 1:]
+    if present is None:
+        return patches.mean(dim=1)
+    return (patches * present[:, :, None]).sum(dim=1) / present.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def training_modules(model, mode):

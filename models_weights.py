@@ -4,7 +4,7 @@ import models_deeplab
 import models_mae
 import models_presets
 import models_vit
-from radio.spectrogram import Spectrogram
+from radio.front_end import FRONT_ENDS, from_settings, kind_of, takes_iq
 from util import checkpoint
 from util.convert import PATCHES
 from util.errors import UserError
@@ -26,7 +26,7 @@ def head_of(weights):
 
 
 def front_end_of(weights, path):
-    """The `Spectrogram` that the weights were trained with, or None if the file names no front end.
+    """The front end that the weights were trained with, or None if the file names no front end.
 
     Args:
         weights: `util.pretrained.Weights`; path: their file, for messages.
@@ -37,11 +37,11 @@ def front_end_of(weights, path):
     settings = weights.front_end
     if not settings:
         return None
-    if "n_fft" not in settings:
+    if not takes_iq(settings):
         expected = "expected weights trained on spectrograms of IQ, with their front end"
         raise UserError(f"{path}: {expected}; found {settings.get('kind', 'none')}")
     try:
-        return Spectrogram(**{key: value for key, value in settings.items() if key != "normalization"})
+        return from_settings({key: value for key, value in settings.items() if key != "normalization"})
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: expected valid front-end settings; found {error}") from error
 
@@ -56,7 +56,14 @@ def image_size_of(weights, path):
     return tuple(side * patch_size for side in grid)
 
 
-def create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **kwargs):
+def create_model(weights, path, **kwargs):
+    """`_create_model`, whose images may have cells outside of the recording if the front end makes such."""
+    model = _create_model(weights, path, **kwargs)
+    model.pads = bool(takes_iq(weights.front_end) and FRONT_ENDS[kind_of(weights.front_end)].pads)
+    return model
+
+
+def _create_model(weights, path, img_size=None, in_chans=None, norm_eps=None, **kwargs):
     """The model of the weights before loading: with a head, a masked autoencoder, or an encoder alone.
 
     Args:

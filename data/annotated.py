@@ -13,8 +13,9 @@ from util.errors import UserError, warn
 class TiledRecordings(RecordingWindows):
     """Windows of recordings, always side by side. A recording shorter than a window is one short window.
 
-    A short window keeps its duration: its image has the same columns, each of less time. Samples after the
-    last whole window are not used. `groups["recording"]` is the file's path below the folder common to all.
+    A short window keeps its duration: its image has the same columns, each of less time, or with the front end
+    `grid` columns outside of the recording. Samples after the last whole window are not used.
+    `groups["recording"]` is the file's path below the folder common to all.
     `number` gives each window's place in `recordings`, int64 [N].
 
     Args:
@@ -26,7 +27,8 @@ class TiledRecordings(RecordingWindows):
         self.recordings = list(recordings)
         windows = np.array([front_end.num_samples(one.sample_rate_hz) for one in self.recordings], int)
         lengths = np.array([one.num_samples for one in self.recordings], int)
-        fits = np.minimum(windows, lengths) >= front_end.n_fft
+        least = np.array([front_end.least_samples(one.sample_rate_hz) for one in self.recordings], int)
+        fits = np.minimum(windows, lengths) >= least
         self._warn(~fits, fits & (lengths < windows), front_end)
         super().__init__([(one, 0, one.num_samples) for one in self._chosen(fits)], front_end)
         self.number = np.repeat(np.flatnonzero(fits), self.counts)
@@ -40,15 +42,15 @@ class TiledRecordings(RecordingWindows):
         duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names(self._chosen(too_short))
         if too_short.all():
             raise UserError(
-                f"--window_ms, --n_fft: expected recordings and windows ({duration}) of at least "
-                f"{front_end.n_fft} samples; found {f'{len(too_short)} shorter: {names}' if names else 'none'}"
+                f"--window_ms, --n_fft: expected recordings and windows ({duration}) of at least an FFT; "
+                f"found {f'{len(too_short)} shorter: {names}' if names else 'none'}"
             )
         if names:
             warn(
                 f"{too_short.sum()} of {len(too_short)} recordings skipped, they or a window of {duration} "
-                f"shorter than an FFT of {front_end.n_fft} samples: {names}"
+                f"shorter than an FFT: {names}"
             )
-        if whole.any():
+        if whole.any() and not front_end.pads:
             warn(
                 f"{whole.sum()} of {len(whole)} recordings are shorter than a window of {duration} "
                 f"and used whole: {few_names(self._chosen(whole))}"
@@ -131,7 +133,7 @@ class AnnotatedWindows(TiledRecordings):
 
     def target(self, index, epoch=0):
         """Class ids: uint8 [F, T]."""
-        recording, start, count = self.window(index)
+        recording, start, count, row = self.window(index)
         rate = recording.sample_rate_hz
         carriers = [
             from_annotation(one, rate, start)
@@ -139,4 +141,5 @@ class AnnotatedWindows(TiledRecordings):
             if one["core:sample_start"] < start + count
             and one["core:sample_start"] + one["core:sample_count"] > start
         ]
-        return paint(carriers, self.front_end, rate, count, recording.center_freq_hz, self.class_names)
+        center = recording.center_freq_hz
+        return paint(carriers, self.front_end, rate, count, center, self.class_names, first_row=row)

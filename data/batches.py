@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from data.feeding import make_loader
 from data.sampling import HELD_OUT_SAMPLE, IMAGE, IQ, ORDER, SAMPLE, stream
+from radio.grid import View
 from radio.samples import signed
 from util import distributed
 
@@ -188,16 +189,21 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in chosen]
 
 
+def decibels_of(kind, values, front_end, device):
+    """A batch of samples of one kind (see `data.sampling`) as spectrograms in dB [B, C, F, T]; images stay."""
+    if callable(kind) and not isinstance(kind, View):
+        return kind(values, front_end, device)
+    values = values.to(device, non_blocking=True)
+    if kind == IQ:
+        return front_end.decibels(signed(values))
+    return kind(signed(values), front_end, device) if isinstance(kind, View) else values
+
+
 def to_images(parts, front_end, device):
     """A batch's parts (see `MaskedSamples.batch`) to images, float32 [B, C, F, T], on the device."""
     done, order = [], []
     for kind, values, places in parts:
-        values = torch.as_tensor(values)
-        if callable(kind):
-            decibels = kind(values, front_end, device)
-        else:
-            values = values.to(device, non_blocking=True)
-            decibels = front_end.decibels(signed(values)) if kind == IQ else values
+        decibels = decibels_of(kind, torch.as_tensor(values), front_end, device)
         done.append(decibels.float() if kind == IMAGE else front_end.from_decibels(decibels))
         order += places
     if len(done) == 1:

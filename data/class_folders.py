@@ -71,9 +71,7 @@ class ClassFolders(ClassSource):
         place = np.repeat(np.arange(len(files)), [len(own) for own in files.values()])[file_of_sample]
         if empty := sorted(set(range(len(files))) - set(place.tolist())):
             folder = self._folder(*list(files)[empty[0]])
-            raise UserError(
-                f"{folder}: expected recordings of at least {front_end.n_fft} samples; found none"
-            )
+            raise UserError(f"{folder}: expected recordings of at least an FFT of the front end; found none")
         part, self.labels = np.divmod(place, len(self.class_names))
         if None not in parts:
             self._parts = {name: np.flatnonzero(part == number) for number, name in enumerate(parts)}

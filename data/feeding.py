@@ -18,7 +18,7 @@ from multiprocessing.reduction import DupFd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampling import IQ
+from data.sampling import is_iq
 
 PIECE_BYTES = 2**25
 WAITING_BYTES = 2**31  # limit of the pieces that wait for the main process; at least two pieces per worker
@@ -81,7 +81,9 @@ class Loader:
                 piece = self._slots.get(*piece)
             parts = piece.pop("parts")
             batch = {name: self._own(values) for name, values in piece.items()}
-            batch["parts"] = [(kind, self._own(values, kind == IQ), places) for kind, values, places in parts]
+            batch["parts"] = [
+                (kind, self._own(values, is_iq(kind)), places) for kind, values, places in parts
+            ]
             yield is_last, batch
 
     def _own(self, values, is_iq=False):

@@ -8,8 +8,9 @@ from data.formats import has_image_suffix, is_spectrogram_set, refuse_formats
 from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
+from radio.front_end import FRONT_ENDS, from_settings, kind_of, takes_iq
 from radio.recordings import by_path, find_recordings, is_recording_file
-from radio.spectrogram import PUBLISHED, Spectrogram
+from radio.spectrogram import PUBLISHED
 from util.errors import UserError, warn
 from util.files import walk
 
@@ -17,6 +18,18 @@ SYNTHETIC = "synthetic"
 DEFAULT_PRESET = "wild"
 
 DEFAULT_IMAGE_SIZE = (224, 224)
+
+# The flags of each front end, and the flag of each of its settings.
+FLAGS = {"band": ("--window_ms", "--n_fft"), "grid": ("--row_khz", "--column_us", "--channels")}
+FLAG_OF = {
+    "kind": "--front_end",
+    "n_fft": "--n_fft",
+    "duration_s": "--window_ms",
+    "image_size": "--input_size",
+}
+FLAG_OF |= {"normalize": "normalize", "row_khz": "--row_khz", "narrow_row_khz": "--row_khz"}
+FLAG_OF |= {"column_us": "--column_us", "channels": "--channels"}
+_ROWS = "grid: bandwidth of a row, and of the rows of narrow recordings; default 180 30"
 
 READ = "recordings (.sigmf-meta, .sigmf, .npy, raw IQ), a spectrogram set or images (.tif, .png, .jpg, .npy)"
 
@@ -58,17 +71,15 @@ def add_scene_arguments(group):
 
 
 def add_front_end_arguments(group):
-    group.add_argument(
-        "--window_ms", type=float, help="length of a window; default 16, or that of the set or scenes"
-    )
-    group.add_argument("--n_fft", type=int, help="samples per FFT; default 1024, or those of the set")
-    group.add_argument(
-        "--input_size",
-        type=int,
-        nargs="+",
-        metavar="CELLS",
-        help="image size: one number, or rows and columns; default 224, or that of the set",
-    )
+    add = group.add_argument
+    add("--front_end", choices=FRONT_ENDS, help="band: the whole band in an image; grid: images of one scale")
+    add("--window_ms", type=float, help="band: length of a window; default 16, or that of the set or scenes")
+    add("--n_fft", type=int, help="band: samples per FFT; default 1024, or those of the set")
+    add("--row_khz", type=float, nargs="+", metavar="KHZ", help=_ROWS)
+    add("--column_us", type=float, metavar="US", help="grid: duration of a column; default 35.71")
+    add("--channels", metavar="NAMES", help="grid: power, the default, or power,cp: cyclic prefixes too")
+    sides = "image size: one number, or rows and columns; default 224 (grid: 112 560), or that of the set"
+    add("--input_size", type=int, nargs="+", metavar="CELLS", help=sides)
 
 
 @dataclass
@@ -153,48 +164,69 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         flags_decide: flags may differ from the weights; otherwise only sets and `--input_size` may.
         silent: do not warn.
     """
-    if args.window_ms is not None and not 0 < args.window_ms < float("inf"):
-        raise UserError(f"--window_ms: expected a positive number; found {args.window_ms}")
-    size = image_size(args)
-    given = {
-        "n_fft": args.n_fft,
-        "duration_s": args.window_ms and args.window_ms / 1e3,
-        "image_size": size and list(size),
-    }
-    flags = {
-        "n_fft": "--n_fft",
-        "duration_s": "--window_ms",
-        "image_size": "--input_size",
-        "normalize": "normalize",
-    }
-    settings = {key: value for key, value in given.items() if value is not None}
+    pretrained = pretrained if takes_iq(pretrained) else {}
+    known = [one.front_end_settings for one in found.sets] or ([pretrained] if pretrained else [])
+    kind = args.front_end or (kind_of(known[0]) if known else "band")
+    settings = _given(found, args, kind)
+    for spectrogram_set in found.sets:
+        theirs = spectrogram_set.front_end_settings
+        for key, value in ({"kind": kind_of(theirs)} | theirs).items():
+            if settings.setdefault(key, value) != value:
+                raise UserError(
+                    f"{spectrogram_set.path}: expected a spectrogram set made with {FLAG_OF[key]} "
+                    f"{_shown(key, settings[key])}; found {_shown(key, value)}"
+                )
+    for key, value in ({"kind": kind_of(pretrained)} | pretrained if pretrained else {}).items():
+        free = flags_decide or found.sets or key == "image_size"
+        if kind != kind_of(pretrained) and free:
+            continue  # nothing of it fits
+        if settings.setdefault(key, value) != value and not free:
+            raise UserError(
+                f"{FLAG_OF[key]}: expected {_shown(key, value)}, which the weights were trained with; "
+                f"found {_shown(key, settings[key])}"
+            )
+    if kind == "band":
+        settings = {**PUBLISHED, "image_size": list(DEFAULT_IMAGE_SIZE), **settings}
+        settings.pop("kind")
+    try:
+        front_end = from_settings(settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{', '.join(FLAGS[kind])}, --input_size: {error}") from error
+    if not found.images and not silent:
+        compare(front_end.settings(), pretrained)
+    return front_end
+
+
+def _given(found, args, kind):
+    """Settings of a front end by the flags, and by the length of scenes."""
+    for other, names in FLAGS.items():
+        given = [flag for flag in names if getattr(args, flag[2:], None) is not None]
+        if other != kind and given:
+            raise UserError(f"{given[0]}: expected --front_end {other} with it; found {kind}")
+    settings = {"kind": kind}
+    if size := image_size(args):
+        settings["image_size"] = list(size)
+    if kind == "grid":
+        if rows := args.row_khz:
+            if len(rows) > 2:
+                raise UserError(f"--row_khz: expected one or two numbers; found {len(rows)}")
+            settings |= {"row_khz": rows[0], "narrow_row_khz": rows[1] if len(rows) > 1 else None}
+        if args.column_us is not None:
+            settings["column_us"] = args.column_us
+        if args.channels:
+            settings["channels"] = args.channels.split(",")
+        return settings
+    if args.window_ms is not None:
+        if not 0 < args.window_ms < float("inf"):
+            raise UserError(f"--window_ms: expected a positive number; found {args.window_ms}")
+        settings["duration_s"] = args.window_ms / 1e3
+    if args.n_fft is not None:
+        settings["n_fft"] = args.n_fft
     for preset in found.presets:
         durations = scene_settings(preset, args).duration_ms
         if len(durations) == 1:
             settings.setdefault("duration_s", durations[0] / 1e3)
-    for spectrogram_set in found.sets:
-        for key, value in spectrogram_set.front_end_settings.items():
-            if settings.setdefault(key, value) != value:
-                raise UserError(
-                    f"{spectrogram_set.path}: expected a spectrogram set made with {flags[key]} "
-                    f"{_shown(key, settings[key])}; found {_shown(key, value)}"
-                )
-    pretrained = pretrained if pretrained and "n_fft" in pretrained else {}
-    for key, value in pretrained.items():
-        free = flags_decide or found.sets or key == "image_size"
-        if settings.setdefault(key, value) != value and not free:
-            raise UserError(
-                f"{flags[key]}: expected {_shown(key, value)}, which the weights were trained with; "
-                f"found {_shown(key, settings[key])}"
-            )
-    defaults = {**PUBLISHED, "image_size": list(DEFAULT_IMAGE_SIZE)}
-    try:
-        front_end = Spectrogram(**{**defaults, **settings})
-    except ValueError as error:
-        raise UserError(f"--n_fft, --window_ms, --input_size: {error}") from error
-    if not found.images and not silent:
-        compare(front_end.settings(), pretrained)
-    return front_end
+    return settings
 
 
 def compare(ours, theirs):
@@ -203,29 +235,39 @@ def compare(ours, theirs):
     Args:
         ours: settings of a front end; theirs: those of the weights, empty or None without.
     """
-    if not theirs or "n_fft" not in theirs:
+    if not takes_iq(theirs):
         return
     (here, our_time, our_band), (there, their_time, their_band) = map(_cells, (ours, theirs))
+    if kind_of(ours) != kind_of(theirs):
+        warn(f"front end: {here}; the weights were trained on {there}: expect to need more data or epochs")
+        return
     time, band = our_time / their_time, our_band / their_band
-    if (our_time, our_band, ours["n_fft"]) != (their_time, their_band, theirs["n_fft"]):
+    if here.partition(" as ")[0] != there.partition(" as ")[0] or (time, band) != (1, 1):
         warn(
-            f"front end: windows of {here}; the weights were trained on {there}: a patch spans {time:.3g} times the "
+            f"front end: {here}; the weights were trained on {there}: a patch spans {time:.3g} times the "
             f"time and {band:.3g} times the band, so expect to need more data or epochs"
         )
 
 
 def _cells(settings):
     """(the front end in words, time and bandwidth of a cell, relative)."""
-    (rows, columns), duration_s = settings["image_size"], settings["duration_s"]
-    return (
-        f"{1e3 * duration_s:g} ms as {rows} x {columns}, FFT {settings['n_fft']}",
-        duration_s / columns,
-        1 / rows,
-    )
+    front_end = from_settings(settings)
+    rows, columns = front_end.image_size
+    if front_end.pads:
+        cells, channels = (
+            f"{front_end.row_khz:g} kHz x {front_end.column_us:.4g} us",
+            ",".join(front_end.channels),
+        )
+        return f"cells of {cells}, {channels}, as {rows} x {columns}", front_end.column_us, front_end.row_khz
+    duration_s = settings["duration_s"]
+    about = f"windows of {1e3 * duration_s:g} ms, FFT {settings['n_fft']}, as {rows} x {columns}"
+    return about, duration_s / columns, 1 / rows
 
 
 def _shown(key, value):
-    return f"{value * 1e3:g}" if key == "duration_s" else value
+    if key == "duration_s":
+        return f"{value * 1e3:g}"
+    return ",".join(value) if key == "channels" else value
 
 
 def open_source(found, front_end, args, seed=0, on_device=False):

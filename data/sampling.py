@@ -5,13 +5,21 @@ import math
 import numpy as np
 from torch.utils.data import Dataset
 
+from radio.grid import View
 from radio.rng import SAMPLING, VALIDATION, Stream
 from util.errors import UserError
 
 # Kinds of samples: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is
-# complex64 [samples]; in a batch, IQ may also be I and Q as stored, (u)int8 or (u)int16 [samples, 2]. A kind
-# may also be a function (values, front end, device) that turns a batch of values to spectrograms in dB.
+# complex64 [samples]; in a batch, IQ may also be I and Q as stored, (u)int8 or (u)int16 [samples, 2]. IQ for
+# the front end `grid` has a `radio.grid.View` as its kind. A kind may also be a function (values, front end,
+# device) that turns a batch of values to spectrograms in dB.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
+
+
+def is_iq(kind):
+    """Whether a kind of sample is IQ, to be transformed on the device."""
+    return kind == IQ or isinstance(kind, View)
+
 
 SAMPLE, HELD_OUT_SAMPLE, ORDER, MIXING, FITTING = range(5)  # purposes of `stream`
 

@@ -21,6 +21,8 @@ from data.spectrogram_set import (
     open_npy,
     whole_lines,
 )
+from radio.front_end import kind_of
+from radio.grid import OUTSIDE, Grid
 from util.errors import UserError
 from util.files import write_json
 
@@ -32,7 +34,7 @@ COMMIT_S = 5.0
 
 @contextlib.contextmanager
 def spectrogram_set_writer(
-    path, count, front_end, in_chans=1, class_names=(), masks=False, labels=False, resume_key=None
+    path, count, front_end, in_chans=None, class_names=(), masks=False, labels=False, resume_key=None
 ):
     """Write a set of `count` spectrograms: yields a `SetWriter`; call `add` until its `done` is `count`.
 
@@ -41,6 +43,7 @@ def spectrogram_set_writer(
     writer resumes.
 
     Args:
+        in_chans: channels of a spectrogram; None: as the front end makes.
         masks, labels: whether each spectrogram has a mask or a label; both need `class_names`.
         resume_key: dict of plain values that decide the samples. Equal keys must mean equal samples.
     """
@@ -52,7 +55,7 @@ def spectrogram_set_writer(
     resumes = resume_key is not None
     description = {
         "format": FORMAT,
-        "shape": [count, in_chans, *front_end.image_size],
+        "shape": [count, in_chans or front_end.in_chans, *front_end.image_size],
         "class_names": list(class_names),
         "masks": masks,
         "labels": labels,
@@ -92,6 +95,7 @@ class SetWriter:
         self._path, self._folder = path, folder
         self._description = json.loads(json.dumps(description, allow_nan=False))  # as read from a file
         self._arrays = array_parts(self._description)
+        self._is_grid = kind_of(self._description["front_end"]) == Grid.kind
         self._files = {}  # name -> file descriptor
         self._first_byte = {}  # name of an array -> byte of its first sample
         # (Byte of the next line, lines to write): one tuple, so that Ctrl-C cannot come between the changes.
@@ -113,8 +117,12 @@ class SetWriter:
             ValueError: the sample does not fit the set.
             UserError: the sample cannot be written.
         """
-        level_db = float(decibels.mean())
-        values = {SPECTROGRAMS: decibels - level_db, MASKS: mask, LABELS: label}
+        decibels = np.array(decibels, np.float32)
+        power = decibels[:1] if self._is_grid else decibels  # the other channels of `grid` are no levels
+        inside = power[power != OUTSIDE]
+        level_db = float(inside.mean()) if inside.size else 0.0
+        power -= level_db  # in place
+        values = {SPECTROGRAMS: decibels, MASKS: mask, LABELS: label}
         values = {name: np.asarray(value) for name, value in values.items() if value is not None}
         found = {name: value.shape for name, value in values.items()}
         expected = {name: shape[1:] for name, (shape, _) in self._arrays.items()}

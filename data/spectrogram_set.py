@@ -11,7 +11,7 @@ import numpy as np
 
 from data.formats import SET_DESCRIPTION as DESCRIPTION
 from data.sampling import DECIBELS, Source, Subset, split_by_group
-from radio.spectrogram import Spectrogram
+from radio.front_end import from_settings
 from util.errors import UserError
 from util.files import check_size, not_read, read_pieces
 
@@ -23,7 +23,8 @@ METADATA = "metadata.jsonl"
 
 
 class SpectrogramSet(Source):
-    """Reads a set. Values are dB relative to each spectrogram's mean, which is `level_db` of its metadata.
+    """Reads a set. Values are dB relative to each spectrogram's mean, which is `level_db` of its metadata; with
+    the front end `grid`, of channel 0 alone, and `radio.grid.OUTSIDE` where a cell lies outside.
 
     `spectrograms` is an `ArrayFile` of float16 [N, C, F, T]. `masks`, uint8 [N, F, T], and `labels`,
     int64 [N], are `ArrayFile`s or None. Labels are checked when the set is opened, masks when they are read.
@@ -40,7 +41,7 @@ class SpectrogramSet(Source):
             self.shape = tuple(self.description["shape"])  # (N, C, F, T)
             self.front_end_settings = self.description["front_end"]
             self.class_names = list(self.description["class_names"])
-            image_size = tuple(Spectrogram(**self.front_end_settings).image_size)
+            image_size = tuple(from_settings(self.front_end_settings).image_size)
             parts = array_parts(self.description)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

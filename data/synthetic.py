@@ -14,6 +14,7 @@ from radio.scenes.draw import draw
 from radio.scenes.scene import render
 from util.errors import UserError
 
+VIEW = 900  # purpose of a scene's stream: where its image lies in the band
 KINDS = {"train": TRAINING, "val": VALIDATION, "test": TEST}  # of scenes, by part
 
 
@@ -30,20 +31,19 @@ class SceneMaker:
 
     def check(self, front_end):
         """Raise a `UserError` if the shortest scene is shorter than an FFT."""
-        shortest = round(min(self.config.duration_ms) * 1e-3 * min(self.config.sample_rates_hz))
-        if shortest < front_end.n_fft:
-            raise UserError(
-                f"--n_fft: expected at most {shortest}, the shortest scene; found {front_end.n_fft}"
-            )
+        for rate_hz in self.config.sample_rates_hz:
+            shortest = round(min(self.config.duration_ms) * 1e-3 * rate_hz)
+            if shortest < (least := front_end.least_samples(rate_hz)):
+                raise UserError(f"--n_fft: expected at most {shortest}, the shortest scene; found {least}")
 
     def draw(self, kind, number):
         """The `Scene` of a number."""
         return draw(self.config, Stream(self.seed, kind, number))
 
     def decibels(self, scene, front_end, device="cpu"):
-        """float32 [1, F, T] in dB."""
+        """float32 [C, F, T] in dB."""
         with one_thread():
-            return front_end.decibels(render(scene, device)[None])[0]
+            return image_of(scene, render(scene, device), front_end)
 
     def __call__(self, numbers, front_end, device):
         return torch.stack([self.decibels(self.draw(*pair), front_end, device) for pair in numbers.tolist()])
@@ -62,7 +62,7 @@ class SyntheticScenes(Source):
         maker.check(front_end)
         self.maker, self.count, self.front_end = maker, count, front_end
         self.on_device, self.kind = on_device, kind
-        self.image_size = front_end.image_size
+        self.image_size, self.in_chans = front_end.image_size, front_end.in_chans
 
     def __len__(self):
         return self.count
@@ -87,7 +87,7 @@ class SyntheticScenes(Source):
         number = self.number(index, epoch)
         scene = self.maker.draw(self.kind, number)
         name = f"scene {number} of seed {self.maker.seed}"
-        return {"name": name, **scene_metadata(scene), "scene": scene.parameters()}
+        return {"name": name, **scene_metadata(scene, self.front_end), "scene": scene.parameters()}
 
     def split(self, fraction, seed):
         """Itself, and further scenes to hold out: `fraction` of its number."""
@@ -106,18 +106,36 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def scene_metadata(scene):
+def first_row(scene, front_end):
+    """The first row of a scene's image in its plane; 0 without a plane of rows."""
+    if not front_end.pads:
+        return 0
+    return front_end.draw_first_row(scene.sample_rate_hz, scene.stream.child(VIEW).generator())
+
+
+def image_of(scene, iq, front_end):
+    """The spectrogram of a scene's IQ, complex64 [samples], in dB: float32 [C, F, T]."""
+    if not front_end.pads:
+        return front_end.decibels(iq[None])[0]
+    iq = iq[: front_end.num_samples(scene.sample_rate_hz)]
+    is_real = getattr(scene, "is_real", False)
+    return front_end.decibels(iq[None], scene.sample_rate_hz, first_row(scene, front_end), is_real)[0]
+
+
+def scene_metadata(scene, front_end):
     return {
         "start_s": 0.0,
         "sample_rate_hz": scene.sample_rate_hz,
         "num_samples": scene.num_samples,
         "center_freq_hz": scene.center_freq_hz,
+        **({"first_row": first_row(scene, front_end)} if front_end.pads else {}),
     }
 
 
 def scene_mask(scene, front_end):
     """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
-    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
+    place = {"first_row": first_row(scene, front_end)}
+    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples, **place)
 
 
 def scene_config(preset, window_ms=None, settings=()):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from data.sampling import IQ, Source, hold_out
+from radio.grid import View
 from util.errors import UserError, warn
 from util.files import read_pieces
 
@@ -12,6 +13,7 @@ class RecordingWindows(Source):
 
     An epoch has as many windows of a recording as fit side by side. A training window starts anywhere in its
     recording. Without a generator, windows lie side by side. A span shorter than a window is one window.
+    With the front end `grid`, a wide recording has several images of each window, side by side in frequency.
 
     Args:
         spans: list of (recording, first sample, last sample + 1).
@@ -20,28 +22,33 @@ class RecordingWindows(Source):
 
     def __init__(self, spans, front_end):
         self.spans, self.front_end = spans, front_end
-        self.image_size = front_end.image_size
+        self.image_size, self.in_chans = front_end.image_size, front_end.in_chans
         windows = [front_end.num_samples(recording.sample_rate_hz) for recording, _, _ in spans]
         lengths = np.array([stop - start for _, start, stop in spans])
         self.window_samples = np.minimum(windows, lengths)
-        self.counts = lengths // self.window_samples
+        self.first_rows = [_first_rows(front_end, recording) for recording, _, _ in spans]  # of images
+        self.counts = lengths // self.window_samples * [len(rows) for rows in self.first_rows]
         self.ends = np.cumsum(self.counts)
 
     @classmethod
     def from_recordings(cls, recordings, front_end):
-        """All windows of the recordings. Recordings shorter than a window are skipped with a warning."""
+        """All windows of the recordings. Recordings shorter than a window are skipped with a warning.
+
+        The front end `grid` takes them, down to its shortest window.
+        """
         spans, short = [], []
         for recording in recordings:
             window = front_end.num_samples(recording.sample_rate_hz)
-            fits = front_end.n_fft <= window <= recording.num_samples
+            least = front_end.least_samples(recording.sample_rate_hz)
+            fits = least <= window and (least if front_end.pads else window) <= recording.num_samples
             (spans if fits else short).append((recording, 0, recording.num_samples))
         if short:
             duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names([one[0] for one in short])
             if not spans:
                 longest = max(recording.duration_s for recording, _, _ in short)
                 raise UserError(
-                    f"--window_ms: expected recordings of at least {duration} and windows of at least "
-                    f"{front_end.n_fft} samples; found none (longest {longest * 1e3:g} ms: {names})"
+                    f"--window_ms: expected recordings of at least {duration} and windows longer than an FFT; "
+                    f"found none (longest {longest * 1e3:g} ms: {names})"
                 )
             warn(
                 f"{len(short)} of {len(recordings)} recordings skipped, shorter than a window of {duration} "
@@ -53,15 +60,22 @@ class RecordingWindows(Source):
         return int(self.ends[-1])
 
     def window(self, index, rng=None):
-        """(recording, first sample, samples) of a window."""
+        """(recording, first sample, samples, first row) of a window; the row is 0 without a plane of rows."""
         number = int(np.searchsorted(self.ends, index, side="right"))
         recording, start, stop = self.spans[number]
-        count = int(self.window_samples[number])
+        count, first_rows = int(self.window_samples[number]), self.first_rows[number]
         if rng is None:
-            offset = (int(index) - int(self.ends[number] - self.counts[number])) * count
+            place = int(index) - int(self.ends[number] - self.counts[number])
+            offset, row = place // len(first_rows) * count, first_rows[place % len(first_rows)]
         else:
-            offset = int(rng.integers(stop - start - count + 1))
-        return recording, start + offset, count
+            offset, row = int(rng.integers(stop - start - count + 1)), first_rows[0]
+            if len(first_rows) > 1:
+                row = self.front_end.draw_first_row(recording.sample_rate_hz, rng)
+        return recording, start + offset, count, row
+
+    def kind(self, recording, first_row):
+        """The kind of a window's sample; see `data.sampling`."""
+        return View(recording.sample_rate_hz, first_row, recording.is_real) if self.front_end.pads else IQ
 
     @property
     def sample_bytes(self):
@@ -69,25 +83,26 @@ class RecordingWindows(Source):
         return max(recording.layout.stored_bytes * samples for (recording, _, _), samples in used)
 
     def load(self, index, rng, epoch=0):
-        """(IQ, complex64 [samples])."""
-        recording, start, count = self.window(index, rng)
-        return IQ, recording.read(start, count)
+        """(kind, complex64 [samples])."""
+        recording, start, count, row = self.window(index, rng)
+        return self.kind(recording, row), recording.read(start, count)
 
     def load_many(self, indices, rng_of, epoch):
         """IQ in its stored type. Each file is opened once and read from beginning to end."""
         windows = [self.window(index, rng_of(place)) for place, index in enumerate(indices)]
         groups = {}
-        for place, (recording, _, count) in enumerate(windows):
-            groups.setdefault((recording.layout.stored_dtype, count), []).append(place)
+        for place, (recording, _, count, row) in enumerate(windows):
+            key = recording.layout.stored_dtype, count, self.kind(recording, row)
+            groups.setdefault(key, []).append(place)
         parts = []
-        for (dtype, count), places in groups.items():
+        for (dtype, count, kind), places in groups.items():
             rows = np.empty((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
             _fill(rows, [windows[place][:2] for place in places])
-            parts.append((IQ, rows, places))
+            parts.append((kind, rows, places))
         return parts
 
     def describe(self, index, rng, epoch=0):
-        recording, start, count = self.window(index, rng)
+        recording, start, count, row = self.window(index, rng)
         return {
             "name": recording.name,
             "path": str(recording.path),
@@ -96,6 +111,7 @@ class RecordingWindows(Source):
             "num_samples": count,
             "sample_rate_hz": recording.sample_rate_hz,
             "center_freq_hz": recording.center_freq_hz,
+            **({"first_row": row} if self.front_end.pads else {}),
         }
 
     def split(self, fraction, seed):
@@ -112,10 +128,8 @@ class RecordingWindows(Source):
 
     def _split_in_time(self, fraction):
         training, held_out = [], []
-        for (recording, start, stop), window, count in zip(
-            self.spans, self.window_samples.tolist(), self.counts.tolist(), strict=True
-        ):
-            border = stop - window * max(1, round(fraction * count))
+        for (recording, start, stop), window in zip(self.spans, self.window_samples.tolist(), strict=True):
+            border = stop - window * max(1, round(fraction * ((stop - start) // window)))
             if border - start >= window:
                 training.append((recording, start, border))
                 held_out.append((recording, border, stop))
@@ -128,6 +142,10 @@ class RecordingWindows(Source):
                 f"{recording.duration_s * 1e3:g} ms in {recording.name}"
             )
         return training, held_out
+
+
+def _first_rows(front_end, recording):
+    return front_end.first_rows(recording.sample_rate_hz) if front_end.pads else [0]
 
 
 def few_names(recordings):

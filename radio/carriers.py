@@ -102,7 +102,9 @@ def from_annotation(annotation, sample_rate_hz, sample_offset=0):
     )
 
 
-def paint(carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, class_names=CLASS_NAMES):
+def paint(
+    carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, class_names=CLASS_NAMES, first_row=0
+):
     """The mask of a window of `num_samples`, on the cells of its spectrogram.
 
     A cell has a carrier's class if its centre lies in the rectangle, lower and first borders included.
@@ -110,8 +112,9 @@ def paint(carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, 
 
     Args:
         carriers: times from the window's first sample; frequencies relative to `center_freq_hz`, None for 0.
-        front_end: `radio.spectrogram.Spectrogram`.
+        front_end: of `radio.front_end`.
         class_names: by class id.
+        first_row: of the image in the plane of a `radio.grid.Grid`.
 
     Returns:
         uint8 [frequency, time], row 0 the lowest frequency.
@@ -119,7 +122,8 @@ def paint(carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, 
     Raises:
         ValueError: a label that is not in `class_names`.
     """
-    rows_hz = front_end.frequency_axis_hz(sample_rate_hz, center_freq_hz).numpy()
+    place = (first_row, front_end.image_size[0]) if front_end.pads else ()
+    rows_hz = front_end.frequency_axis_hz(sample_rate_hz, center_freq_hz, *place).numpy()
     columns_s = front_end.time_axis_s(sample_rate_hz, num_samples).numpy()
     return paint_cells(carriers, rows_hz, columns_s, class_names)
 

@@ -50,6 +50,11 @@ class Recording:
     member: str | None = None  # name of the metadata in an archive
 
     @property
+    def is_real(self):
+        """Whether the file holds real samples: the lower half of their spectrum mirrors the upper one."""
+        return self.datatype.startswith("r")
+
+    @property
     def duration_s(self):
         return self.num_samples / self.sample_rate_hz
 

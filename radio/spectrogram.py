@@ -41,6 +41,10 @@ class Spectrogram(nn.Module):
         normalize: "per_spectrogram" for zero mean and unit variance, "none" for dB.
     """
 
+    kind = "band"
+    pads = False  # its images show nothing but the window
+    in_chans = 1
+
     def __init__(self, n_fft=1024, duration_s=0.016, image_size=(224, 224), normalize="per_spectrogram"):
         super().__init__()
         rows, columns = (int(size) for size in image_size)
@@ -70,6 +74,10 @@ class Spectrogram(nn.Module):
     def num_samples(self, sample_rate_hz):
         """Samples in a window of `duration_s`, rounded to the nearest."""
         return round(self.duration_s * sample_rate_hz)
+
+    def least_samples(self, sample_rate_hz):
+        """Samples of the shortest window: an FFT."""
+        return self.n_fft
 
     def forward(self, iq):
         """IQ (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency."""
@@ -176,6 +184,11 @@ class Spectrogram(nn.Module):
         edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz)
         borders = (times[0] - half_column_s, times[-1] + half_column_s, edges[0], edges[-1])
         return tuple(float(border) for border in borders)
+
+    def extent_of(self, about):
+        """`extent` of a sample by what its source says of it (see `data.sampling`); None without a rate."""
+        rate = about.get("sample_rate_hz")
+        return rate and self.extent(rate, about.get("center_freq_hz"), about.get("num_samples"))
 
 
 def _row_weights(n_fft, rows):

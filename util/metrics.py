@@ -11,6 +11,7 @@ FIGURES = ("accuracy", "iou", "precision", "recall", "f1")
 OVERALL = {"pixel": "pixel_accuracy", "sample": "accuracy"}
 MEANS = (*OVERALL.values(), "mean_accuracy", "mean_iou", "mean_f1")
 ABSENT = "absent"
+IGNORED = -100  # target of a cell that does not count; also torch's default in cross-entropy
 
 
 class GroupedConfusion(Metric):
@@ -42,7 +43,7 @@ class GroupedConfusion(Metric):
 
         Args:
             pred: logits, float [B, classes, ...], or class ids, integer [B, ...].
-            target: class ids, integer [B, ...].
+            target: class ids, integer [B, ...]; `IGNORED` where a cell does not count.
             groups: B names.
 
         Raises:
@@ -60,7 +61,8 @@ class GroupedConfusion(Metric):
             return
         pred, target = pred.to(self.counts.device), target.to(self.counts.device)
         # The only wait for the device: an id outside would be counted in another row.
-        low, high = torch.stack([*pred.aminmax(), *target.aminmax()]).aminmax()
+        ids = target.masked_fill(target == IGNORED, 0)
+        low, high = torch.stack([*pred.aminmax(), *ids.aminmax()]).aminmax()
         if low < 0 or high >= size:
             raise ValueError(f"expected class ids 0 to {size - 1}: from {int(low)} to {int(high)}")
         group = torch.tensor([self.groups[name] for name in groups], device=self.counts.device)
@@ -95,8 +97,9 @@ def _count(pred, target, group, num_groups, size):
     """Confusion matrices int64 [num_groups, size, size] of ids [B, ...]; group: int64 [B]."""
     group = group.view(-1, *[1] * (target.dim() - 1))
     cells = (group * size + target.long()) * size + pred.long()
-    counts = torch.bincount(cells.flatten(), minlength=num_groups * size * size)
-    return counts.view(num_groups, size, size)
+    last = num_groups * size * size
+    cells = cells.masked_fill_(target == IGNORED, last)  # counted apart: choosing cells would make a GPU wait
+    return torch.bincount(cells.flatten(), minlength=last + 1)[:last].view(num_groups, size, size)
 
 
 def figures(counts, class_names, unit="pixel"):

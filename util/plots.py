@@ -166,7 +166,8 @@ def _class_legend(figure, colours, class_names):
 
 def _scale(image):
     """Limits of the colour map, without a few extreme cells."""
-    low, high = np.percentile(image, (1, 99.7))
+    inside = image[np.isfinite(image)]  # cells outside of a recording are infinite
+    low, high = np.percentile(inside, (1, 99.7)) if inside.size else (0, 1)
     return {"vmin": low, "vmax": max(high, low + 1e-6)}
 
 

@@ -1,0 +1,386 @@
+"""The front end `grid`: rows of a fixed bandwidth and columns of a fixed duration, whatever the sample rate.
+
+A recording becomes one plane of cells. Images of a fixed size are cut from it. Cells outside of the recording
+are `OUTSIDE`: they are no part of the signal, in normalization, loss and figures.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from scipy.fft import next_fast_len
+from torch import nn
+from torch.nn import functional as F
+
+from radio.stft import column_power
+
+OUTSIDE = -math.inf  # value of a cell that lies outside of the recorded band or time
+
+POWER, CP = "power", "cp"
+CHANNELS = (POWER, CP)
+
+# Weaker cells are raised to this far below the strongest. Images of IQ without a noise floor would otherwise
+# show little but the depth of their silence.
+DYNAMIC_RANGE_DB = 70.0
+CONSTANT_DB = 1e-3  # a plane of a lower standard deviation is constant
+
+# Correlation at the symbol lengths of 15, 30 and 60 kHz spacing (TS 38.211 4.2), in blocks of the spectrogram.
+LAGS_S = (1 / 15e3, 1 / 30e3, 1 / 60e3)
+BLOCK_ROWS, BLOCK_COLUMNS = 8, 16  # cells that share a value
+BAND_HZ = 1.44e6  # of a value: eight resource blocks of 15 kHz spacing
+# White over this band: a resource block of 15 kHz spacing, and a whole number of the ripples of all lags.
+WHITE_HZ = 180e3
+STRONGEST = 8.0  # a bin counts at most this often as much as its neighbours' mean: spurs are in few bins
+CP_MEAN, CP_STD = 0.03, 0.02  # of noise, about: the channel's offset and scale
+CP_MOST = 8.0
+_BLOCK_VALUES = 2**17  # samples of the blocks that are transformed at once
+
+
+class View(NamedTuple):
+    """Where an image lies in the plane of its window, as the kind of a sample of IQ (see `data.sampling`)."""
+
+    sample_rate_hz: float
+    first_row: int  # of the plane; negative where the image is wider than the band
+    is_real: bool = False
+
+    def __call__(self, iq, front_end, device):
+        """IQ of windows, [B, S] or [B, S, 2], to spectrograms [B, C, rows, columns]; see `Grid.decibels`."""
+        return front_end.decibels(iq, *self)
+
+
+class Grid(nn.Module):
+    """Hann STFT of a window of IQ, mean power of each cell in dB, normalized over the cells inside.
+
+    Row 0 is the lowest frequency. The rows lie symmetric about DC; a row counts as inside if half of it is in
+    the band. Frames last as long as a column, or twice the inverse of a row's bandwidth if that is longer, and
+    two of them make a column. Frame lengths are rounded up to lengths of fast FFTs.
+
+    The channel "cp" is the magnitude of the correlation at the symbol lengths of 15, 30 and 60 kHz spacing,
+    one plane each. The cyclic prefix makes it 5 to 7 % for OFDM with that spacing; noise has about 3 %. A value
+    stands for `BAND_HZ` and about a millisecond. The spectrum is white over `WHITE_HZ` first, so that the
+    edges of resource blocks do not count.
+
+    Parameters outside these limits raise a ValueError.
+
+    Args:
+        row_khz: bandwidth of a row.
+        narrow_row_khz: bandwidth of a row if an image of such rows holds the whole band; None: no such rows.
+        column_us: duration of a column.
+        image_size: (rows, columns) of an image.
+        channels: "power", or "power" and "cp".
+    """
+
+    kind = "grid"
+    pads = True  # its images may have cells that are `OUTSIDE`
+
+    def __init__(
+        self,
+        row_khz=180.0,
+        column_us=250 / 7,
+        image_size=(112, 560),
+        channels=(POWER,),
+        narrow_row_khz=30.0,
+        kind="grid",
+    ):
+        super().__init__()
+        rows, columns = (int(side) for side in image_size)
+        widths = (row_khz, column_us, narrow_row_khz or row_khz)
+        if rows < 1 or columns < 1 or not all(0 < one < math.inf for one in widths):
+            found = f"{image_size=} {row_khz=} {column_us=} {narrow_row_khz=}"
+            raise ValueError(f"expected image sides >= 1, rows and columns above 0: {found}")
+        if tuple(channels) not in ((POWER,), CHANNELS):
+            raise ValueError(f"expected channels power or power,cp: {channels=}")
+        self.row_khz, self.column_us = float(row_khz), float(column_us)
+        self.narrow_row_khz = None if narrow_row_khz is None else float(narrow_row_khz)
+        self.image_size, self.channels = (rows, columns), tuple(channels)
+        self.in_chans = 1 + len(LAGS_S) * (CP in self.channels)
+
+    def settings(self):
+        """The parameters as plain values: `Grid(**settings)` makes the same front end."""
+        names = ("kind", "row_khz", "narrow_row_khz", "column_us")
+        lists = {"image_size": list(self.image_size), "channels": list(self.channels)}
+        return {name: getattr(self, name) for name in names} | lists
+
+    # Sizes
+
+    @property
+    def duration_s(self):
+        """Duration of an image."""
+        return self.image_size[1] * self.column_us * 1e-6
+
+    def row_hz(self, sample_rate_hz):
+        """Bandwidth of a row at a sample rate."""
+        narrow = self.narrow_row_khz
+        is_narrow = narrow and sample_rate_hz <= self.image_size[0] * narrow * 1e3
+        return 1e3 * (narrow if is_narrow else self.row_khz)
+
+    def num_rows(self, sample_rate_hz):
+        """Rows of the plane of a recording."""
+        return max(1, math.floor(sample_rate_hz / self.row_hz(sample_rate_hz) + 0.5))
+
+    def num_columns(self, num_samples, sample_rate_hz):
+        """Columns of a window: those with half of their time inside."""
+        return math.floor(num_samples / sample_rate_hz / (self.column_us * 1e-6) + 0.5 + 1e-9)
+
+    def num_samples(self, sample_rate_hz):
+        """Samples of an image, rounded to the nearest."""
+        return round(self.duration_s * sample_rate_hz)
+
+    def least_samples(self, sample_rate_hz):
+        """Samples of the shortest window: a frame."""
+        return _scale(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us).n_fft
+
+    def first_rows(self, sample_rate_hz, overlap=16):
+        """First rows of the images that cover a plane; neighbours share `overlap` rows or more."""
+        rows, total = self.image_size[0], self.num_rows(sample_rate_hz)
+        if total <= rows:
+            return [-((rows - total) // 2)]
+        overlap = min(overlap, rows - 1)
+        count = math.ceil((total - overlap) / (rows - overlap))
+        return [round(number * (total - rows) / (count - 1)) for number in range(count)]
+
+    def draw_first_row(self, sample_rate_hz, rng):
+        """The first row of a training image: anywhere in the plane."""
+        spare = self.num_rows(sample_rate_hz) - self.image_size[0]
+        return int(rng.integers(spare + 1)) if spare > 0 else self.first_rows(sample_rate_hz)[0]
+
+    # Planes and images
+
+    def forward(self, iq, sample_rate_hz, first_row=None, is_real=False):
+        """IQ to images, float32 [B, C, rows, columns]; see `decibels`."""
+        return self.from_decibels(self.decibels(iq, sample_rate_hz, first_row, is_real))
+
+    def decibels(self, iq, sample_rate_hz, first_row=None, is_real=False):
+        """An image of each window, before normalization: float32 [B, C, rows, columns].
+
+        Args:
+            first_row: of the plane; None: of the first image that covers it.
+            iq, is_real: see `planes`.
+        """
+        if first_row is None:
+            first_row = self.first_rows(sample_rate_hz)[0]
+        return self.cut(self.planes(iq, sample_rate_hz, is_real), first_row)
+
+    def cut(self, planes, first_row):
+        """Images [B, C, rows, columns] of planes [B, C, R, T], from a row on; `OUTSIDE` where they end."""
+        rows, columns = self.image_size
+        images = planes.new_full((*planes.shape[:2], rows, columns), OUTSIDE)
+        low, high = max(0, first_row), min(planes.shape[2], first_row + rows)
+        part = planes[:, :, low:high, :columns]
+        images[:, :, low - first_row : high - first_row, : part.shape[3]] = part
+        return images
+
+    def planes(self, iq, sample_rate_hz, is_real=False):
+        """The cells of each window: power in dB relative to full scale, then the lags of "cp".
+
+        Args:
+            iq: complex [B, S], or I and Q as float32, int16 or int8 [B, S, 2], S >= `least_samples`.
+            is_real: the samples are real. Their spectrum is its own mirror image: only the upper half is
+                inside.
+
+        Returns:
+            float32 [B, C, num_rows, num_columns]. Cells without any power, such as those of zero padding, are
+            `OUTSIDE` too.
+        """
+        is_pair = iq.dtype in (torch.float32, torch.int16, torch.int8) and iq.dim() == 3 and iq.shape[2] == 2
+        least = self.least_samples(sample_rate_hz)
+        if not (is_pair or (iq.is_complex() and iq.dim() == 2)) or iq.shape[1] < least:
+            expected = f"complex [batch, samples >= {least}], or float32, int16 or int8 [..., 2]"
+            raise ValueError(f"expected {expected}: {iq.dtype} {list(iq.shape)}")
+        if iq.is_complex():
+            iq = torch.view_as_real(iq.to(torch.complex64).resolve_conj())
+        if iq.stride()[1:] != (2, 1) or iq.stride(0) % 2:
+            iq = iq.contiguous()
+        scale = _scale(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us)
+        columns = max(1, self.num_columns(iq.shape[1], sample_rate_hz))
+        with torch.autocast(iq.device.type, enabled=False):
+            power, exponent = scale.power(iq, columns)
+            inside = power > 0
+            floor = power.amax(dim=(1, 2), keepdim=True) * 10 ** (-DYNAMIC_RANGE_DB / 10)
+            power = torch.maximum(power, floor).clamp_min_(torch.finfo(torch.float32).tiny)
+            planes = power.log10_().mul_(10).add_((20 * math.log10(2)) * exponent[:, None, None])[:, None]
+            if CP in self.channels:
+                planes = torch.cat([planes, scale.cyclic_prefix(iq, columns, exponent)], dim=1)
+            if is_real:
+                inside[:, : scale.rows // 2] = False
+            return planes.masked_fill_(~inside[:, None], OUTSIDE)
+
+    def from_decibels(self, decibels):
+        """The last step: power to zero mean and unit variance over the cells inside, float32.
+
+        Args:
+            decibels: of `decibels`, any float type, [B, C, F, T]; the power may have any offset.
+        """
+        images = decibels.float()
+        power = images[:, :1]
+        inside = power != OUTSIDE
+        count = inside.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+        centred = torch.where(inside, power, 0)
+        centred = torch.where(inside, centred - centred.sum(dim=(2, 3), keepdim=True) / count, 0)
+        std = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True) / count.sqrt()
+        power = torch.where(inside, centred * torch.where(std > CONSTANT_DB, 1 / std, 0), OUTSIDE)
+        return torch.cat([power, images[:, 1:]], dim=1)
+
+    # Axes
+
+    def frequency_edges_hz(self, sample_rate_hz, center_freq_hz=0.0, first_row=0, rows=None):
+        """Borders of rows in Hz, ascending: float64 [rows + 1]; None: of all rows of the plane."""
+        total = self.num_rows(sample_rate_hz)
+        number = first_row + torch.arange((total if rows is None else rows) + 1, dtype=torch.float64)
+        return (center_freq_hz or 0.0) + (number - total / 2) * self.row_hz(sample_rate_hz)
+
+    def frequency_axis_hz(self, sample_rate_hz, center_freq_hz=0.0, first_row=0, rows=None):
+        """Centres of rows in Hz, ascending: float64 [rows]; None: of all rows of the plane."""
+        edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz, first_row, rows)
+        return (edges[1:] + edges[:-1]) / 2
+
+    def time_axis_s(self, sample_rate_hz=None, num_samples=None, columns=None):
+        """Centres of an image's columns in seconds after the window's first sample: float64 [columns]."""
+        columns = columns or self.image_size[1]
+        return (torch.arange(columns, dtype=torch.float64) + 0.5) * (self.column_us * 1e-6)
+
+    def extent(self, sample_rate_hz, center_freq_hz=0.0, num_samples=None, first_row=None):
+        """Outer borders of an image for matplotlib's `extent`: (first s, last s, lowest Hz, highest Hz)."""
+        if first_row is None:
+            first_row = self.first_rows(sample_rate_hz)[0]
+        edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz, first_row, self.image_size[0])
+        return 0.0, self.duration_s, float(edges[0]), float(edges[-1])
+
+    def extent_of(self, about):
+        """`extent` of a sample by what its source says of it (see `data.sampling`); None without a rate."""
+        rate = about.get("sample_rate_hz")
+        return rate and self.extent(rate, about.get("center_freq_hz"), first_row=about.get("first_row"))
+
+
+@lru_cache(maxsize=32)
+def _scale(sample_rate_hz, row_hz, column_us):
+    return _Scale(sample_rate_hz, row_hz, column_us)
+
+
+class _Scale:
+    """The tables of one sample rate."""
+
+    def __init__(self, sample_rate_hz, row_hz, column_us):
+        self.rate_hz, self.row_hz, self.column_s = sample_rate_hz, row_hz, column_us * 1e-6
+        self.rows = max(1, math.floor(sample_rate_hz / row_hz + 0.5))
+        frame_s = max(self.column_s, 2 / row_hz)
+        self.n_fft = next_fast_len(max(2, math.ceil(frame_s * sample_rate_hz)))
+        window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float64)
+        self._window = (window / window.sum()).float().repeat_interleave(2)  # for I and for Q
+        self._weights, self._products = self._row_weights()
+        self._on = {}  # device: tables on it
+
+    def _row_weights(self):
+        """Shares of FFT bins in rows [n_fft, rows], both ascending, and slices of a few rows and their bins."""
+        bin_hz = self.rate_hz / self.n_fft
+        bin_low = (torch.arange(self.n_fft, dtype=torch.float64) - self.n_fft // 2 - 0.5)[:, None] * bin_hz
+        row_low = (torch.arange(self.rows, dtype=torch.float64) - self.rows / 2)[None, :] * self.row_hz
+        overlap = torch.minimum(bin_low + bin_hz, row_low + self.row_hz) - torch.maximum(bin_low, row_low)
+        weights = overlap.clamp_min_(0)
+        weights = (weights / weights.sum(dim=0)).float()
+        products = []
+        for first in range(0, self.rows, 32):
+            rows = slice(first, min(first + 32, self.rows))
+            bins = weights[:, rows].any(dim=1).nonzero().flatten().tolist()
+            products.append((rows, slice(bins[0], bins[-1] + 1)))
+        return weights, products
+
+    def _tables(self, device):
+        if device not in self._on:
+            self._on[device] = self._window.to(device), self._weights.to(device)
+        return self._on[device]
+
+    def power(self, iq, columns):
+        """(mean power of cells [B, rows, columns], exponent of two that it lacks [B]) of IQ [B, S, 2]."""
+        table, weights = self._tables(iq.device)
+        # scale by a power of two, so that no gain makes powers overflow or vanish
+        components = iq.flatten(1)
+        peak = torch.maximum(components.amax(dim=1).float(), -components.amin(dim=1).float())  # (B,)
+        exponent = torch.frexp(peak).exponent.clamp(-100, 100)
+        window = torch.ldexp(torch.ones_like(peak), -exponent)[:, None] * table  # (B, 2 * n_fft)
+        middles = (torch.arange(2 * columns, dtype=torch.float64) + 0.5) * (self.column_s * self.rate_hz / 2)
+        starts = (middles - self.n_fft / 2).round().long().clamp_(0, iq.shape[1] - self.n_fft)
+        bins = column_power(iq, window, starts.view(columns, 2).to(iq.device))  # (B, columns, n_fft)
+        if not iq.is_floating_point():  # integers, not yet in [-1, 1)
+            exponent = exponent - (8 * iq.element_size() - 1)
+        if iq.device.type != "cpu":
+            return (bins @ weights).transpose(1, 2) / 2, exponent
+        power = bins.new_empty(len(iq), self.rows, columns)
+        for rows, some in self._products:
+            part = weights[some, rows].T
+            for one, done in zip(bins, power, strict=True):
+                torch.mm(part, one[:, some].T, out=done[rows])
+        return power.div_(2), exponent
+
+    def cyclic_prefix(self, iq, columns, exponent):
+        """Correlation at `LAGS_S`, offset and scaled: float32 [B, lags, rows, columns]; see `Grid`.
+
+        By the spectrum of blocks of about a millisecond: the correlation at a lag is the ripple of the
+        spectrum with the period 1 / lag.
+        """
+        block_s = BLOCK_COLUMNS * self.column_s
+        length = min(iq.shape[1], next_fast_len(math.ceil(2 * block_s * self.rate_hz)))
+        count = -(-columns // BLOCK_COLUMNS)
+        middles = (torch.arange(count, dtype=torch.float64) + 0.5) * (block_s * self.rate_hz)
+        starts = (middles - length / 2).round().long().clamp_(0, iq.shape[1] - length).tolist()
+        window, firsts, turn, ahead, wide = _ripple_tables(self, length, iq.device)
+        group = max(1, round(WHITE_HZ / 12 * length / self.rate_hz))  # bins that share a mean of neighbours
+        found = torch.empty(len(iq), count, len(firsts), len(LAGS_S), device=iq.device)
+        at_a_time = max(1, _BLOCK_VALUES // (len(iq) * length))
+        for at in range(0, count, at_a_time):
+            blocks = torch.stack(
+                [iq[:, start : start + length] for start in starts[at : at + at_a_time]], dim=1
+            )
+            if blocks.is_floating_point():
+                blocks = torch.ldexp(blocks, -exponent.float()[:, None, None, None])
+            spectrum = torch.fft.fft(torch.view_as_complex(blocks.float()) * window)  # (B, n, length)
+            power = torch.fft.fftshift(torch.view_as_real(spectrum).square_().sum(dim=-1), dim=-1)
+
+            # white over `WHITE_HZ`
+            mean = F.avg_pool1d(power, group, group, ceil_mode=True, count_include_pad=False)
+            mean = F.avg_pool1d(mean, 13, 1, padding=6, count_include_pad=False)
+            mean = mean.repeat_interleave(group, dim=-1)[..., :length]
+            flat = (power / mean.clamp_min_(torch.finfo(torch.float32).tiny)).clamp_max_(STRONGEST)
+
+            # ripple of each step of rows, then of each band
+            steps = flat[..., firsts] @ turn  # (B, n, steps, 2 * lags + 1)
+            real, imaginary, energy = steps.split((len(LAGS_S), len(LAGS_S), 1), dim=-1)
+            ripple = torch.complex(real, imaginary) * ahead
+            if wide > 1:
+                ripple, energy = (_sums_of(one, wide) for one in (ripple, energy))
+            found[:, at : at + at_a_time] = ripple.abs() / energy.clamp_min(1e-9)
+        found = found.sub_(CP_MEAN).div_(CP_STD).clamp_max_(CP_MOST).permute(0, 3, 2, 1)
+        found = found.repeat_interleave(BLOCK_ROWS, dim=2)[:, :, : self.rows]
+        return found.repeat_interleave(BLOCK_COLUMNS, dim=3)[..., :columns]
+
+
+@lru_cache(maxsize=32)
+def _ripple_tables(scale, length, device):
+    """Tables of `cyclic_prefix` for blocks of so many samples.
+
+    Returns:
+        window [length]; bins of each step of rows, int64 [steps, bins]; cosine and sine of the lags and ones
+        [bins, 2 * lags + 1]; phase of each step's first bin [steps, lags]; steps of a band.
+    """
+    bin_hz = scale.rate_hz / length
+    steps = -(-scale.rows // BLOCK_ROWS)
+    edges = (torch.arange(steps + 1) * BLOCK_ROWS - scale.rows / 2) * scale.row_hz / bin_hz + length // 2
+    bins = max(1, min(length, round(BLOCK_ROWS * scale.row_hz / bin_hz)))
+    first = edges[:-1].round().long().clamp_(0, length - bins)
+    lags = 2 * math.pi * bin_hz * torch.tensor(LAGS_S, dtype=torch.float64)
+    inside = torch.arange(bins, dtype=torch.float64)[:, None] * lags
+    turn = torch.cat([inside.cos(), inside.sin(), torch.ones(bins, 1)], dim=1).float()
+    ahead = torch.polar(torch.ones(steps, len(LAGS_S), dtype=torch.float64), first[:, None] * lags)
+    window = torch.hann_window(length, periodic=True)
+    firsts = first[:, None] + torch.arange(bins)
+    wide = min(steps, max(1, round(BAND_HZ / (BLOCK_ROWS * scale.row_hz))))
+    tables = (window, firsts, turn, ahead.to(torch.complex64))
+    return *(table.to(device) for table in tables), wide
+
+
+def _sums_of(values, wide):
+    """Sums over `wide` neighbours in dimension 2, shifted inwards at the ends: [B, n, steps, X]."""
+    sums = values.unfold(2, wide, 1).sum(dim=-1)
+    place = torch.arange(values.shape[2], device=values.device) - wide // 2
+    return sums[:, :, place.clamp_(0, values.shape[2] - wide)]
