@@ -84,7 +84,8 @@ def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth
     Raises:
         UserError: all stretches are shorter than an FFT, or a file cannot be read.
     """
-    front_end, n_fft = segmenter.front_end, segmenter.front_end.n_fft
+    front_end = segmenter.front_end
+    n_fft = max(front_end.least_samples(channels[0].sample_rate_hz) for channels in stretches)
     longest = max(channels[0].num_samples for channels in stretches)
     if longest < n_fft:
         path = stretches[0][0].path
@@ -97,10 +98,11 @@ def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth
                 progress(first.num_samples)
             continue
         tiling = segmenter.tiling(first, overlap)
-        if tiling.window < front_end.num_samples(first.sample_rate_hz):
+        if tiling.window < front_end.num_samples(first.sample_rate_hz) and not front_end.pads:
             trained = f"the windows that the model was trained on ({front_end.duration_s * 1e3:g} ms)"
             warn(f"{first.name}: shorter ({first.duration_s * 1e3:g} ms) than {trained}: used whole")
-        rate_hz, center_hz, rows = first.sample_rate_hz, first.center_freq_hz, front_end.image_size[0]
+        rate_hz, center_hz = first.sample_rate_hz, first.center_freq_hz
+        rows = front_end.num_rows(rate_hz)
         finder = segmenter.finder(rate_hz, center_hz, tiling.window, first.num_samples, limits)
         overview = Overview(tiling.total, len(segmenter.class_names), rows, segmenter.device)
         judge = truth(first, finder) if truth else None

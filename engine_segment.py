@@ -32,7 +32,7 @@ class Segmenter:
     """A model, in eval mode on `device`, with the front end that it was trained with."""
 
     model: torch.nn.Module  # [B, 1, rows, columns] -> logits [B, classes, rows, columns]
-    front_end: torch.nn.Module  # `radio.spectrogram.Spectrogram`, on `device`
+    front_end: torch.nn.Module  # of `radio.front_end`, on `device`
     class_names: list  # by class id
     device: torch.device
     autocast: object  # makes the context of the forward pass
@@ -106,25 +106,33 @@ class Segmenter:
             size, planes_of = BATCH_WINDOWS_CPU, self._planes_on_cpu
         else:
             planes_of = self._planes_on_accelerator
-            rows, columns = self.front_end.image_size
-            slot_windows = SLOT_BYTES // (4 * len(self.class_names) * rows * columns) - 1
+            rows = self.front_end.num_rows(channels[0].sample_rate_hz)
+            slot_windows = SLOT_BYTES // (4 * len(self.class_names) * rows * tiling.columns) - 1
             size = min(BATCH_WINDOWS_ACCELERATOR, BATCH_SAMPLES // tiling.window, slot_windows)
         size = max(1, size // len(channels))
-        self._full = size * len(channels)
+        images = len(channels) * _images_of_a_window(self.front_end, channels[0].sample_rate_hz)
+        self._full = size * images
         batches = [starts[place : place + size] for place in range(0, len(starts), size)]
         averages = Averages()
         nexts = [batch[0] for batch in batches[1:]] + [tiling.total]
-        planes_of_batches = planes_of(Channels(channels), tiling, batches)
+        transform = partial(
+            self.front_end.planes,
+            sample_rate_hz=channels[0].sample_rate_hz,
+            is_real=channels[0].is_real,
+        )
+        planes_of_batches = planes_of(Channels(channels), tiling, batches, transform)
         for batch, planes, until in zip(batches, planes_of_batches, nexts, strict=True):
             yield averages.add(batch, planes, until)
         self.timings.signal_s += channels[0].duration_s
 
     def tiling(self, recording, overlap):
         """A stretch's `Tiling` in windows as in training, which share `overlap` with the next."""
-        window = self.front_end.num_samples(recording.sample_rate_hz)
-        return Tiling.over(recording.num_samples, window, self.front_end.image_size[1], overlap)
+        rate_hz = recording.sample_rate_hz
+        window = min(self.front_end.num_samples(rate_hz), recording.num_samples)
+        columns = max(1, self.front_end.num_columns(window, rate_hz))
+        return Tiling.over(recording.num_samples, window, columns, overlap)
 
-    def _planes_on_cpu(self, channels, tiling, batches):
+    def _planes_on_cpu(self, channels, tiling, batches, transform):
         """Planes [W, classes + 1, F, T] of each batch, averaged over channels; threads compute ahead."""
         rooms = threading.local()
 
@@ -138,8 +146,8 @@ class Segmenter:
                     channels.read(tiling.start(column), rooms.room)
                 with self.timings.part("front end", self.workers):
                     windows = [rooms.room[None, :, number] for number in channels.numbers]
-                    decibels += map(self.front_end.decibels, windows)
-            return self._means(torch.cat(decibels), len(batch))
+                    decibels += map(transform, windows)
+            return self._means(torch.cat(decibels), len(batch), channels.sample_rate_hz)
 
         with ThreadPoolExecutor(self.workers) as pool:
             coming = deque()
@@ -153,7 +161,7 @@ class Segmenter:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _planes_on_accelerator(self, channels, tiling, batches):
+    def _planes_on_accelerator(self, channels, tiling, batches, transform):
         """`_planes_on_cpu` on an accelerator, which computes a batch while threads read the next."""
         starts = [[tiling.start(column) for column in batch] for batch in batches]
         spans = [(of_batch[0], of_batch[-1] + tiling.window - of_batch[0]) for of_batch in starts]
@@ -165,22 +173,23 @@ class Segmenter:
                     decibels = []
                     for number in channels.numbers:
                         windows = _windows(samples[:, number], of_batch, tiling.window)
-                        decibels.append(torch.cat([self.front_end.decibels(one) for one in windows]))
+                        decibels.append(torch.cat([transform(one) for one in windows]))
                     decibels = torch.stack(decibels, dim=1).flatten(0, 1)  # channels of a window side by side
-                planes = self._means(decibels, len(of_batch))
+                planes = self._means(decibels, len(of_batch), channels.sample_rate_hz)
             yield planes
 
-    def _means(self, decibels, num_windows):
-        """Probabilities and dB, the last plane: [W * channels, 1, F, T] -> float32 [W, classes + 1, F, T]."""
+    def _means(self, decibels, num_windows, sample_rate_hz):
+        """Probabilities and dB, the last plane: [W * channels, C, F, T] -> float32 [W, classes + 1, F, T]."""
         threads = self.workers if self.device.type == "cpu" else 1
         with self.timings.part("front end", threads, self.device):
-            images = self.front_end.from_decibels(decibels)
+            images = self.front_end.images_of(decibels, sample_rate_hz)
         with self.timings.part("network", threads, self.device):
             is_compiled = self._compiled is not None and len(images) >= self._full
             model = self._compiled if is_compiled else self.model
             with self.autocast():
                 logits = model(images)
-            planes = torch.cat([logits.float().softmax(dim=1), decibels], dim=1)
+            chances = self.front_end.joined(logits.float().softmax(dim=1), decibels, sample_rate_hz)
+            planes = torch.cat([chances, decibels[:, :1]], dim=1)
         if len(planes) == num_windows:
             return planes
         return planes.unflatten(0, (num_windows, -1)).mean(dim=1)
@@ -188,7 +197,7 @@ class Segmenter:
     def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
         """A `CarrierFinder` for a stretch in windows of so many samples; a centre frequency of None is 0."""
         center, half = center_freq_hz or 0.0, sample_rate_hz / 2
-        column_s = window / self.front_end.image_size[1] / sample_rate_hz
+        column_s = window / max(1, self.front_end.num_columns(window, sample_rate_hz)) / sample_rate_hz
         rows_hz = self.front_end.frequency_axis_hz(sample_rate_hz, center).numpy()
         band_hz, duration_s = (center - half, center + half), num_samples / sample_rate_hz
         return CarrierFinder(self.class_names, rows_hz, column_s, limits, band_hz, duration_s)
@@ -200,26 +209,31 @@ class Segmenter:
             (first sample, number of samples, carriers with times from that sample).
         """
         window, start = self.front_end.num_samples(sample_rate_hz), 0
+        least = self.front_end.least_samples(sample_rate_hz)
         while True:
             with self.timings.part("reading"):
                 iq = source.read(window)
             if not len(iq):
                 return
-            if len(iq) >= self.front_end.n_fft:
+            if len(iq) >= least:
                 finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), len(iq), limits)
-                finder.add(self._probabilities(iq), 0)
+                finder.add(self._probabilities(iq, sample_rate_hz), 0)
                 self.timings.signal_s += len(iq) / sample_rate_hz
                 yield start, len(iq), finder.finish()
             start += len(iq)
 
     @torch.inference_mode()
-    def _probabilities(self, iq):
+    def _probabilities(self, iq, sample_rate_hz):
         """Of one window: complex64 [samples] -> numpy float32 [classes, F, T]."""
         with self.timings.part("front end", device=self.device):
-            decibels = self.front_end.decibels(torch.from_numpy(iq)[None].to(self.device))
-        probabilities = self._means(decibels, 1)[0, :-1].cpu().numpy()
+            decibels = self.front_end.planes(torch.from_numpy(iq)[None].to(self.device), sample_rate_hz)
+        probabilities = self._means(decibels, 1, sample_rate_hz)[0, :-1].cpu().numpy()
         self.timings.settle()
         return probabilities
+
+
+def _images_of_a_window(front_end, sample_rate_hz):
+    return len(front_end.first_rows(sample_rate_hz)) if front_end.pads else 1
 
 
 def _windows(samples, starts, window):
@@ -239,8 +253,8 @@ def _windows(samples, starts, window):
 def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offline=None):
     """The `Segmenter` of a file of weights.
 
-    A file without a front end gets the published one and a warning. A patch embedding of several channels
-    becomes one of a single channel.
+    A file without a front end gets the published one and a warning. A patch embedding of other channels than
+    the front end's becomes one of its channels.
 
     Args:
         name: a file of weights, or a name that `util.fetch` knows.
@@ -261,7 +275,8 @@ def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offlin
         raise UserError(f"{name}: expected weights with a segmentation head; found none ({command})")
     front_end = models_weights.front_end_of(weights, name)
     class_names = _class_names(classes, weights.classes, head["num_classes"], name)
-    model = models_weights.create_model(weights, name, in_chans=1, norm_eps=norm_eps)
+    in_chans = front_end.in_chans if front_end else 1
+    model = models_weights.create_model(weights, name, in_chans=in_chans, norm_eps=norm_eps)
     if front_end is None:
         rows, columns = models_weights.image_size_of(weights, name)
         front_end = Spectrogram(**PUBLISHED, image_size=(rows, columns))

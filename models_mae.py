@@ -213,7 +213,11 @@ class MaskedAutoencoderViT(ViTEncoder):
         self.initialize()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def masking(self, noise, mask_ratio, present=None):
+    def masking(self, noise, mask_ratio):
+        """`choose_patches` of images without patches outside: (ids_keep, ids_restore, mask)."""
+        return self.choose_patches(noise, mask_ratio)[:3]
+
+    def choose_patches(self, noise, mask_ratio, present=None):
         """Choose the patches that stay by their noise.
 
         Args:
@@ -316,7 +320,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         Args:
             imgs: float [N, in_chans, frequency, time]; if `pads` is set, cells may be `radio.grid.OUTSIDE`.
             mask_ratio: share of patches to remove, in [0, 1); with 0 the loss is over all patches.
-            noise: float [N, L], decides the mask (see `masking`); None: drawn from torch's generator.
+            noise: float [N, L], decides the mask (see `choose_patches`); None: drawn from torch's generator.
 
         Returns:
             loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 1 for the patches removed.
@@ -324,7 +328,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         if noise is None:
             noise = torch.rand(len(imgs), self.num_patches, device=imgs.device)
         imgs, inside, present = self.inside(imgs)
-        ids_keep, ids_restore, mask, counted = self.masking(noise, mask_ratio, present)
+        ids_keep, ids_restore, mask, counted = self.choose_patches(noise, mask_ratio, present)
         tokens = self.forward_encoder(imgs, ids_keep, counted)
         pred = self.forward_decoder(tokens, ids_restore, counted, present)
         return self.forward_loss(imgs, pred, mask, inside), pred, mask

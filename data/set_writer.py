@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.array_file import open_npy
 from data.spectrogram_set import (
     DESCRIPTION,
     FORMAT,
@@ -18,7 +19,6 @@ from data.spectrogram_set import (
     METADATA,
     SPECTROGRAMS,
     array_parts,
-    open_npy,
     whole_lines,
 )
 from radio.front_end import kind_of
@@ -117,7 +117,7 @@ class SetWriter:
             ValueError: the sample does not fit the set.
             UserError: the sample cannot be written.
         """
-        decibels = np.array(decibels, np.float32)
+        decibels = np.asarray(decibels).astype(np.float32)  # a copy
         power = decibels[:1] if self._is_grid else decibels  # the other channels of `grid` are no levels
         inside = power[power != OUTSIDE]
         level_db = float(inside.mean()) if inside.size else 0.0

@@ -2,18 +2,17 @@
 
 import functools
 import json
-import math
-import operator
-import weakref
+import os
 from pathlib import Path
 
 import numpy as np
 
+from data.array_file import ArrayFiles, open_npy
 from data.formats import SET_DESCRIPTION as DESCRIPTION
 from data.sampling import DECIBELS, Source, Subset, split_by_group
 from radio.front_end import from_settings
 from util.errors import UserError
-from util.files import check_size, not_read, read_pieces
+from util.files import write_json
 
 FORMAT = 1
 SPECTROGRAMS = "spectrograms.npy"
@@ -49,7 +48,12 @@ class SpectrogramSet(Source):
             ) from error
         if found != FORMAT:
             raise UserError(f"{self.path / DESCRIPTION}: expected format {FORMAT}; found {found}")
-        arrays = {name: open_npy(self.path / name, *part) for name, part in parts.items()}
+        self.sets = self._joined()
+        if self.sets:
+            arrays = {name: ArrayFiles([one.arrays[name] for one in self.sets]) for name in parts}
+        else:
+            arrays = {name: open_npy(self.path / name, *part) for name, part in parts.items()}
+        self.arrays = arrays
         self.spectrograms, self.masks, self.labels = (
             arrays.get(name) for name in (SPECTROGRAMS, MASKS, LABELS)
         )
@@ -57,7 +61,7 @@ class SpectrogramSet(Source):
             raise UserError(
                 f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}"
             )
-        if self.labels is not None:
+        if self.labels is not None and not self.sets:
             _check_classes(self.path / LABELS, np.load(self.path / LABELS), self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
@@ -70,9 +74,23 @@ class SpectrogramSet(Source):
                         f"{held_out}: expected {key} {ours}, as {self.path} has it; found {theirs}"
                     )
 
+    def _joined(self):
+        """The sets that this one joins, by paths relative to it; [] for a set with arrays of its own."""
+        joined = [SpectrogramSet(self.path / str(name)) for name in self.description.get("sets", [])]
+        for one in joined:
+            ours, theirs = (kind_of_samples(each.description) for each in (self, one))
+            if ours != theirs:
+                raise UserError(f"{one.path}: expected samples of {ours}; found {theirs}")
+        if joined and sum(map(len, joined)) != self.shape[0]:
+            found = sum(map(len, joined))
+            raise UserError(f"{self.path}: expected {self.shape[0]} spectrograms in its sets; found {found}")
+        return joined
+
     @functools.cached_property
     def metadata(self):
         """A dict for each spectrogram."""
+        if self.sets:
+            return [line for one in self.sets for line in one.metadata]
         path = self.path / METADATA
         try:
             lines = path.read_bytes().splitlines()
@@ -132,6 +150,31 @@ class SpectrogramSet(Source):
         return Subset(self, range(border)), Subset(self, range(border, len(self)))
 
 
+def kind_of_samples(description):
+    """What sets must share to be joined: front end, classes, and what a sample holds."""
+    about = {name: description.get(name) for name in ("front_end", "class_names", "masks", "labels")}
+    return about | {"shape": description["shape"][1:]}
+
+
+def join_sets(folders, output):
+    """Make a set of the samples of several, in order: a folder with a description, which points to them.
+
+    Raises:
+        UserError: the sets differ in front end, classes or what they hold.
+    """
+    sets = [SpectrogramSet(folder) for folder in folders]
+    first = sets[0].description
+    kept = {name: first[name] for name in ("format", "shape", "class_names", "front_end")}
+    kept |= {name: first.get(name, False) for name in ("masks", "labels")}
+    for one in sets:
+        if kind_of_samples(one.description) != kind_of_samples(first):
+            raise UserError(f"{one.path}: expected the front end and classes of {sets[0].path}; found others")
+    kept["shape"] = [sum(map(len, sets)), *first["shape"][1:]]
+    kept["sets"] = [os.path.relpath(folder, output) for folder in folders]
+    Path(output).mkdir(parents=True, exist_ok=True)
+    write_json(Path(output, DESCRIPTION), kept, indent=1)
+
+
 def array_parts(description):
     """The arrays of a set: file name -> (shape, dtype)."""
     samples, _, rows, columns = shape = tuple(description["shape"])
@@ -162,66 +205,3 @@ def whole_lines(lines):
             break
         found.append(about)
     return found
-
-
-class ArrayFile:
-    """Reads parts of an .npy file, `array[index]`, and reports a file that was truncated since it was opened.
-
-    The file is not mapped: the kernel kills a process that touches a map beyond the end of a truncated file.
-    """
-
-    def __init__(self, path, shape, dtype, first_byte):
-        self.path, self.shape, self.dtype, self.first_byte = path, shape, np.dtype(dtype), first_byte
-        self.part_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        # Kept open, since opening it for each part would ask a file server each time.
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        weakref.finalize(self, self._file.close)
-
-    def __reduce__(self):
-        return open_npy, (self.path, self.shape, self.dtype)
-
-    def __len__(self):
-        return self.shape[0]
-
-    def __getitem__(self, index):
-        """Part `index`: [...]; UserError if the file was deleted or truncated since."""
-        return self.read_many([operator.index(index)])[0]
-
-    def read(self, start, count):
-        """Parts `start` to `start + count`: [count, ...]."""
-        return self.read_many(range(start, start + count))
-
-    def read_many(self, indices):
-        """Parts by index: [n, ...]. They are read in the order of the file, neighbours together."""
-        if len(indices) and not 0 <= min(indices) <= max(indices) < len(self):
-            raise IndexError(f"{self.path}: {min(indices)} to {max(indices)} is outside of {len(self)}")
-        parts = np.empty((len(indices), *self.shape[1:]), self.dtype)
-        pieces = [(self.first_byte + index * self.part_bytes, place) for place, index in enumerate(indices)]
-        try:
-            short = read_pieces(self._file, pieces, parts)
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: expected a file that can be read; found {not_read(self.path, error)}"
-            ) from error
-        # After reading, to notice a file that was cut meanwhile.
-        check_size(self.path, self.first_byte + len(self) * self.part_bytes)
-        if short:
-            place, found = short
-            sample = f"sample {indices[place]}"
-            raise UserError(f"{self.path}: expected {self.part_bytes} bytes of {sample}; found {found}")
-        return parts
-
-
-def open_npy(path, shape, dtype):
-    """The `ArrayFile` of a path."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.shape != shape or array.dtype != dtype:
-            raise UserError(
-                f"{path}: expected {np.dtype(dtype)} {list(shape)}; found {array.dtype} {list(array.shape)}"
-            )
-        if not array.flags.c_contiguous:
-            raise UserError(f"{path}: expected an array in C order; found one in Fortran order")
-        return ArrayFile(path, shape, dtype, array.offset)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected an array; found a missing or damaged file: {error}") from error

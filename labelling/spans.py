@@ -26,6 +26,7 @@ class Channels:
 
     def __init__(self, recordings):
         self.recordings = list(recordings)
+        self.sample_rate_hz = self.recordings[0].sample_rate_hz
         layout = self.recordings[0].layout
         self.as_in_file = layout.stored_dtype == layout.dtype and not layout.plane_bytes
         if self.as_in_file:

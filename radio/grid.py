@@ -222,6 +222,33 @@ class Grid(nn.Module):
         power = torch.where(inside, centred * torch.where(std > CONSTANT_DB, 1 / std, 0), OUTSIDE)
         return torch.cat([power, images[:, 1:]], dim=1)
 
+    # A model over planes
+
+    def images_of(self, planes, sample_rate_hz):
+        """Images that cover planes [B, C, R, T], ready for a model: [first rows · B, C, rows, columns]."""
+        first_rows = self.first_rows(sample_rate_hz)
+        return self.from_decibels(torch.cat([self.cut(planes, row) for row in first_rows]))
+
+    def joined(self, values, planes, sample_rate_hz):
+        """The model's probabilities of `images_of` on the cells of the planes: float [B, classes, R, T].
+
+        Where images overlap, each counts the more the farther its border is. Cells outside are class 0.
+        """
+        first_rows, (rows, _) = self.first_rows(sample_rate_hz), self.image_size
+        total, columns = planes.shape[2:]
+        border = torch.arange(rows, device=values.device)
+        weight = (torch.minimum(border, rows - 1 - border) + 1.0)[:, None]  # (rows, 1)
+        sums = values.new_zeros(len(planes), values.shape[1], total, columns)
+        weights = values.new_zeros(total, 1)
+        for first, part in zip(first_rows, values.unflatten(0, (len(first_rows), -1)), strict=True):
+            low, high = max(0, first), min(total, first + rows)
+            inside = slice(low - first, high - first)
+            sums[:, :, low:high] += part[:, :, inside, :columns] * weight[inside]
+            weights[low:high] += weight[inside]
+        outside = planes[:, :1] == OUTSIDE
+        background = torch.arange(values.shape[1], device=values.device).view(1, -1, 1, 1) == 0
+        return torch.where(outside, background.float(), sums / weights)
+
     # Axes
 
     def frequency_edges_hz(self, sample_rate_hz, center_freq_hz=0.0, first_row=0, rows=None):

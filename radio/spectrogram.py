@@ -75,6 +75,14 @@ class Spectrogram(nn.Module):
         """Samples in a window of `duration_s`, rounded to the nearest."""
         return round(self.duration_s * sample_rate_hz)
 
+    def num_rows(self, sample_rate_hz):
+        """Rows of a window."""
+        return self.image_size[0]
+
+    def num_columns(self, num_samples, sample_rate_hz):
+        """Columns of a window of any length."""
+        return self.image_size[1]
+
     def least_samples(self, sample_rate_hz):
         """Samples of the shortest window: an FFT."""
         return self.n_fft
@@ -184,6 +192,18 @@ class Spectrogram(nn.Module):
         edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz)
         borders = (times[0] - half_column_s, times[-1] + half_column_s, edges[0], edges[-1])
         return tuple(float(border) for border in borders)
+
+    def planes(self, iq, sample_rate_hz, is_real=False):
+        """`decibels`, as `radio.grid.Grid` has it."""
+        return self.decibels(iq)
+
+    def images_of(self, planes, sample_rate_hz):
+        """Images that cover the planes of windows, [B, C, F, T], ready for a model: here one each."""
+        return self.from_decibels(planes)
+
+    def joined(self, values, planes, sample_rate_hz):
+        """The model's probabilities of `images_of`, [B, classes, F, T], on the cells of the planes."""
+        return values
 
     def extent_of(self, about):
         """`extent` of a sample by what its source says of it (see `data.sampling`); None without a rate."""

@@ -92,7 +92,7 @@ def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, ch
     exact = qkv.detach().double().requires_grad_()
     expected = attention.usual_attention(exact)
     expected.backward(grad.double())
-    out = attention.CpuAttention.apply(qkv)
+    out = attention.CpuAttention.apply(qkv, None)
     torch.testing.assert_close(out, attention.usual_attention(qkv), rtol=0, atol=0)
     out.backward(grad)
     for found, right in zip(qkv.grad.double().unbind(2), exact.grad.unbind(2), strict=True):
@@ -102,7 +102,7 @@ def test_gradients_on_a_cpu_in_bf16(monkeypatch, batch, tokens, heads, width, ch
 def test_a_model_takes_it_in_bf16_alone(monkeypatch):
     taken = []
     monkeypatch.setattr(
-        attention.CpuAttention, "forward", lambda ctx, qkv: taken.append(qkv.dtype) or qkv[:, :, 0]
+        attention.CpuAttention, "forward", lambda ctx, qkv, bias: taken.append(qkv.dtype) or qkv[:, :, 0]
     )
     block = Block(32, 2)
     attention.use([block])

@@ -289,7 +289,7 @@ def with_short_recordings(path):
         (with_parts_and_classes, ["expected folders of classes, or train", "found LTE, train"]),
         (with_training_alone, ["expected folders of classes, or train", "found train"]),
         (with_one_class, ["two classes or more", "found LTE"]),
-        (with_short_recordings, ["nr: expected recordings of at least 64 samples"]),
+        (with_short_recordings, ["nr: expected recordings of at least an FFT"]),
         (lambda path: path.mkdir(), ["two classes or more", "found none"]),
         (lambda path: None, ["data: expected a folder with a folder for each class", "No such file"]),
         (lambda path: path.write_bytes(b"x"), ["data: expected a folder with a folder for each class"]),

@@ -150,7 +150,7 @@ def test_patches_of_logits_fold_back_to_their_places():
     for row in range(3):
         for column in range(5):
             tokens[0, 1 + 5 * row + column, 0] = 1000 * row + 100 * column
-    model.forward_encoder = lambda imgs: tokens
+    model.forward_encoder = lambda *_: tokens
     with torch.no_grad():
         model.head.weight.zero_()[:, 0] = 1
         model.head.bias.copy_(torch.arange(128.0))

@@ -15,7 +15,6 @@ radio_mae_vit_SIZE.safetensors (encoder and decoder), radio_seg_vit_SIZE.safeten
 """
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -25,13 +24,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 # Python looks for modules beside the script; the project lies above it and is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.formats import is_spectrogram_set
-from data.spectrogram_set import DESCRIPTION, METADATA, SpectrogramSet, array_parts
+from data.spectrogram_set import SpectrogramSet, join_sets
 from util.errors import RunError, UserError, reported
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,27 +171,6 @@ def join(args):
         (scenes / name).symlink_to(os.path.relpath(Path(args.output, "held_out", name), scenes))
     join_sets(finished, scenes / "train")
     print(f"{scenes}: {count} training scenes")
-
-
-def join_sets(folders, output):
-    """Join spectrogram sets, their samples in order. UserError if front ends or classes differ."""
-    descriptions = [json.loads((folder / DESCRIPTION).read_text()) for folder in folders]
-    counts = [description["shape"][0] for description in descriptions]
-    for description in descriptions:
-        description.pop("resume_key", None)
-        description["shape"][0] = sum(counts)
-    joined = descriptions[0]
-    if any(description != joined for description in descriptions):
-        raise UserError(f"{folders[0].parent.parent}: expected one front end and classes; found several")
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.mkdir()
-    for name, (shape, dtype) in array_parts(joined).items():
-        # Mapped files: the arrays may be larger than the memory.
-        array = np.lib.format.open_memmap(temporary / name, "w+", dtype, shape)
-        np.concatenate([np.load(folder / name, mmap_mode="r") for folder in folders], out=array).flush()
-    (temporary / METADATA).write_bytes(b"".join((folder / METADATA).read_bytes() for folder in folders))
-    (temporary / DESCRIPTION).write_text(json.dumps(joined, indent=1) + "\n")
-    temporary.rename(output)
 
 
 def train(args, script, kind, model, epochs, *flags):
