@@ -79,7 +79,8 @@ class SyntheticScenes(Source):
 
     def mask(self, index, epoch=0):
         """Class ids of the scene that `load` makes: uint8 [F, T]."""
-        return scene_mask(self.maker.draw(self.kind, self.number(index, epoch)), self.front_end)
+        scene = self.maker.draw(self.kind, self.number(index, epoch))
+        return scene_mask(scene, self.front_end, self.maker.config.classes)
 
     target = mask
 
@@ -115,9 +116,10 @@ def scene_metadata(scene):
     }
 
 
-def scene_mask(scene, front_end):
-    """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
-    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples)
+def scene_mask(scene, front_end, class_names):
+    """Class of every cell of a scene's spectrogram: uint8 [F, T]. What has no name among the classes is 0."""
+    carriers = [carrier for carrier in scene.carriers() if carrier.label in class_names]
+    return paint(carriers, front_end, scene.sample_rate_hz, scene.num_samples, class_names=class_names)
 
 
 def scene_config(preset, window_ms=None, settings=()):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from radio.carriers import CLASS_NAMES, paint
+from radio.carriers import CLASS_NAMES, OTHER, paint
 from radio.rng import TRAINING, VALIDATION, Stream
 from radio.scenes import lte, nr, nr_grid, ofdm
 from radio.scenes.channel import Fading
@@ -241,6 +241,27 @@ def test_global_random_state_is_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()
 
 
+def test_distractors_are_labelled_where_they_are_seen():
+    config = with_settings(WILD, ["noise_only=1", "num_distractors=1", "distractor_snr_db=20", "filtered=0"])
+    labelled = 0
+    for scene in scenes(config, 40):
+        carriers = scene.carriers()
+        assert {carrier.label for carrier in carriers} <= {OTHER}
+        if carriers:
+            [one] = scene.distractors
+            assert min(carrier.start_s for carrier in carriers) >= 0
+            assert max(carrier.end_s for carrier in carriers) <= scene.duration_s * (1 + 1e-9)
+            assert min(carrier.freq_lower_hz for carrier in carriers) >= one.center_hz - one.bandwidth_hz
+            assert max(carrier.freq_upper_hz for carrier in carriers) <= one.center_hz + one.bandwidth_hz
+            labelled += 1
+        hidden = dataclasses.replace(
+            scene,
+            receiver=Receiver(passband=(0.497, 0.5), transition=(0.003, 0.003), stopband_db=60, floor_db=0),
+        )
+        assert len(hidden.carriers()) < len(carriers) or not carriers
+    assert labelled > 30
+
+
 def test_wild_scenes_keep_their_promises():
     drawn = scenes(WILD, 400)
     for scene in drawn:
@@ -252,6 +273,7 @@ def test_wild_scenes_keep_their_promises():
             assert -half_hz <= carrier.freq_lower_hz < carrier.freq_upper_hz <= half_hz
             assert carrier.start_s >= 0
             assert carrier.start_s + carrier.duration_s <= scene.duration_s * (1 + 1e-9)
+        carriers = [carrier for carrier in carriers if carrier.label != OTHER]
         edges = sorted((carrier.freq_lower_hz, carrier.freq_upper_hz) for carrier in carriers)
         assert all(low >= high for (_, high), (low, _) in itertools.pairwise(edges))
         for distractor in scene.distractors:
@@ -304,7 +326,9 @@ def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
                 reaching.append(distractor.kind)
             assert seen_hz > 0
             assert all(
-                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers()
+                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3
+                for one in scene.carriers()
+                if one.label != OTHER
             )
     assert {"ofdm", "pulses", "qam"} <= set(reaching)
 
@@ -411,6 +435,9 @@ def test_settings_change_fields():
         ("bits=1.5", "--set bits"),
         ("fading_models=TDL-X", "--set fading_models"),
         ("doppler_hz=0,5000", "--set doppler_hz"),
+        ("classes=Noise,WiFi", "--set classes: expected some of LTE,NR,Noise,Other; found WiFi"),
+        ("classes=NR,Noise", "--set classes: expected different classes, Noise first; found NR,Noise"),
+        ("classes=Noise,NR,NR", "--set classes: expected different classes"),
     ],
 )
 def test_wrong_settings_are_named(setting, said):
