@@ -262,6 +262,43 @@ def test_distractors_are_labelled_where_they_are_seen():
     assert labelled > 30
 
 
+def test_full_carriers_fill_every_block_and_are_as_many_as_idle_ones():
+    assert WILD.full == WILD.idle > 0
+    for base, settings in ((WILD, ["noise_only=0"]), (CLASSIC, ["idle=0.2", "full=0.2"])):
+        full, idle, other = 0, 0, 0
+        for scene in scenes(with_settings(base, settings), 250):
+            for number, transmission in enumerate(scene.transmissions):
+                if transmission.traffic.full:
+                    bits, _ = scene.schedule(number)
+                    assert bits.all()
+                full += transmission.traffic.full
+                idle += transmission.traffic.users == 0
+                other += transmission.traffic.blocks
+        count = sum(len(scene.transmissions) for scene in scenes(with_settings(base, settings), 250))
+        assert full / count == pytest.approx(0.2, abs=0.06)
+        assert idle / count == pytest.approx(0.2, abs=0.06)
+        assert other == (0 if base is WILD else count - full - idle)
+
+
+@pytest.mark.parametrize(
+    "cell", [lte.LteCell(50, control_load=0.5), nr.NrCarrier(30, 51, tdd_pattern="DDDSU")]
+)
+def test_a_full_carrier_has_no_gaps(cell):
+    """Every column of its downlink slots is occupied in every resource block; others are silent."""
+    scene = one_carrier(cell, 30.72e6, traffic=Traffic(users=2, busy=0.3, filled=0.2, full=True))
+    bits, _ = scene.schedule(0)
+    grid = (
+        lte.resource_grid(cell, 20, bits, Stream(0))
+        if isinstance(cell, lte.LteCell)
+        else nr_grid.resource_grids(cell, 40, bits, Stream(0))[0]
+    )
+    blocks = grid.occupied[:, : 12 * cell.num_rb].unflatten(1, (-1, 12)).any(dim=2)
+    sent = blocks[12::14].any(dim=1)  # a symbol with PDSCH and no SSB
+    assert sent.any()
+    assert blocks[12::14][sent].all()
+    assert bool(sent.all()) == isinstance(cell, lte.LteCell)
+
+
 def test_wild_scenes_keep_their_promises():
     drawn = scenes(WILD, 400)
     for scene in drawn:

@@ -134,7 +134,7 @@ class SceneConfig:
 
     # PDSCH traffic of LTE and NR
     idle: float = _probability(0.2)
-    full: float = _probability(0.15)
+    full: float = _probability(0.2)  # every resource block of every downlink slot
     busy: tuple = _log_range(0.02, 1.0, within=(1e-4, 1))  # share of slots in which a user has data
     filled: tuple = _log_range(0.03, 1.0, within=(1e-4, 1))  # share of resource blocks that a user fills
     users: tuple = _choices(1, 1, 2, 3, 6, among=range(65))
