@@ -79,7 +79,8 @@ class SyntheticScenes(Source):
 
     def mask(self, index, epoch=0):
         """Class ids of the scene that `load` makes: uint8 [F, T]."""
-        return scene_mask(self.maker.draw(self.kind, self.number(index, epoch)), self.front_end)
+        scene = self.maker.draw(self.kind, self.number(index, epoch))
+        return scene_mask(scene, self.front_end, self.maker.config.classes)
 
     target = mask
 
@@ -132,10 +133,11 @@ def scene_metadata(scene, front_end):
     }
 
 
-def scene_mask(scene, front_end):
-    """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
-    place = {"first_row": first_row(scene, front_end)}
-    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples, **place)
+def scene_mask(scene, front_end, class_names):
+    """Class of every cell of a scene's spectrogram: uint8 [F, T]. What has no name among the classes is 0."""
+    carriers = [carrier for carrier in scene.carriers() if carrier.label in class_names]
+    place = {"class_names": class_names, "first_row": first_row(scene, front_end)}
+    return paint(carriers, front_end, scene.sample_rate_hz, scene.num_samples, **place)
 
 
 def scene_config(preset, window_ms=None, settings=()):

@@ -165,7 +165,7 @@ def _segmentation(args, pretrained, on_device):
             name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
             for name, count in _counts(args, 1).items()
         }
-        return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
+        return Labelled(parts, list(maker.config.classes), front_end, front_end.settings(), fresh=True)
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)

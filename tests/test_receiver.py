@@ -182,6 +182,17 @@ def test_noise_has_the_shape_of_the_filter_and_lies_on_the_floor_behind_it():
     assert decibels(beyond.mean()) == pytest.approx(decibels(10**-3 + 10**-5), abs=0.2)
 
 
+def test_the_floor_behind_the_filter_hides_what_it_attenuates():
+    receiver_ = Receiver(**FILTER, floor_db=-30.0)
+    assert receiver.loss_db(Receiver(**FILTER), -0.45) == 0
+    assert receiver.loss_db(receiver_, 0.0) == pytest.approx(0.0043, abs=1e-4)
+    frequency, density = signal.welch(
+        received(400_000, **FILTER, floor_db=-30.0), nperseg=128, return_onesided=False, detrend=False
+    )
+    beyond = decibels(density[(frequency < -0.38) | (frequency > 0.43)].mean())
+    assert receiver.loss_db(receiver_, -0.45) == pytest.approx(beyond + 50, abs=0.3)  # noise over signal
+
+
 def test_filtered_noise_is_as_strong_at_the_ends_as_in_the_middle():
     narrow = {
         "passband": (-0.02, 0.02),

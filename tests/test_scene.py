@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from radio.carriers import CLASS_NAMES, paint
+from radio.carriers import CLASS_NAMES, OTHER, paint
 from radio.rng import TRAINING, VALIDATION, Stream
 from radio.scenes import lte, nr, nr_grid, ofdm
 from radio.scenes.channel import Fading
@@ -241,6 +241,64 @@ def test_global_random_state_is_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()
 
 
+def test_distractors_are_labelled_where_they_are_seen():
+    config = with_settings(WILD, ["noise_only=1", "num_distractors=1", "distractor_snr_db=20", "filtered=0"])
+    labelled = 0
+    for scene in scenes(config, 40):
+        carriers = scene.carriers()
+        assert {carrier.label for carrier in carriers} <= {OTHER}
+        if carriers:
+            [one] = scene.distractors
+            assert min(carrier.start_s for carrier in carriers) >= 0
+            assert max(carrier.end_s for carrier in carriers) <= scene.duration_s * (1 + 1e-9)
+            assert min(carrier.freq_lower_hz for carrier in carriers) >= one.center_hz - one.bandwidth_hz
+            assert max(carrier.freq_upper_hz for carrier in carriers) <= one.center_hz + one.bandwidth_hz
+            labelled += 1
+        hidden = dataclasses.replace(
+            scene,
+            receiver=Receiver(passband=(0.497, 0.5), transition=(0.003, 0.003), stopband_db=60, floor_db=0),
+        )
+        assert len(hidden.carriers()) < len(carriers) or not carriers
+    assert labelled > 30
+
+
+def test_full_carriers_fill_every_block_and_are_as_many_as_idle_ones():
+    assert WILD.full == WILD.idle > 0
+    for base, settings in ((WILD, ["noise_only=0"]), (CLASSIC, ["idle=0.2", "full=0.2"])):
+        full, idle, other = 0, 0, 0
+        for scene in scenes(with_settings(base, settings), 250):
+            for number, transmission in enumerate(scene.transmissions):
+                if transmission.traffic.full:
+                    bits, _ = scene.schedule(number)
+                    assert bits.all()
+                full += transmission.traffic.full
+                idle += transmission.traffic.users == 0
+                other += transmission.traffic.blocks
+        count = sum(len(scene.transmissions) for scene in scenes(with_settings(base, settings), 250))
+        assert full / count == pytest.approx(0.2, abs=0.06)
+        assert idle / count == pytest.approx(0.2, abs=0.06)
+        assert other == (0 if base is WILD else count - full - idle)
+
+
+@pytest.mark.parametrize(
+    "cell", [lte.LteCell(50, control_load=0.5), nr.NrCarrier(30, 51, tdd_pattern="DDDSU")]
+)
+def test_a_full_carrier_has_no_gaps(cell):
+    """Every column of its downlink slots is occupied in every resource block; others are silent."""
+    scene = one_carrier(cell, 30.72e6, traffic=Traffic(users=2, busy=0.3, filled=0.2, full=True))
+    bits, _ = scene.schedule(0)
+    grid = (
+        lte.resource_grid(cell, 20, bits, Stream(0))
+        if isinstance(cell, lte.LteCell)
+        else nr_grid.resource_grids(cell, 40, bits, Stream(0))[0]
+    )
+    blocks = grid.occupied[:, : 12 * cell.num_rb].unflatten(1, (-1, 12)).any(dim=2)
+    sent = blocks[12::14].any(dim=1)  # a symbol with PDSCH and no SSB
+    assert sent.any()
+    assert blocks[12::14][sent].all()
+    assert bool(sent.all()) == isinstance(cell, lte.LteCell)
+
+
 def test_wild_scenes_keep_their_promises():
     drawn = scenes(WILD, 400)
     for scene in drawn:
@@ -252,6 +310,7 @@ def test_wild_scenes_keep_their_promises():
             assert -half_hz <= carrier.freq_lower_hz < carrier.freq_upper_hz <= half_hz
             assert carrier.start_s >= 0
             assert carrier.start_s + carrier.duration_s <= scene.duration_s * (1 + 1e-9)
+        carriers = [carrier for carrier in carriers if carrier.label != OTHER]
         edges = sorted((carrier.freq_lower_hz, carrier.freq_upper_hz) for carrier in carriers)
         assert all(low >= high for (_, high), (low, _) in itertools.pairwise(edges))
         for distractor in scene.distractors:
@@ -304,7 +363,9 @@ def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
                 reaching.append(distractor.kind)
             assert seen_hz > 0
             assert all(
-                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers()
+                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3
+                for one in scene.carriers()
+                if one.label != OTHER
             )
     assert {"ofdm", "pulses", "qam"} <= set(reaching)
 
@@ -411,6 +472,9 @@ def test_settings_change_fields():
         ("bits=1.5", "--set bits"),
         ("fading_models=TDL-X", "--set fading_models"),
         ("doppler_hz=0,5000", "--set doppler_hz"),
+        ("classes=Noise,WiFi", "--set classes: expected some of LTE,NR,Noise,Other; found WiFi"),
+        ("classes=NR,Noise", "--set classes: expected different classes, Noise first; found NR,Noise"),
+        ("classes=Noise,NR,NR", "--set classes: expected different classes"),
     ],
 )
 def test_wrong_settings_are_named(setting, said):

@@ -4,6 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field, fields, replace
 
+from radio.carriers import LTE, NOISE, NR, OTHER
 from radio.scenes import channel, distractors, lte, nr
 from util.errors import UserError
 
@@ -26,6 +27,12 @@ def _check_choices(name, values, among):
     if among is not None:
         unknown = [value for value in values if value not in among]
         _expect(name, f"some of {_text(sorted(among))}", not unknown, unknown)
+
+
+def _check_classes(name, values, among):
+    _check_choices(name, values, among)
+    once = values[0] == NOISE and len(set(values)) == len(values)
+    _expect(name, f"different classes, {NOISE} first", once, values)
 
 
 def _text(values):
@@ -63,6 +70,12 @@ class SceneConfig:
     SNR is mean power of the occupied resource elements over the noise in them.
     A distractor's SNR is its mean power over the noise in its bandwidth.
     """
+
+    # masks: names by class id; what has another label is Noise
+    classes: tuple = field(
+        default=(NOISE, NR, LTE, OTHER),
+        metadata={"check": _check_classes, "known": (NOISE, NR, LTE, OTHER)},
+    )
 
     # samples
     sample_rates_hz: tuple = _choices(*(1e6 * rate for rate in _MSPS))
@@ -121,7 +134,7 @@ class SceneConfig:
 
     # PDSCH traffic of LTE and NR
     idle: float = _probability(0.2)
-    full: float = _probability(0.15)
+    full: float = _probability(0.2)  # every resource block of every downlink slot
     busy: tuple = _log_range(0.02, 1.0, within=(1e-4, 1))  # share of slots in which a user has data
     filled: tuple = _log_range(0.03, 1.0, within=(1e-4, 1))  # share of resource blocks that a user fills
     users: tuple = _choices(1, 1, 2, 3, 6, among=range(65))
@@ -226,6 +239,7 @@ WILD = SceneConfig()
 # MathWorks' spectrum-sensing frames, R2021b to R2022b. Their SNRs of 40, 50 and 100 dB refer to 0 dBW.
 # The inverse FFT of 2048 points scales grids by 1 / N: the SNRs of resource elements are 33 dB lower.
 _CLASSIC = """
+    classes=Noise,NR,LTE
     sample_rates_hz=61.44e6 duration_ms=40.0 center_freq_hz=4e9
     noise_only=0.0 num_carriers=1,1,2 inside=0.0 cut=0.0 part_time=0.0 snr_db=7.0,17.0,67.0 power_range_db=0.0
     one_technology=0.0 num_distractors=0 gap_hz=1e6 margin=0.00390625 raster_hz=1e6

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from radio.scenes.schedules import fsk_width_hz
+
 
 class TooNarrowError(Exception):
     """No signal of this kind fits into the room."""
@@ -72,11 +74,6 @@ def draw_fm(rng, room):
     return bandwidth_hz, {"mode": mode, "deviation_hz": deviation_hz, "audio_hz": audio_hz, **keyed}
 
 
-def _fsk_width_hz(bit_rate_hz, index, bt):
-    """Measured 99 % bandwidth of Gaussian FSK: the deviation to both sides, and the keying."""
-    return bit_rate_hz * (index + 0.1 + 0.9 * bt)
-
-
 def draw_gfsk(rng, room):
     if rng.random() < 0.4 and room.width_hz > 1.2e6:
         # Bluetooth: Core specification volume 6 part A 3.1, 1 and 2 Msym/s
@@ -89,7 +86,7 @@ def draw_gfsk(rng, room):
         index, bt = float(rng.choice([0.5, 1.0, 1.0, 2.0, 4.0])), float(rng.choice([0.5, 1.0]))
         packet_s = (100 / bit_rate_hz, 2000 / bit_rate_hz)
         keyed = _on_off(rng, 0.2, packet_s, packet_s)
-    bandwidth_hz = _fsk_width_hz(bit_rate_hz, index, bt)
+    bandwidth_hz = fsk_width_hz(bit_rate_hz, index, bt)
     room.expect(bandwidth_hz)
     return bandwidth_hz, {"bit_rate_hz": bit_rate_hz, "index": index, "bt": bt, **keyed}
 
@@ -109,7 +106,7 @@ def draw_hopping(rng, room):
         dwell_s = log_uniform(rng, max(0.4e-3, 40 / bit_rate_hz), max(20e-3, 50 / bit_rate_hz))
         burst_s = dwell_s * float(rng.uniform(0.4, 0.95))
         modulation = str(rng.choice(["gfsk", "gfsk", "cw"]))
-    width_hz = _fsk_width_hz(bit_rate_hz, index, 0.5)
+    width_hz = fsk_width_hz(bit_rate_hz, index, 0.5)
     most = min(most, 1 + int((room.width_hz - width_hz) // spacing_hz))
     if most < least:
         raise TooNarrowError

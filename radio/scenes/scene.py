@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from radio.carriers import LTE, NR, Carrier
+from radio.carriers import LTE, NR, OTHER, Carrier
 from radio.rng import Stream
 from radio.scenes import channel, distractors, lte, nr, nr_grid, ofdm, receiver, traffic
 
@@ -105,11 +105,11 @@ class Scene:
         )
 
     def carriers(self):
-        """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of
-        the band.
+        """The labels, from the centre of the band: `Carrier`s "Other" for what is seen of distractors, then one
+        for each transmission of which anything is in the band.
         """
         half_hz = self.sample_rate_hz / 2
-        found = []
+        found = self._others()
         for number, transmission in enumerate(self.transmissions):
             first_s, last_s = (
                 _clip(time, 0.0, self.num_samples * self.interval_s) for time in transmission.span_s()
@@ -123,6 +123,17 @@ class Scene:
                 found.append(
                     Carrier(transmission.label, first_s * scale, (last_s - first_s) * scale, low, high)
                 )
+        return found
+
+    def _others(self):
+        def loss_db(frequency_hz):
+            return receiver.loss_db(self.receiver, frequency_hz / self.sample_rate_hz)
+
+        found = []
+        for number, distractor in enumerate(self.distractors):
+            stream = self.stream.child(FIRST_DISTRACTOR + number)
+            seen = distractors.boxes(distractor, self.sample_rate_hz, self.num_samples, stream, loss_db)
+            found += [Carrier(OTHER, start, end - start, low, high) for start, end, low, high in seen]
         return found
 
     def _band_hz(self, number, first_s, last_s):
