@@ -32,8 +32,10 @@ BAND_HZ = 1.44e6  # of a value: eight resource blocks of 15 kHz spacing
 # White over this band: a resource block of 15 kHz spacing, and a whole number of the ripples of all lags.
 WHITE_HZ = 180e3
 STRONGEST = 8.0  # a bin counts at most this often as much as its neighbours' mean: spurs are in few bins
-CP_MEAN, CP_STD = 0.03, 0.02  # of noise, about: the channel's offset and scale
-CP_MOST = 8.0
+# Offset and scale of the channel: noise has a mean of 0 and a standard deviation of 0.4, since three planes
+# of it should not outweigh the power in the loss of pretraining.
+CP_MEAN, CP_SCALE = 0.03, 0.04
+CP_MOST = 4.0
 _BLOCK_VALUES = 2**17  # samples of the blocks that are transformed at once
 
 
@@ -377,7 +379,7 @@ class _Scale:
             if wide > 1:
                 ripple, energy = (_sums_of(one, wide) for one in (ripple, energy))
             found[:, at : at + at_a_time] = ripple.abs() / energy.clamp_min(1e-9)
-        found = found.sub_(CP_MEAN).div_(CP_STD).clamp_max_(CP_MOST).permute(0, 3, 2, 1)
+        found = found.sub_(CP_MEAN).div_(CP_SCALE).clamp_max_(CP_MOST).permute(0, 3, 2, 1)
         found = found.repeat_interleave(BLOCK_ROWS, dim=2)[:, :, : self.rows]
         return found.repeat_interleave(BLOCK_COLUMNS, dim=3)[..., :columns]
 
