@@ -220,6 +220,55 @@ def test_the_snr_is_that_of_the_occupied_resource_elements(cell, fading, snr_db)
     assert 10 * np.log10(signal / noise) == pytest.approx(snr_db, abs=0.5)
 
 
+@pytest.mark.parametrize(("spacing_khz", "num_rb", "case"), [(15, 52, "A"), (30, 51, "C"), (60, 24, "A")])
+def test_nr_symbols_carry_the_phase_of_their_carrier(spacing_khz, num_rb, case):
+    """TS 38.211 5.4: exp(j 2π f0 (t - t_start,l - N_CP,l T_c)), against a carrier that goes on from symbol to
+    symbol. Symbols of a subframe by hand: 144 samples of prefix at 2048 points, 16 T_s more twice a subframe.
+    """
+    rate, offset_hz, center_hz, ppm = 30.72e6, 1.23e6, 3.6e9 + 123.0, 7.0
+    cell, mu = nr.NrCarrier(spacing_khz, num_rb, ssb_case=case), {15: 0, 30: 1, 60: 2}[spacing_khz]
+    error_hz = ppm * 1e-6 * center_hz
+    baseband = dataclasses.replace(
+        one_carrier(cell, rate, offset_hz, 0.003, edge_s=0.0), center_freq_hz=-offset_hz
+    )
+    [transmission] = baseband.transmissions
+    at_rf = dataclasses.replace(
+        baseband,
+        center_freq_hz=center_hz,
+        clock_error_ppm=ppm,
+        transmissions=(dataclasses.replace(transmission, offset_hz=offset_hz + error_hz),),
+    )
+    bits, _ = baseband.schedule(0)
+    grid = nr_grid.resource_grids(cell, transmission.first_slot, bits, Stream(0))[0]
+    rotations = []
+    for scene in (baseband, at_rf):
+        time_s = np.arange(scene.num_samples) * scene.interval_s
+        shift_hz = scene.transmissions[0].offset_hz
+        iq = render(scene).numpy() * np.exp(-2j * np.pi * shift_hz * time_s)
+        rotations.append(elements(torch.from_numpy(iq), 1 / scene.interval_s, grid, 0.02))
+    known = np.isfinite(rotations[0]).all(axis=1) & grid.occupied.numpy().any(axis=1)
+    known &= np.isfinite(rotations[1]).all(axis=1)
+
+    sent_s, times_s = 0.0, []
+    for symbol in range(14 * 2**mu):
+        prefix_s = (144 / 2**mu + 16 * (symbol % (7 * 2**mu) == 0)) / 30.72e6
+        times_s.append(sent_s + prefix_s)
+        sent_s += prefix_s + 1 / (1e3 * spacing_khz)
+    assert sent_s == pytest.approx(1e-3)
+    expected = np.exp(-2j * np.pi * (center_hz + offset_hz) * np.array(times_s))
+    expected = expected[(grid.first_symbol + np.arange(len(known))) % len(expected)]
+    baseband_sent = np.where(grid.occupied.numpy(), rotations[0], 0)  # SSBs may have another numerology
+    found = np.array(
+        [np.vdot(first, second) for first, second in zip(baseband_sent, rotations[1], strict=True)]
+    )
+    found = found[known]
+    found /= abs(found)
+    turned = found / expected[known]
+    assert known.sum() > 30 * 2**mu
+    assert np.abs(np.angle(turned * turned.mean().conj())).max() < 0.1
+    assert np.abs(np.angle(found[1:] / found[:-1])).max() > 1  # it is seen
+
+
 # What scenes are drawn from
 
 

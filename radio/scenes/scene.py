@@ -166,6 +166,13 @@ def _transmit(iq, scene, number):
         grids = nr_grid.resource_grids(
             transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db
         )
+        error_hz = (
+            scene.clock_error_ppm * 1e-6 * scene.center_freq_hz
+        )  # of the receiver, a part of the offset
+        carrier_hz = scene.center_freq_hz + transmission.offset_hz - error_hz
+        for grid in grids:
+            symbols = (grid.spacing_hz, grid.first_symbol, grid.values.shape[1])
+            grid.values *= ofdm.carrier_phases(*symbols, carrier_hz).to(iq.device)[:, None]
 
     # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource
     # elements
