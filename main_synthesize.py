@@ -132,7 +132,10 @@ def write_recording(path, iq, scene, class_names):
     from sigmf import SigMFFile  # slow to import
 
     datatype, dtype, full_scale = DATATYPES[scene.receiver.bits]
-    values = (torch.view_as_real(iq).numpy() * full_scale).astype(dtype)
+    parts = torch.view_as_real(iq).numpy()
+    if scene.is_real:
+        datatype, parts = datatype.replace("c", "r", 1), parts[:, 0].copy()
+    values = (parts * full_scale).astype(dtype)
     metadata = SigMFFile(
         global_info={
             "core:datatype": datatype,

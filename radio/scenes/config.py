@@ -49,6 +49,9 @@ def _log_range(low, high, within):
     return field(default=(low, high), metadata={"check": _check_range, "known": within, "log": True})
 
 
+LEAST_SAMPLES = 1024  # of scenes whose duration is drawn: an FFT of the published front end
+
+
 def _choices(*values, among=None):
     """Values of equal probability; a repeated value counts again."""
     return field(default=values, metadata={"check": _check_choices, "known": among})
@@ -79,7 +82,7 @@ class SceneConfig:
 
     # samples
     sample_rates_hz: tuple = _choices(*(1e6 * rate for rate in _MSPS))
-    duration_ms: tuple = _log_range(1.0, 80.0, within=(0.05, 10_000))
+    duration_ms: tuple = _log_range(0.5, 80.0, within=(0.05, 10_000))
     center_freq_hz: tuple = _log_range(0.6e9, 4.9e9, within=(0, 300e9))
 
     # contents
@@ -181,6 +184,17 @@ class SceneConfig:
     overdriven: float = _probability(0.08)
     overdrive_db: tuple = _range(-8.0, 3.0)
 
+    # captures that are unlike others
+    hump: float = _probability(0.03)  # no carrier: the receiver's filter shapes noise like one
+    hump_width: tuple = _log_range(0.05, 0.9, within=(0.001, 0.96))  # width / sample rate
+    hump_db: tuple = _range(10.0, 50.0, within=(0, 80))
+    noiseless: float = _probability(0.04)  # simulated: neither noise nor errors of a receiver
+    faint: float = _probability(0.05)  # 8-bit receivers that use few codes, beside a DC spike
+    faint_codes: tuple = _range(1.0, 3.0, within=(0.1, 128))  # rms of I and of Q
+    real_valued: float = _probability(0.03)  # real samples: carriers are in the upper half of the band
+    padded: float = _probability(0.05)  # recordings with zeros before or after them
+    padding: tuple = _log_range(0.01, 0.6, within=(0, 0.99))  # zeros / samples
+
     def __post_init__(self):
         for item in fields(self):
             item.metadata["check"](item.name, getattr(self, item.name), item.metadata["known"])
@@ -193,6 +207,11 @@ class SceneConfig:
             widths = getattr(self, name)
             wanted = f"a carrier that fits a band of {lowest_hz / 1e6:g} MHz, or inside or cut above 0"
             _expect(name, wanted, min(widths) * 1e6 <= lowest_hz, widths)
+
+    def num_samples(self, duration_ms, sample_rate_hz):
+        """Samples of a scene. A duration that is drawn, not given, has `LEAST_SAMPLES` or more."""
+        least = LEAST_SAMPLES if len(self.duration_ms) > 1 else 1
+        return max(least, round(duration_ms * 1e-3 * sample_rate_hz))
 
 
 LOG_RANGES = {item.name for item in fields(SceneConfig) if "log" in item.metadata}
@@ -252,6 +271,7 @@ _CLASSIC = """
     idle=0.0 full=0.0 modulation_bits=2 user_power_db=0.0 block_traffic=1.0
     fading_models=flat doppler_hz=0.0,10.0,500.0 still=0.0 compressed=0.0 soft_edges=0.0
     exact_clock=1.0 filtered=0.0 noisy_phase=0.0 unbalanced=0.0 dc_spike=0.0 agc=0.0 bits=0 overdriven=0.0
+    hump=0.0 noiseless=0.0 faint=0.0 real_valued=0.0 padded=0.0
 """
 CLASSIC = with_settings(WILD, _CLASSIC.split())
 PRESETS = {"wild": WILD, "classic": CLASSIC}

@@ -5,6 +5,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,7 +17,7 @@ SEEDS = 2**31
 VISIBLE_DB = -3.0  # a weaker burst has no box
 JOIN_GAP_S = 0.5e-3  # bursts at one frequency with a shorter gap have one box
 # A usual cell of a spectrogram. A burst that is narrower or shorter is seen in the noise of a whole cell.
-_CELL_BANDWIDTH, _CELL_S = 1 / 256, 50e-6  # of the sample rate; s
+_CELL_BANDWIDTH, _CELL_HZ, _CELL_S = 1 / 256, 180e3, 50e-6  # of the sample rate; its most; s
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def boxes(distractor, sample_rate_hz, num_samples, stream, loss_db=None):
     _, bursts = _scheduled(distractor, duration_s, stream)
     bursts = [burst for burst in bursts if burst.start_s < duration_s and burst.end_s > 0]
     power_db = _mean_power_db(bursts, duration_s)
+    cell_hz = min(_CELL_BANDWIDTH * sample_rate_hz, _CELL_HZ)
+    loss_db = lru_cache(maxsize=None)(loss_db or (lambda frequency_hz: 0.0))
 
     bands = {}  # (low, high) from the band's centre: [(start, end)]
     for burst in bursts:
@@ -136,9 +139,9 @@ def boxes(distractor, sample_rate_hz, num_samples, stream, loss_db=None):
         if high_hz <= low_hz:
             continue
         snr_db = distractor.snr_db + burst.level_db - power_db
-        snr_db += 10 * math.log10(distractor.bandwidth_hz / max(width_hz, _CELL_BANDWIDTH * sample_rate_hz))
+        snr_db += 10 * math.log10(distractor.bandwidth_hz / max(width_hz, cell_hz))
         snr_db += 10 * math.log10(min(1.0, length_s / _CELL_S))
-        if snr_db - (loss_db((low_hz + high_hz) / 2) if loss_db else 0.0) >= VISIBLE_DB:
+        if snr_db - loss_db((low_hz + high_hz) / 2) >= VISIBLE_DB:
             times = max(burst.start_s, 0.0), min(burst.end_s, duration_s)
             bands.setdefault((low_hz, high_hz), []).append(times)
 

@@ -185,12 +185,23 @@ def _gain_db(receiver, frequency):
     return gain_db
 
 
-def loss_db(receiver, frequency):
-    """What the floor behind the channel filter takes from the SNR of a signal at a frequency / sample rate."""
-    if receiver.floor_db <= OFF_DB:
-        return 0.0
-    gain_db = float(_gain_db(receiver, torch.tensor(frequency, dtype=torch.float64)))
-    return 10 * math.log10(1 + 10 ** ((receiver.floor_db - gain_db) / 10))
+def loss_db(receiver, frequency, later_noise=0.0):
+    """What noise behind the channel filter takes from the SNR of a signal at a frequency / sample rate.
+
+    Negative without thermal noise: the SNR is relative to it.
+
+    later_noise: power of noise behind the floor, over the thermal noise.
+    """
+    later_noise += 10 ** (receiver.floor_db / 10)
+    gain_db = 0.0
+    if receiver.tilt_db or receiver.ripple_db or receiver.stopband_db:
+        gain_db = float(_gain_db(receiver, torch.tensor(frequency, dtype=torch.float64)))
+    return 10 * math.log10(receiver.noise + later_noise * 10 ** (-gain_db / 10))
+
+
+def loading_db(codes, bits):
+    """`Receiver.loading_db` that makes the rms of I and of Q a number of codes."""
+    return 20 * math.log10(codes / 2 ** (bits - 1))
 
 
 def _turn(iq, receiver, sample_rate_hz, stream):
