@@ -36,7 +36,7 @@ def add_label_arguments(parser):
     group.add_argument(
         "--classes",
         metavar="NAME,NAME",
-        help=f"labels of annotations to learn, the background first; default those of the weights, or {','.join(CLASS_NAMES)}",
+        help=f"labels of annotations to learn, the background first; default the weights' or {','.join(CLASS_NAMES)}",
     )
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; default mixed"
