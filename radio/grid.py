@@ -214,6 +214,19 @@ class Grid(nn.Module):
         power = torch.where(inside, centred * torch.where(std > CONSTANT_DB, 1 / std, 0), OUTSIDE)
         return torch.cat([power, images[:, 1:]], dim=1)
 
+    def inside_of(self, about):
+        """Cells of a sample that lie in the recording: bool [rows, columns].
+
+        Args:
+            about: what the sample's source says of it (see `data.sampling`). Zero padding counts as inside.
+        """
+        rate_hz, (rows, columns) = about["sample_rate_hz"], self.image_size
+        total = self.num_rows(rate_hz)
+        row = about["first_row"] + torch.arange(rows)[:, None]
+        column = torch.arange(columns)
+        in_band = (row >= (total // 2 if about.get("is_real") else 0)) & (row < total)
+        return in_band & (column < self.num_columns(about["num_samples"], rate_hz))
+
     # A model over planes
 
     def images_of(self, planes, sample_rate_hz):
