@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from data.splits import RECORDING, relative_paths
-from data.windows import RecordingWindows, few_names
+from data.windows import RecordingWindows, few_names, size_flags
 from radio.carriers import CLASS_NAMES, class_of, from_annotation, paint
 from util.errors import UserError, warn
 
@@ -42,7 +42,7 @@ class TiledRecordings(RecordingWindows):
         duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names(self._chosen(too_short))
         if too_short.all():
             raise UserError(
-                f"--window_ms, --n_fft: expected recordings and windows ({duration}) of at least an FFT; "
+                f"{size_flags(front_end)}: expected recordings and windows ({duration}) of at least an FFT; "
                 f"found {f'{len(too_short)} shorter: {names}' if names else 'none'}"
             )
         if names:
