@@ -578,6 +578,73 @@ def test_wifi_frames_begin_with_ten_equal_short_symbols_and_are_answered_after_s
     assert (gaps_us[answers[:-1]] > 31).all()  # DIFS: 34 µs
 
 
+@pytest.mark.parametrize(("slower", "lag_us"), [(2, 6.4), (4, 12.8), (10, 32.0)])
+def test_wifi_of_a_divided_clock_is_as_much_slower(slower, lag_us):
+    rate = 10e6
+    settings = WIFI | {"width_hz": 20e6 / slower, "spacing_hz": 312.5e3 / slower, "slower": slower}
+    iq = made("ofdm", rate, 20e-3, **settings | {"frame_s": 2e-3, "idle_s": 0.5e-3})
+    assert lag_correlation(iq, round(lag_us * 10)) > 0.15
+    assert lag_correlation(iq, 32) < 0.1  # 3.2 µs
+    begin, _ = runs(smoothed_power(iq, 40) > 0.02)[0]
+    short = iq[begin + 20 : begin + 20 + 70 * slower]  # eight of ten short symbols, each 0.8 µs and slower
+    assert lag_correlation(short, 8 * slower) > 0.8
+
+
+DRONE = {
+    "spacing_hz": 15e3,
+    "subcarriers": 600,
+    "prefix": 72 / 1024,
+    "long_prefix": 8 / 1024,
+    "null_dc": True,
+    "pilot_step": 0,
+    "bits_a_symbol": 2,
+    "sync": ((3, 600), (5, 147)),
+    "burst_s": 1e-3,
+    "gap_s": 3e-3,
+    "answer_db": 0.0,
+    "channels": 1,
+    "channel_hz": 0.0,
+}
+
+
+def test_a_drones_burst_is_of_ltes_symbols_and_has_its_zadoff_chu_sequences():
+    rate = 15.36e6
+    iq = made("drone", rate, 30e-3, bandwidth_hz=601 * 15e3, **DRONE)
+    bursts = runs(smoothed_power(iq, 64) > 0.1)
+    assert len(bursts) >= 5
+    np.testing.assert_allclose(np.diff(bursts, axis=1) / rate, 1e-3, atol=10e-6)  # two slots of 0.5 ms
+    for begin, end in bursts:
+        assert lag_correlation(iq[begin:end], 1024) > 0.05
+        starts = np.cumsum([80, 1024, 72, 1024, 72, 1024, 72, 1024, 72, 1024, 72])[::2]  # useful parts
+        places = np.r_[-300:0, 1:301]
+        for symbol, root in ((3, 600), (5, 147)):
+            first = begin + 32 + starts[symbol] - 40  # half the average's length, and within the prefix
+            n = np.arange(600)
+            expected = np.exp(-1j * np.pi * root * n * (n + 1) / 601)
+            best = max(
+                abs(np.vdot(expected * np.exp(-2j * np.pi * places * shift / 1024), symbols)) / norm
+                for symbols in [np.fft.fft(iq[first : first + 1024])[places]]
+                for norm in [np.linalg.norm(symbols) * np.sqrt(600)]
+                for shift in np.arange(0, 80, 0.5)
+            )
+            assert best > 0.95
+    spectrum = abs(np.fft.fft(iq[bursts[1][0] + 72 :][:1024])) ** 2
+    assert spectrum[0] < spectrum[1:301].mean() / 100  # nothing at the centre
+
+
+@pytest.mark.parametrize("spacing_hz", [15.625e3, 19.53125e3, 31.25e3, 60e3, 78.125e3])
+def test_burst_ofdm_repeats_after_its_symbol_and_hops(spacing_hz):
+    rate = round(40e6 / spacing_hz) * spacing_hz
+    settings = DRONE | {"spacing_hz": spacing_hz, "subcarriers": 64, "prefix": 0.25, "sync": ((0, 0),)}
+    settings |= {"channels": 7, "channel_hz": round(5e6 / spacing_hz) * spacing_hz, "gap_s": 1e-3}
+    one = Distractor("burst_ofdm", 0.0, 67 * spacing_hz + 6 * settings["channel_hz"], 0.0, 3, settings)
+    iq = rendered(one, rate, 30e-3).numpy()
+    assert lag_correlation(iq, round(rate / spacing_hz)) > 0.12
+    found = boxes(one, rate, len(iq), Stream(0))
+    assert len({low for *_, low, _ in found}) >= 4
+    assert {round(high - low) for *_, low, high in found} == {round(67 * spacing_hz)}
+
+
 @pytest.mark.parametrize(("size", "guard_share"), [(2048, 0.25), (8192, 0.125)])
 def test_dvbt_prefix_repeats_after_its_useful_part(size, guard_share):
     rate = 64e6 / 7

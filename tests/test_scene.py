@@ -242,7 +242,9 @@ def test_global_random_state_is_left_alone():
 
 
 def test_distractors_are_labelled_where_they_are_seen():
-    config = with_settings(WILD, ["noise_only=1", "num_distractors=1", "distractor_snr_db=20", "filtered=0"])
+    config = with_settings(
+        WILD, [*USUAL, "noise_only=1", "num_distractors=1", "distractor_snr_db=20", "filtered=0", "beyond=0"]
+    )
     labelled = 0
     for scene in scenes(config, 40):
         carriers = scene.carriers()
@@ -371,6 +373,26 @@ def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
     assert {"ofdm", "pulses", "qam"} <= set(reaching)
 
 
+def test_distractors_may_be_wider_than_the_band():
+    settings = [*USUAL, "beyond=1", "sample_rates_hz=20e6", "num_distractors=1", "distractor_kinds=ofdm"]
+    config = with_settings(
+        WILD, [*settings, "noise_only=1", "distractor_snr_db=20", "duration_ms=5", "filtered=0"]
+    )
+    whole = [
+        (scene, carriers)
+        for scene in scenes(config, 60)
+        if (carriers := scene.carriers()) and carriers[0].bandwidth_hz == 20e6
+    ]
+    assert len(whole) > 5
+    for scene, carriers in whole[:3]:
+        power = render(scene).abs().square()
+        times_s = torch.arange(len(power)) / 20e6
+        on = torch.zeros(len(power), dtype=bool)
+        for carrier in carriers:
+            on |= (times_s >= carrier.start_s) & (times_s < carrier.end_s)
+        assert not (~on).any() or power[on].mean() > 10 * power[~on].mean()
+
+
 def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it():
     config = with_settings(
         WILD,
@@ -434,9 +456,9 @@ def test_humps_are_filtered_noise_without_a_carrier():
 def test_noiseless_scenes_are_what_was_sent():
     settings = [*USUAL, "noiseless=1", "num_distractors=0", "duration_ms=2", "agc=0", "part_time=0"]
     drawn = scenes(with_settings(WILD, settings), 60)
-    sent = [scene for scene in drawn if scene.transmissions]
+    sent = [scene for scene in drawn if scene.carriers()]
     assert all(not scene.receiver.noise for scene in sent)
-    assert all(scene.receiver.noise for scene in drawn if not scene.transmissions)  # never all zeros
+    assert all(scene.receiver.noise for scene in drawn if not scene.carriers())  # never all zeros
     assert {scene.receiver.bits for scene in sent} == {0, 8, 12, 16}
     silent = one_carrier(lte.LteCell(25, duplex="TDD"), 7.68e6, receiver=SILENT, edge_s=0.0)
     assert float((render(silent).abs() == 0).float().mean()) > 0.3  # uplink subframes

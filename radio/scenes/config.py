@@ -96,9 +96,11 @@ class SceneConfig:
     snr_db: tuple = _range(-5.0, 40.0, within=(-60, 120))
     power_range_db: tuple = _range(40.0, 40.0, within=(0, 200))  # largest difference between carriers
     num_distractors: tuple = _choices(0, 0, 0, 1, 1, 2, 3, 5, among=range(33))
-    distractor_kinds: tuple = _choices(*distractors.KINDS, among=distractors.KINDS)
-    beyond: float = _probability(0.0)  # distractors that may cross the band's edges
-    distractor_snr_db: tuple = _range(-5.0, 45.0, within=(-60, 120))
+    distractor_kinds: tuple = _choices(
+        *distractors.KINDS, "ofdm", "drone", "burst_ofdm", among=distractors.KINDS
+    )
+    beyond: float = _probability(0.2)  # distractors that may cross the band's edges, or be wider than it
+    distractor_snr_db: tuple = _range(-5.0, 50.0, within=(-60, 120))
     gap_hz: tuple = _log_range(0.1e6, 5e6, within=(0, 1e9))  # least gap between channels
     margin: tuple = _range(0.0, 0.02, within=(0, 0.4))  # least gap to the band's edges / sample rate
     raster_hz: tuple = _choices(1.0, 100e3)  # of centre frequencies, with several carriers

@@ -199,4 +199,6 @@ KINDS = {
     "noise_burst": (draws.draw_noise_burst, schedules.noise_burst, waveforms.noise_burst),
     "nbiot": (draws.draw_nbiot, schedules.keyed(0.3), multicarrier.nbiot),
     "pulses": (draws.draw_pulses, schedules.pulses, waveforms.pulses),
+    "drone": (draws.draw_drone, schedules.burst_ofdm, multicarrier.burst_ofdm),
+    "burst_ofdm": (draws.draw_burst_ofdm, schedules.burst_ofdm, multicarrier.burst_ofdm),
 }

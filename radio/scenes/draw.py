@@ -12,7 +12,8 @@ from radio.scenes.scene import CAPTURE, PARAMETERS, Scene, Transmission
 _FRAMES_S = 10.24  # system frame numbers repeat after this time, TS 36.331, TS 38.331
 _TRIES = 12  # to place a carrier
 _LEAST_VISIBLE = 0.15  # of a cut carrier's bandwidth, inside the band
-_BEYOND_HZ = 20e6  # how far a distractor may reach beyond the band: one Wi-Fi channel
+_BEYOND_HZ = (20e6, 20e6, 80e6)  # how far a distractor may reach beyond the band: a Wi-Fi channel, a wide one
+_BEYOND = 1.5  # and no farther than this many sample rates, since its samples take time
 _LEAST_SEEN = 0.3  # of a distractor's bandwidth or of the free band, whichever is less
 
 
@@ -83,11 +84,12 @@ def draw(config, stream):
     if capture.is_real:
         taken = [*taken, (-sample_rate_hz / 2, 0.01 * sample_rate_hz)]
     others = _distractors(dice, sample_rate_hz, duration_s, taken)
-    if not (transmissions or others or capture.receiver.noise):
-        capture = capture._replace(receiver=front_end)  # silence would be left
     sampling = (sample_rate_hz, num_samples, center_freq_hz, clock_error_ppm)
     sent = (transmissions, others, capture.receiver)
-    return Scene(stream, *sampling, *sent, is_real=capture.is_real, padding=capture.padding)
+    scene = Scene(stream, *sampling, *sent, is_real=capture.is_real, padding=capture.padding)
+    if not (capture.receiver.noise or scene.carriers()):  # silence is left
+        return replace(scene, receiver=front_end)
+    return scene
 
 
 # Carriers
@@ -208,7 +210,8 @@ def _distractors(dice, sample_rate_hz, duration_s, taken):
         low, high = room = dice.of(free)
         kind, snr_db = dice.choice("distractor_kinds"), dice.number("distractor_snr_db")
         if dice.config.beyond and dice.happens("beyond"):
-            room = (low - _BEYOND_HZ * (low <= -half_hz), high + _BEYOND_HZ * (high >= half_hz))
+            reach_hz = min(dice.of(_BEYOND_HZ), _BEYOND * sample_rate_hz)
+            room = (low - reach_hz * (low <= -half_hz), high + reach_hz * (high >= half_hz))
         drawn = distractors.draw(kind, rng, sample_rate_hz, duration_s, *room, snr_db)
         if drawn is None:
             continue

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 
 from radio.scenes.baseband import Baseband, flat_response, oscillate
 from radio.scenes.ofdm import phasor
-from radio.scenes.schedules import DAB_GUARD, DAB_RATE_HZ, DAB_SIZE, DAB_SYMBOLS
+from radio.scenes.schedules import DAB_GUARD, DAB_RATE_HZ, DAB_SIZE, DAB_SYMBOLS, LONG_PREFIX_EVERY
 
 # Training symbols, IEEE 802.11-2020 17.3.3: long on subcarriers -26 to 26, short on -24, -20, ... 24
 _LONG = "++--++-+-++++++--++-+-++++0+--++-+-+-----++--+-+-++++"
@@ -21,13 +22,17 @@ def ofdm(stretch, rng, stream, bursts, *, system, **settings):
     return {"wifi": _wifi, "dvbt": _dvbt, "dab": _dab}[system](stretch, rng, stream, bursts, **settings)
 
 
-def _wifi(stretch, rng, stream, bursts, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, **_):
+def _wifi(
+    stretch, rng, stream, bursts, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, slower=1, **_
+):
     """Frames with the legacy preamble; an ACK after SIFS; the next frame after DIFS and a back-off.
 
-    width_hz: 20, 40 or 80 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax).
+    width_hz: 20, 40, 80 or 160 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax). Both are
+        divided by `slower`: 2 or 4 in channels of 10 or 5 MHz, 10 in those of 802.11ah.
     highest: last used subcarrier; nulls: unused ones around DC.
     """
     clock = stretch.clock(width_hz)
+    width_hz, spacing_hz = width_hz * slower, spacing_hz * slower  # as if the clock were not divided
     size, guard = round(width_hz / spacing_hz), round(width_hz * _WIFI_GUARD_S)
     preamble = _wifi_preamble(width_hz, clock.device)
     carriers = np.arange(-highest, highest + 1)
@@ -47,6 +52,44 @@ def _wifi(stretch, rng, stream, bursts, *, width_hz, spacing_hz, highest, nulls,
             low, clock.index(burst.start_s), torch.cat([preamble, answers[0], body.flatten()]) * level
         )
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.46, 0.5))
+
+
+def burst_ofdm(
+    stretch, rng, stream, bursts, *, spacing_hz, subcarriers, prefix, long_prefix, null_dc, pilot_step,
+    bits_a_symbol, sync, **_
+):  # fmt: skip
+    """Bursts of OFDM symbols with a preamble of their own.
+
+    prefix: cyclic prefix / symbol; every seventh symbol's is longer by `long_prefix`.
+    pilot_step: subcarriers from one pilot to the next, twice as strong as data; 0 for none.
+    sync: ((symbol, root), ...) of Zadoff-Chu sequences over all subcarriers; root 0: QPSK on every other one.
+    """
+    size = next_fast_len(math.ceil(1.2 * subcarriers))
+    clock = stretch.clock(size * spacing_hz)
+    guard, longer = round(size * prefix), round(size * long_prefix)
+    highest = subcarriers // 2
+    carriers = _without_dc(highest) if null_dc else np.arange(-highest, subcarriers - highest)
+    count = sum(symbols for symbols, _ in (burst.part for burst in bursts))
+    points = clock.points((count, len(carriers)), bits_a_symbol, stream)
+    starts = np.cumsum([0] + [burst.part[0] for burst in bursts])
+    number = np.concatenate([np.arange(burst.part[0]) for burst in bursts])
+    if pilot_step:
+        pilots = rng.choice([-math.sqrt(2), math.sqrt(2)], len(carriers[::pilot_step]))
+        points[:, ::pilot_step] = clock.tensor(pilots)
+    for symbol, root in sync:
+        n = np.arange(len(carriers))
+        known = np.exp(-1j * np.pi * root * n * (n + 1) / (len(carriers) + 1)) if root else (n % 2) * 1.414
+        signs = 1 if root else rng.choice([-1, 1], len(n))
+        points[torch.from_numpy(number == symbol).to(clock.device)] = clock.tensor(known * signs)
+    rows = _modulate(points * math.sqrt(size / len(carriers)), carriers, size, guard + longer)
+    parts = []
+    for burst, first in zip(bursts, starts[:-1].tolist(), strict=True):
+        kept = torch.ones(burst.part[0], rows.shape[1], dtype=torch.bool, device=clock.device)
+        kept[torch.arange(len(kept)) % LONG_PREFIX_EVERY > 0, :longer] = False
+        turn = complex(10 ** (burst.level_db / 20) * np.exp(2j * np.pi * rng.random()))
+        samples = rows[first : first + len(kept)][kept] * turn
+        parts.append((clock.index(burst.start_s), burst.part[1], samples))
+    return Baseband(clock.rate_hz, parts, flat_response(0.45, 0.5))
 
 
 def _without_dc(highest):

@@ -145,21 +145,22 @@ def _always(rng, duration_s, low_hz, high_hz, **_):
     return [Burst(0.0, math.inf, low_hz, high_hz)]
 
 
-def _wifi(rng, duration_s, low_hz, high_hz, *, width_hz, spacing_hz, frame_s, idle_s, acks, **_):
+def _wifi(rng, duration_s, low_hz, high_hz, *, spacing_hz, frame_s, idle_s, acks, slower=1, **_):
     """part: (symbols after the preamble, whether it is an ACK)."""
-    symbol_s = 1 / spacing_hz + 0.8e-6
+    symbol_s = 1 / spacing_hz + slower * 0.8e-6
+    preamble_s, sifs_s, slot_s = slower * WIFI_PREAMBLE_S, slower * _SIFS_S, slower * _SLOT_S
     bursts, ack_db = [], rng.uniform(-10, 6)
     start = rng.uniform(-0.5 * frame_s, min(idle_s + 50e-6, max(duration_s - 0.5 * frame_s, 0)))
     while start < duration_s:
-        symbols = max(1, round((rng.uniform(0.3, 1) * frame_s - WIFI_PREAMBLE_S) / symbol_s))
-        length_s = WIFI_PREAMBLE_S + symbols * symbol_s
+        symbols = max(1, round((rng.uniform(0.3, 1) * frame_s - preamble_s) / symbol_s))
+        length_s = preamble_s + symbols * symbol_s
         bursts.append(Burst(start, length_s, low_hz, high_hz, 0.0, (symbols, False)))
         start += length_s
         if acks:
-            length_s = WIFI_PREAMBLE_S + 2 * WIFI_SYMBOL_S
-            bursts.append(Burst(start + _SIFS_S, length_s, low_hz, high_hz, ack_db, (2, True)))
-            start += _SIFS_S + length_s
-        start += _SIFS_S + (2 + rng.integers(16)) * _SLOT_S + (rng.exponential(idle_s) if idle_s else 0.0)
+            length_s = preamble_s + 2 * slower * WIFI_SYMBOL_S
+            bursts.append(Burst(start + sifs_s, length_s, low_hz, high_hz, ack_db, (2, True)))
+            start += sifs_s + length_s
+        start += sifs_s + (2 + rng.integers(16)) * slot_s + (rng.exponential(idle_s) if idle_s else 0.0)
     return bursts
 
 
@@ -172,6 +173,30 @@ def _dab(rng, duration_s, low_hz, high_hz):
     frame_s = DAB_NULL / DAB_RATE_HZ + sent_s
     start = -rng.uniform(0, sent_s)  # on at first: a short scene is not silent
     return [Burst(begin, sent_s, low_hz, high_hz) for begin in np.arange(start, duration_s, frame_s).tolist()]
+
+
+LONG_PREFIX_EVERY = 7  # symbols, as in LTE
+
+
+def burst_ofdm(
+    rng, duration_s, bandwidth_hz, *, spacing_hz, subcarriers, prefix, long_prefix, burst_s, gap_s, answer_db,
+    channels, channel_hz, **_
+):  # fmt: skip
+    """Bursts of whole symbols, every other one `answer_db` weaker. part: (symbols, the channel's centre in Hz)."""
+    symbol_s = (1 + prefix) / spacing_hz
+    symbols = max(3, round(burst_s / symbol_s))
+    on = times(rng, duration_s, burst_s, gap_s, 0.1)
+    if not gap_s:
+        symbols = math.ceil(duration_s / symbol_s) + 2
+        on = [(-rng.uniform(0, symbol_s), duration_s)]
+    length_s = symbols * symbol_s + -(-symbols // LONG_PREFIX_EVERY) * long_prefix / spacing_hz
+    width_hz = bandwidth_hz - (channels - 1) * channel_hz
+    answers, bursts = int(rng.integers(2)), []
+    for number, (start_s, _) in enumerate(on):
+        offset_hz = (int(rng.integers(channels)) - (channels - 1) / 2) * channel_hz
+        level_db = -answer_db * ((number + answers) % 2)
+        bursts.append(Burst(start_s, length_s, *at(offset_hz, width_hz), level_db, (symbols, offset_hz)))
+    return bursts
 
 
 LORA_PREAMBLE = 8  # up-chirps; two network symbols and 2.25 down-chirps follow
