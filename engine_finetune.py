@@ -68,7 +68,7 @@ class Objective:
             self.mixup = Mixup(args.mixup, args.cutmix, label_smoothing=args.smoothing, num_classes=classes)
             self.smoothing = 0.0  # Mixup smooths the labels
         self.pads = data.front_end.pads
-        weight = class_weights(data.parts["train"], classes, args.class_weights)
+        weight = class_weights(data.parts["train"], classes, args.class_weights, data.front_end)
         self.weight = None if weight is None else weight.to(device)  # of the classes, float [classes]
 
     def augment(self, batch, epoch, place):

@@ -40,6 +40,11 @@ class Start(NamedTuple):
         """Settings of the front end that was trained with, or None."""
         return self.saved["front_end"] if self.saved else self.weights and self.weights.front_end
 
+    @property
+    def classes(self):
+        """Class names of what was trained, background first; () if there are none."""
+        return tuple(self.saved["classes"] if self.saved else (self.weights and self.weights.classes) or ())
+
 
 def open_start(args, folder):
     """Find and read the `Start` of a run with this output folder.
@@ -173,7 +178,7 @@ def _check_adapters(args):
 def open_data(args, start, device):
     """The labelled data, with the front end that the model was trained with and as many labels as asked for."""
     saved = start.saved
-    data = tasks.open_labelled(args, start.front_end, device.type != "cpu")
+    data = tasks.open_labelled(args, start.front_end, device.type != "cpu", start.classes)
     if saved and saved["classes"] != data.class_names:
         raise UserError(
             f"{start.path}: expected a model of the classes {data.class_names}; found {saved['classes']}"

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from timm.models.vision_transformer import Block, PatchEmbed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -132,8 +132,7 @@ class ViTEncoder(nn.Module):
         # a GPU would wait for the answer, and a graph has no branch
         if imgs.device.type == "cpu" and not torch.compiler.is_compiling() and bool(inside.all()):
             return imgs, None, None
-        rows = rearrange(inside, "n 1 (h p) (w q) -> n (h w) (p q)", p=self.patch_size, q=self.patch_size)
-        return torch.where(inside, imgs, 0), inside, rows.any(dim=2)
+        return torch.where(inside, imgs, 0), inside, self.patchify(inside).any(dim=2)
 
     def forward_encoder(self, imgs, ids_keep=None, present=None):
         """Images -> normalized tokens [N, 1 + kept, embed_dim], class token first.
@@ -151,10 +150,10 @@ class ViTEncoder(nn.Module):
         if ids_keep is None:
             tokens = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (N, L, D)
         else:
-            p = self.patch_size
+            p, proj = self.patch_size, self.patch_embed.proj
             patches = rearrange(imgs, "n c (h p) (w q) -> n (h w) (c p q)", p=p, q=p)
-            proj = self.patch_embed.proj
-            tokens = F.linear(_gather(patches, ids_keep), proj.weight.flatten(1), proj.bias)  # (N, kept, D)
+            kept = patches.take_along_dim(ids_keep[:, :, None], dim=1)
+            tokens = F.linear(kept, proj.weight.flatten(1), proj.bias)  # (N, kept, D)
             tokens = tokens + self.pos_embed[0, 1:][ids_keep]
 
         # put the class token first
@@ -213,11 +212,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         self.initialize()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def masking(self, noise, mask_ratio):
-        """`choose_patches` of images without patches outside: (ids_keep, ids_restore, mask)."""
-        return self.choose_patches(noise, mask_ratio)[:3]
-
-    def choose_patches(self, noise, mask_ratio, present=None):
+    def masking(self, noise, mask_ratio, present=None):
         """Choose the patches that stay by their noise.
 
         Args:
@@ -268,7 +263,8 @@ class MaskedAutoencoderViT(ViTEncoder):
         # append mask tokens, then put every patch in its place
         missing = ids_restore.shape[1] + 1 - tokens.shape[1]
         mask_tokens = mask_token.expand(len(tokens), missing, -1)
-        patches = _gather(torch.cat([patches, mask_tokens], dim=1), ids_restore)  # (N, L, D)
+        patches = torch.cat([patches, mask_tokens], dim=1)
+        patches = patches.take_along_dim(ids_restore[:, :, None], dim=1)  # (N, L, D)
         tokens = torch.cat([tokens[:, :1], patches], dim=1)
 
         # add position embedding
@@ -278,7 +274,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         """Patches to predict: float32 [N, L, patch * patch * C]; `norm_pix_loss` scales each patch."""
         patches = self.patchify(imgs.float())
         if self.norm_pix_loss:
-            mean, var = patch_statistics(patches, None if inside is None else self._values(inside))
+            mean, var = patch_statistics(patches, self._counts(inside, patches))
             patches = (patches - mean) / (var + 1e-6).sqrt()
         return patches
 
@@ -293,25 +289,20 @@ class MaskedAutoencoderViT(ViTEncoder):
         """The baseline for `forward_loss`: the loss of predicting each image's mean everywhere."""
         imgs, inside, _ = self.inside(imgs)
         target = self.target(imgs, inside)
-        if inside is None:
-            mean = target.mean(dim=(1, 2), keepdim=True)
-        else:
-            counts = self._values(inside)
-            mean = (target * counts).sum(dim=(1, 2), keepdim=True) / counts.sum(dim=(1, 2), keepdim=True)
-        return self._masked_mean((target - mean).square(), mask, inside)
+        counts = self._counts(inside, target)
+        sums, cells = ((each * counts).sum(dim=(1, 2), keepdim=True) for each in (target, 1.0))
+        return self._masked_mean((target - sums / cells.clamp_min(1)).square(), mask, inside)
 
-    def _values(self, inside):
-        """Cells inside as weights of the values of patches: float32 [N, L, patch * patch * C]."""
+    def _counts(self, inside, values):
+        """1 for the values of cells inside, else 0: float32 [N, L, patch * patch * C], as `values`."""
+        if inside is None:
+            return torch.ones_like(values)
         return self.patchify(inside.float().expand(-1, self.in_chans, -1, -1))
 
     def _masked_mean(self, errors, mask, inside):
-        """The mean over the masked patches of `errors` [N, L, values], or over all if none is masked."""
-        if inside is None:
-            # If no patch is removed, all count. Reading the mask on the host would stall the device.
-            weight = torch.where(mask.any(), mask, torch.ones_like(mask))
-            return (errors.mean(dim=-1) * weight).sum() / weight.sum()
-        removed = torch.where(mask.any(dim=1, keepdim=True), mask, torch.ones_like(mask))
-        weight = removed[:, :, None] * self._values(inside)
+        """The images' mean of `errors` [N, L, values] in the removed patches, or in all if none is removed."""
+        removed = torch.where(mask.any(dim=1, keepdim=True), mask, 1.0)
+        weight = removed[:, :, None] * self._counts(inside, errors)
         return ((errors * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp_min(1)).mean()
 
     def forward(self, imgs, mask_ratio=0.75, noise=None):
@@ -320,7 +311,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         Args:
             imgs: float [N, in_chans, frequency, time]; if `pads` is set, cells may be `radio.grid.OUTSIDE`.
             mask_ratio: share of patches to remove, in [0, 1); with 0 the loss is over all patches.
-            noise: float [N, L], decides the mask (see `choose_patches`); None: drawn from torch's generator.
+            noise: float [N, L], decides the mask (see `masking`); None: drawn from torch's generator.
 
         Returns:
             loss: scalar; pred: [N, L, patch * patch * C]; mask: [N, L], 1 for the patches removed.
@@ -328,28 +319,18 @@ class MaskedAutoencoderViT(ViTEncoder):
         if noise is None:
             noise = torch.rand(len(imgs), self.num_patches, device=imgs.device)
         imgs, inside, present = self.inside(imgs)
-        ids_keep, ids_restore, mask, counted = self.choose_patches(noise, mask_ratio, present)
+        ids_keep, ids_restore, mask, counted = self.masking(noise, mask_ratio, present)
         tokens = self.forward_encoder(imgs, ids_keep, counted)
         pred = self.forward_decoder(tokens, ids_restore, counted, present)
         return self.forward_loss(imgs, pred, mask, inside), pred, mask
 
 
-def patch_statistics(patches, weights=None):
-    """Mean and unbiased variance of each patch, for `norm_pix_loss`: [N, L, values] -> two of [N, L, 1].
-
-    Args:
-        weights: 1 for the values that count, 0 for the rest, [N, L, values]; None: all count.
-    """
-    if weights is None:
-        return patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
-    count = weights.sum(dim=-1, keepdim=True)
-    mean = (patches * weights).sum(dim=-1, keepdim=True) / count.clamp_min(1)
-    squares = ((patches - mean).square() * weights).sum(dim=-1, keepdim=True)
+def patch_statistics(patches, counts):
+    """Mean and unbiased variance of the values of patches that count: [N, L, values] -> two of [N, L, 1]."""
+    count = counts.sum(dim=-1, keepdim=True)
+    mean = (patches * counts).sum(dim=-1, keepdim=True) / count.clamp_min(1)
+    squares = ((patches - mean).square() * counts).sum(dim=-1, keepdim=True)
     return mean, squares / (count - 1).clamp_min(1)
-
-
-def _gather(tokens, ids):
-    return torch.gather(tokens, 1, repeat(ids, "n l -> n l d", d=tokens.shape[-1]))
 
 
 PRESETS = {f"mae_{name}": sizes for name, sizes in models_presets.PRESETS.items()}

@@ -10,6 +10,7 @@ from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
 from data.sampling import MIXING, SAMPLE, Source, stream
+from radio.grid import OUTSIDE
 
 # Random numbers of a training sample that augmentation uses. Those that decide its drop path may follow.
 RANDOM_NUMBERS = 4
@@ -108,6 +109,7 @@ def shift_and_flip(images, masks, numbers, shift=True, flip=True):
     """Roll images and masks in time, and flip about half of them in frequency.
 
     Neither changes a carrier's class: frames start anywhere, and receivers exist with either sideband.
+    Columns after the end of a recording stay where they are.
 
     Args:
         images: [B, C, F, T]; masks: [B, F, T]; numbers: float [B, 2 or more] in [0, 1), which decide.
@@ -117,8 +119,10 @@ def shift_and_flip(images, masks, numbers, shift=True, flip=True):
     """
     rows, columns = images.shape[2:]
     batch = torch.arange(len(images), device=images.device)[:, None, None]
-    moved = (numbers[:, :1] * columns).long() * shift
-    times = (torch.arange(columns, device=images.device) + moved) % columns  # (B, T)
+    place = torch.arange(columns, device=images.device)
+    ends = ((images[:, 0] != OUTSIDE).any(dim=1) * (place + 1)).amax(dim=1, keepdim=True)  # (B, 1)
+    moved = (numbers[:, :1] * ends).long() * shift
+    times = torch.where(place < ends, (place + moved) % ends.clamp_min(1), place)  # (B, T)
     straight = torch.arange(rows, device=images.device).expand(len(images), -1)  # (B, F)
     frequencies = torch.where((numbers[:, 1:2] < 0.5) & flip, straight.flip(1), straight)
     place = (batch, frequencies[:, :, None], times[:, None, :])
@@ -150,8 +154,9 @@ def mix(images, targets, mixup, seed, epoch, first):
     return images, torch.cat(shares)
 
 
-def class_weights(part, num_classes, kind):
-    """Weights of the classes in the loss: float32 [classes], or None.
+def class_weights(part, num_classes, kind, front_end):
+    """Weights of the classes in the loss: float32 [classes], or None. Cells outside of the recording do not
+    count.
 
     "median_frequency": the median of all class frequencies, divided by the class's own. A class frequency is
     the class's share of the cells in samples that contain it (Eigen and Fergus, arXiv 1411.4734). A class
@@ -160,7 +165,9 @@ def class_weights(part, num_classes, kind):
     if kind == "none":
         return None
     cells, present = np.zeros(num_classes), np.zeros(num_classes)
-    for target in part.targets():
+    for number, target in enumerate(part.targets()):
+        if front_end.pads and np.ndim(target):
+            target = target[front_end.inside_of(part.describe(number)).numpy()]
         counts = np.bincount(np.ravel(target), minlength=num_classes)
         cells += counts
         present += np.where(counts > 0, counts.sum(), 0)

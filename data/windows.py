@@ -34,7 +34,7 @@ class RecordingWindows(Source):
     def from_recordings(cls, recordings, front_end):
         """All windows of the recordings. Recordings shorter than a window are skipped with a warning.
 
-        The front end `grid` takes them, down to its shortest window.
+        The front end `grid` takes them, down to the length of an FFT.
         """
         spans, short = [], []
         for recording in recordings:
@@ -44,15 +44,16 @@ class RecordingWindows(Source):
             (spans if fits else short).append((recording, 0, recording.num_samples))
         if short:
             duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names([one[0] for one in short])
+            least = "an FFT" if front_end.pads else duration
             if not spans:
                 longest = max(recording.duration_s for recording, _, _ in short)
                 raise UserError(
-                    f"--window_ms: expected recordings of at least {duration} and windows longer than an FFT; "
-                    f"found none (longest {longest * 1e3:g} ms: {names})"
+                    f"{size_flags(front_end)}: expected recordings of at least {least} and windows longer than "
+                    f"an FFT; found none (longest {longest * 1e3:g} ms: {names})"
                 )
             warn(
-                f"{len(short)} of {len(recordings)} recordings skipped, shorter than a window of {duration} "
-                f"or a window shorter than an FFT: {names}"
+                f"{len(short)} of {len(recordings)} recordings skipped, shorter than {least} or a window of "
+                f"{duration} shorter than an FFT: {names}"
             )
         return cls(spans, front_end)
 
@@ -70,7 +71,7 @@ class RecordingWindows(Source):
         else:
             offset, row = int(rng.integers(stop - start - count + 1)), first_rows[0]
             if len(first_rows) > 1:
-                row = self.front_end.draw_first_row(recording.sample_rate_hz, rng)
+                row = self.front_end.draw_first_row(recording.sample_rate_hz, rng, recording.is_real)
         return recording, start + offset, count, row
 
     def kind(self, recording, first_row):
@@ -111,7 +112,7 @@ class RecordingWindows(Source):
             "num_samples": count,
             "sample_rate_hz": recording.sample_rate_hz,
             "center_freq_hz": recording.center_freq_hz,
-            **({"first_row": row} if self.front_end.pads else {}),
+            **({"first_row": row, "is_real": recording.is_real} if self.front_end.pads else {}),
         }
 
     def split(self, fraction, seed):
@@ -145,7 +146,16 @@ class RecordingWindows(Source):
 
 
 def _first_rows(front_end, recording):
-    return front_end.first_rows(recording.sample_rate_hz) if front_end.pads else [0]
+    if not front_end.pads:
+        return [0]
+    rate_hz, rows = recording.sample_rate_hz, front_end.image_size[0]
+    least = front_end.num_rows(rate_hz) // 2 if recording.is_real else 0  # row inside the band
+    return [row for row in front_end.first_rows(rate_hz) if row + rows > least]
+
+
+def size_flags(front_end):
+    """The flags that set the length of a window or of an FFT."""
+    return "--column_us, --row_khz" if front_end.pads else "--window_ms, --n_fft"
 
 
 def few_names(recordings):

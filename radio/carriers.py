@@ -102,6 +102,14 @@ def from_annotation(annotation, sample_rate_hz, sample_offset=0):
     )
 
 
+def class_of(label, class_names):
+    """The class that a label of an annotation names: itself, else one that differs in case alone, else None."""
+    if label in class_names:
+        return label
+    folded = {name.casefold(): name for name in class_names}
+    return folded.get(label.casefold())
+
+
 def paint(
     carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, class_names=CLASS_NAMES, first_row=0
 ):

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from scipy.fft import next_fast_len
 from torch import nn
-from torch.nn import functional as F
 
+from radio import cyclic_prefix
 from radio.stft import column_power
 
 OUTSIDE = -math.inf  # value of a cell that lies outside of the recorded band or time
@@ -24,19 +24,6 @@ CHANNELS = (POWER, CP)
 # show little but the depth of their silence.
 DYNAMIC_RANGE_DB = 70.0
 CONSTANT_DB = 1e-3  # a plane of a lower standard deviation is constant
-
-# Correlation at the symbol lengths of 15, 30 and 60 kHz spacing (TS 38.211 4.2), in blocks of the spectrogram.
-LAGS_S = (1 / 15e3, 1 / 30e3, 1 / 60e3)
-BLOCK_ROWS, BLOCK_COLUMNS = 8, 16  # cells that share a value
-BAND_HZ = 1.44e6  # of a value: eight resource blocks of 15 kHz spacing
-# White over this band: a resource block of 15 kHz spacing, and a whole number of the ripples of all lags.
-WHITE_HZ = 180e3
-STRONGEST = 8.0  # a bin counts at most this often as much as its neighbours' mean: spurs are in few bins
-# Offset and scale of the channel: noise has a mean of 0 and a standard deviation of 0.4, since three planes
-# of it should not outweigh the power in the loss of pretraining.
-CP_MEAN, CP_SCALE = 0.03, 0.04
-CP_MOST = 4.0
-_BLOCK_VALUES = 2**17  # samples of the blocks that are transformed at once
 
 
 class View(NamedTuple):
@@ -58,10 +45,8 @@ class Grid(nn.Module):
     the band. Frames last as long as a column, or twice the inverse of a row's bandwidth if that is longer, and
     two of them make a column. Frame lengths are rounded up to lengths of fast FFTs.
 
-    The channel "cp" is the magnitude of the correlation at the symbol lengths of 15, 30 and 60 kHz spacing,
-    one plane each. The cyclic prefix makes it 5 to 7 % for OFDM with that spacing; noise has about 3 %. A value
-    stands for `BAND_HZ` and about a millisecond. The spectrum is white over `WHITE_HZ` first, so that the
-    edges of resource blocks do not count.
+    The channel "cp" has a plane for each symbol length of 15, 30 and 60 kHz spacing; see
+    `radio.cyclic_prefix`.
 
     Parameters outside these limits raise a ValueError.
 
@@ -87,7 +72,7 @@ class Grid(nn.Module):
     ):
         super().__init__()
         rows, columns = (int(side) for side in image_size)
-        widths = (row_khz, column_us, narrow_row_khz or row_khz)
+        widths = (row_khz, column_us, row_khz if narrow_row_khz is None else narrow_row_khz)
         if rows < 1 or columns < 1 or not all(0 < one < math.inf for one in widths):
             found = f"{image_size=} {row_khz=} {column_us=} {narrow_row_khz=}"
             raise ValueError(f"expected image sides >= 1, rows and columns above 0: {found}")
@@ -96,7 +81,7 @@ class Grid(nn.Module):
         self.row_khz, self.column_us = float(row_khz), float(column_us)
         self.narrow_row_khz = None if narrow_row_khz is None else float(narrow_row_khz)
         self.image_size, self.channels = (rows, columns), tuple(channels)
-        self.in_chans = 1 + len(LAGS_S) * (CP in self.channels)
+        self.in_chans = 1 + len(cyclic_prefix.LAGS_S) * (CP in self.channels)
 
     def settings(self):
         """The parameters as plain values: `Grid(**settings)` makes the same front end."""
@@ -138,14 +123,18 @@ class Grid(nn.Module):
         rows, total = self.image_size[0], self.num_rows(sample_rate_hz)
         if total <= rows:
             return [-((rows - total) // 2)]
-        overlap = min(overlap, rows - 1)
+        overlap = min(overlap, rows // 2)
         count = math.ceil((total - overlap) / (rows - overlap))
         return [round(number * (total - rows) / (count - 1)) for number in range(count)]
 
-    def draw_first_row(self, sample_rate_hz, rng):
-        """The first row of a training image: anywhere in the plane."""
-        spare = self.num_rows(sample_rate_hz) - self.image_size[0]
-        return int(rng.integers(spare + 1)) if spare > 0 else self.first_rows(sample_rate_hz)[0]
+    def draw_first_row(self, sample_rate_hz, rng, is_real=False):
+        """The first row of a training image: anywhere in the plane, of real samples in its upper half."""
+        total = self.num_rows(sample_rate_hz)
+        spare = total - self.image_size[0]
+        if spare <= 0:
+            return self.first_rows(sample_rate_hz)[0]
+        least = min(total // 2, spare) if is_real else 0
+        return least + int(rng.integers(spare - least + 1))
 
     # Planes and images
 
@@ -203,7 +192,8 @@ class Grid(nn.Module):
             power = torch.maximum(power, floor).clamp_min_(torch.finfo(torch.float32).tiny)
             planes = power.log10_().mul_(10).add_((20 * math.log10(2)) * exponent[:, None, None])[:, None]
             if CP in self.channels:
-                planes = torch.cat([planes, scale.cyclic_prefix(iq, columns, exponent)], dim=1)
+                cells = columns, scale.column_s, scale.rows, scale.row_hz, scale.rate_hz
+                planes = torch.cat([planes, cyclic_prefix.correlation(iq, exponent, *cells)], dim=1)
             if is_real:
                 inside[:, : scale.rows // 2] = False
             return planes.masked_fill_(~inside[:, None], OUTSIDE)
@@ -223,6 +213,19 @@ class Grid(nn.Module):
         std = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True) / count.sqrt()
         power = torch.where(inside, centred * torch.where(std > CONSTANT_DB, 1 / std, 0), OUTSIDE)
         return torch.cat([power, images[:, 1:]], dim=1)
+
+    def inside_of(self, about):
+        """Cells of a sample that lie in the recording: bool [rows, columns].
+
+        Args:
+            about: what the sample's source says of it (see `data.sampling`). Zero padding counts as inside.
+        """
+        rate_hz, (rows, columns) = about["sample_rate_hz"], self.image_size
+        total = self.num_rows(rate_hz)
+        row = about["first_row"] + torch.arange(rows)[:, None]
+        column = torch.arange(columns)
+        in_band = (row >= (total // 2 if about.get("is_real") else 0)) & (row < total)
+        return in_band & (column < self.num_columns(about["num_samples"], rate_hz))
 
     # A model over planes
 
@@ -341,75 +344,3 @@ class _Scale:
             for one, done in zip(bins, power, strict=True):
                 torch.mm(part, one[:, some].T, out=done[rows])
         return power.div_(2), exponent
-
-    def cyclic_prefix(self, iq, columns, exponent):
-        """Correlation at `LAGS_S`, offset and scaled: float32 [B, lags, rows, columns]; see `Grid`.
-
-        By the spectrum of blocks of about a millisecond: the correlation at a lag is the ripple of the
-        spectrum with the period 1 / lag.
-        """
-        block_s = BLOCK_COLUMNS * self.column_s
-        length = min(iq.shape[1], next_fast_len(math.ceil(2 * block_s * self.rate_hz)))
-        count = -(-columns // BLOCK_COLUMNS)
-        middles = (torch.arange(count, dtype=torch.float64) + 0.5) * (block_s * self.rate_hz)
-        starts = (middles - length / 2).round().long().clamp_(0, iq.shape[1] - length).tolist()
-        window, firsts, turn, ahead, wide = _ripple_tables(self, length, iq.device)
-        group = max(1, round(WHITE_HZ / 12 * length / self.rate_hz))  # bins that share a mean of neighbours
-        found = torch.empty(len(iq), count, len(firsts), len(LAGS_S), device=iq.device)
-        at_a_time = max(1, _BLOCK_VALUES // (len(iq) * length))
-        for at in range(0, count, at_a_time):
-            blocks = torch.stack(
-                [iq[:, start : start + length] for start in starts[at : at + at_a_time]], dim=1
-            )
-            if blocks.is_floating_point():
-                blocks = torch.ldexp(blocks, -exponent.float()[:, None, None, None])
-            spectrum = torch.fft.fft(torch.view_as_complex(blocks.float()) * window)  # (B, n, length)
-            power = torch.fft.fftshift(torch.view_as_real(spectrum).square_().sum(dim=-1), dim=-1)
-
-            # white over `WHITE_HZ`
-            mean = F.avg_pool1d(power, group, group, ceil_mode=True, count_include_pad=False)
-            mean = F.avg_pool1d(mean, 13, 1, padding=6, count_include_pad=False)
-            mean = mean.repeat_interleave(group, dim=-1)[..., :length]
-            flat = (power / mean.clamp_min_(torch.finfo(torch.float32).tiny)).clamp_max_(STRONGEST)
-
-            # ripple of each step of rows, then of each band
-            steps = flat[..., firsts] @ turn  # (B, n, steps, 2 * lags + 1)
-            real, imaginary, energy = steps.split((len(LAGS_S), len(LAGS_S), 1), dim=-1)
-            ripple = torch.complex(real, imaginary) * ahead
-            if wide > 1:
-                ripple, energy = (_sums_of(one, wide) for one in (ripple, energy))
-            found[:, at : at + at_a_time] = ripple.abs() / energy.clamp_min(1e-9)
-        found = found.sub_(CP_MEAN).div_(CP_SCALE).clamp_max_(CP_MOST).permute(0, 3, 2, 1)
-        found = found.repeat_interleave(BLOCK_ROWS, dim=2)[:, :, : self.rows]
-        return found.repeat_interleave(BLOCK_COLUMNS, dim=3)[..., :columns]
-
-
-@lru_cache(maxsize=32)
-def _ripple_tables(scale, length, device):
-    """Tables of `cyclic_prefix` for blocks of so many samples.
-
-    Returns:
-        window [length]; bins of each step of rows, int64 [steps, bins]; cosine and sine of the lags and ones
-        [bins, 2 * lags + 1]; phase of each step's first bin [steps, lags]; steps of a band.
-    """
-    bin_hz = scale.rate_hz / length
-    steps = -(-scale.rows // BLOCK_ROWS)
-    edges = (torch.arange(steps + 1) * BLOCK_ROWS - scale.rows / 2) * scale.row_hz / bin_hz + length // 2
-    bins = max(1, min(length, round(BLOCK_ROWS * scale.row_hz / bin_hz)))
-    first = edges[:-1].round().long().clamp_(0, length - bins)
-    lags = 2 * math.pi * bin_hz * torch.tensor(LAGS_S, dtype=torch.float64)
-    inside = torch.arange(bins, dtype=torch.float64)[:, None] * lags
-    turn = torch.cat([inside.cos(), inside.sin(), torch.ones(bins, 1)], dim=1).float()
-    ahead = torch.polar(torch.ones(steps, len(LAGS_S), dtype=torch.float64), first[:, None] * lags)
-    window = torch.hann_window(length, periodic=True)
-    firsts = first[:, None] + torch.arange(bins)
-    wide = min(steps, max(1, round(BAND_HZ / (BLOCK_ROWS * scale.row_hz))))
-    tables = (window, firsts, turn, ahead.to(torch.complex64))
-    return *(table.to(device) for table in tables), wide
-
-
-def _sums_of(values, wide):
-    """Sums over `wide` neighbours in dimension 2, shifted inwards at the ends: [B, n, steps, X]."""
-    sums = values.unfold(2, wide, 1).sum(dim=-1)
-    place = torch.arange(values.shape[2], device=values.device) - wide // 2
-    return sums[:, :, place.clamp_(0, values.shape[2] - wide)]

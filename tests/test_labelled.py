@@ -9,8 +9,11 @@ from timm.data import Mixup
 
 from data.labelled import LabelledSamples, Part, class_weights, mix, shift_and_flip
 from data.sampling import IMAGE, Source
+from radio.grid import OUTSIDE, Grid
+from radio.spectrogram import Spectrogram
 
 ROWS, COLUMNS = 6, 10
+FRONT_END = Spectrogram()
 
 
 class Numbered(Source):
@@ -84,13 +87,37 @@ def test_classes_weigh_the_median_frequency_over_their_own():
     masks = [np.array([[0, 0], [1, 2]], np.uint8), np.array([[0, 2], [2, 2]], np.uint8)]
     source = SimpleNamespace(target=lambda index: masks[index])
 
-    assert class_weights(Part(source, np.arange(2)), 4, "none") is None
-    weights = class_weights(Part(source, np.arange(2)), 4, "median_frequency")
+    assert class_weights(Part(source, np.arange(2)), 4, "none", FRONT_END) is None
+    weights = class_weights(Part(source, np.arange(2)), 4, "median_frequency", FRONT_END)
     torch.testing.assert_close(weights, torch.tensor([0.375 / 0.375, 0.375 / 0.25, 0.375 / 0.5, 0.0]))
     labels = SimpleNamespace(target=lambda index: [0, 0, 0, 1][index])  # a class for each sample
-    torch.testing.assert_close(
-        class_weights(Part(labels, np.arange(4)), 2, "median_frequency"), torch.tensor([1.0, 1.0])
-    )
+    weights = class_weights(Part(labels, np.arange(4)), 2, "median_frequency", FRONT_END)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0]))
+
+
+def test_cells_outside_of_the_recording_are_of_no_class():
+    front_end = Grid(image_size=(4, 4), row_khz=100, narrow_row_khz=None, column_us=100)
+    mask = np.zeros((4, 4), np.uint8)
+    mask[1, :2] = 1  # a narrow and short recording: rows 1 and 2, columns 0 to 2
+    about = {"sample_rate_hz": 200e3, "num_samples": 60, "first_row": -1}
+    source = SimpleNamespace(target=lambda index: mask, describe=lambda index, rng: about)
+    weights = class_weights(Part(source, np.arange(1)), 2, "median_frequency", front_end)
+    median = (4 / 6 + 2 / 6) / 2
+    torch.testing.assert_close(weights, torch.tensor([median / (4 / 6), median / (2 / 6)]))
+    real = front_end.inside_of(about | {"is_real": True})
+    assert real.nonzero().tolist() == [[2, 0], [2, 1], [2, 2]]
+
+
+def test_a_short_recording_is_rolled_within_itself():
+    images = torch.arange(12.0).repeat(3, 2, 4, 1)
+    images[0, :, :, 5:], images[1, :, 1] = OUTSIDE, OUTSIDE
+    images[2] = OUTSIDE
+    masks, numbers = images[:, 0].nan_to_num(neginf=0).to(torch.uint8), torch.tensor([[0.5, 0.9]] * 3)
+    moved, moved_masks = shift_and_flip(images, masks, numbers, flip=False)
+    assert moved[0, 1, 2].tolist() == [2, 3, 4, 0, 1, *[OUTSIDE] * 7]
+    assert moved_masks[0, 2].tolist() == [2, 3, 4, 0, 1, *[0] * 7]
+    assert torch.equal(moved[1], images[1].roll(-6, dims=2))
+    assert torch.equal(moved[2], images[2])
 
 
 def test_samples_are_those_of_their_part_and_epochs_are_the_same_unless_fresh():

@@ -166,7 +166,7 @@ def test_masks(mask_kind, img_size, mask_ratio):
     model = small(img_size=img_size, mask_kind=mask_kind)
     rows, columns = model.grid_size
     noise = torch.rand(5, model.num_patches)
-    ids_keep, ids_restore, mask = model.masking(noise, mask_ratio)
+    ids_keep, ids_restore, mask, _ = model.masking(noise, mask_ratio)
     kept = ids_keep.shape[1]
     assert mask.shape == (5, rows * columns)
     assert ((mask == 0).sum(dim=1) == kept).all()
