@@ -85,7 +85,7 @@ def burst_ofdm(
     parts = []
     for burst, first in zip(bursts, starts[:-1].tolist(), strict=True):
         kept = torch.ones(burst.part[0], rows.shape[1], dtype=torch.bool, device=clock.device)
-        kept[torch.arange(len(kept)) % LONG_PREFIX_EVERY > 0, :longer] = False
+        kept[torch.arange(len(kept), device=clock.device) % LONG_PREFIX_EVERY > 0, :longer] = False
         turn = complex(10 ** (burst.level_db / 20) * np.exp(2j * np.pi * rng.random()))
         samples = rows[first : first + len(kept)][kept] * turn
         parts.append((clock.index(burst.start_s), burst.part[1], samples))
