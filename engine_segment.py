@@ -60,6 +60,7 @@ class Segmenter:
 
     def compile(self):
         """Compile the model for full batches; a recording's last batch runs uncompiled."""
+        self.model.is_graph = True  # see `models_mae.ViTEncoder`
         self._compiled = torch.compile(self.model, dynamic=False)
 
     def find(self, channels, tiling, finder, watchers=(), progress=None):

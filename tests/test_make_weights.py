@@ -165,7 +165,7 @@ def test_shards_of_several_recipes_are_not_joined(here, tmp_path):
     path = tmp_path / "shards" / "whole-000" / "train" / "set.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_names": ["Noise", "LTE", "NR"]}))
     folders = [tmp_path / "shards" / name / "train" for name in ("wild-000", "whole-000")]
-    with pytest.raises(UserError, match="expected the front end and classes of .*; found others"):
+    with pytest.raises(UserError, match=r"expected the front end and classes of .*; found others"):
         make.join_sets(folders, tmp_path / "joined")
     assert not (tmp_path / "joined").exists()
 
