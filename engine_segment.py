@@ -60,6 +60,7 @@ class Segmenter:
 
     def compile(self):
         """Compile the model for full batches; a recording's last batch runs uncompiled."""
+        self.model.is_graph = True  # see `models_mae.ViTEncoder`
         self._compiled = torch.compile(self.model, dynamic=False)
 
     def find(self, channels, tiling, finder, watchers=(), progress=None):
@@ -217,16 +218,17 @@ class Segmenter:
                 return
             if len(iq) >= least:
                 finder = self.finder(sample_rate_hz, center_freq_hz, len(iq), len(iq), limits)
-                finder.add(self._probabilities(iq, sample_rate_hz), 0)
+                finder.add(self._probabilities(iq, sample_rate_hz, source.components == 1), 0)
                 self.timings.signal_s += len(iq) / sample_rate_hz
                 yield start, len(iq), finder.finish()
             start += len(iq)
 
     @torch.inference_mode()
-    def _probabilities(self, iq, sample_rate_hz):
+    def _probabilities(self, iq, sample_rate_hz, is_real):
         """Of one window: complex64 [samples] -> numpy float32 [classes, F, T]."""
         with self.timings.part("front end", device=self.device):
-            decibels = self.front_end.planes(torch.from_numpy(iq)[None].to(self.device), sample_rate_hz)
+            samples = torch.from_numpy(iq)[None].to(self.device)
+            decibels = self.front_end.planes(samples, sample_rate_hz, is_real)
         probabilities = self._means(decibels, 1, sample_rate_hz)[0, :-1].cpu().numpy()
         self.timings.settle()
         return probabilities

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import models_deeplab
 import models_presets
 import models_vit
-from data import tasks
+from data import registry, tasks
 from data.labelled import Part
 from data.splits import fewer_labels
+from radio.front_end import kind_of, takes_iq
 from util import checkpoint, distributed, loading, lora, pretrained, recipes, resume
 from util import run as runs
 from util.errors import UserError, warn
@@ -177,8 +178,14 @@ def _check_adapters(args):
 
 def open_data(args, start, device):
     """The labelled data, with the front end that the model was trained with and as many labels as asked for."""
-    saved = start.saved
-    data = tasks.open_labelled(args, start.front_end, device.type != "cpu", start.classes)
+    saved, trained = start.saved, start.front_end
+    # Weights may start a model with a front end of another kind, but cannot be evaluated or resumed with it.
+    starts_anew = start.weights and not args.eval and takes_iq(trained)
+    starts_anew = starts_anew and args.front_end not in (None, kind_of(trained))
+    on_device, trained_with = device.type != "cpu", None if starts_anew else trained
+    data = tasks.open_labelled(args, trained_with, on_device, start.classes)
+    if starts_anew:
+        registry.compare(data.front_end.settings(), trained)
     if saved and saved["classes"] != data.class_names:
         raise UserError(
             f"{start.path}: expected a model of the classes {data.class_names}; found {saved['classes']}"

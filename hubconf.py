@@ -32,14 +32,16 @@ _DOC = """{about}
         pretrained: {pretrained}
         img_size: (frequency rows, time columns) of the images, or one number for both; None: that of the
             weights, else 224. Position embeddings of another size are resampled.
-        in_chans: channels of the images. Patch embeddings of another number are summed or repeated.
+        in_chans: channels of the images; None: those of the weights' front end, else 1. Patch embeddings of
+            another number are summed or repeated.
         show_report: print which tensors were loaded, left in the file, and new in the model.
         offline: do not use the network; None: as HF_HUB_OFFLINE says.
         kwargs: more arguments of the class, for example norm_eps=1e-5, the epsilon of norms inside blocks.
 
     Returns:
         The model, in train mode and float32. With weights, it has `load_report`, a `util.loading.LoadReport`;
-        `front_end`, the `radio.spectrogram.Spectrogram` of its images, or None; and `class_names`.
+        `front_end` (`radio.front_end`), which makes its images, or None; and `class_names`. A
+        `radio.grid.Grid` is called with the sample rate too: `model(model.front_end(iq, sample_rate_hz))`.
 
     Raises:
         UserError: there is no such file or name, or its weights belong to another model.
@@ -87,12 +89,17 @@ def labeller(
     return Labeller(segmenter, weights, **limits)
 
 
+def _front_end_of(weights, name):
+    try:
+        return _models_weights.front_end_of(weights, name)
+    except _UserError:  # its images are not made of IQ
+        return None
+
+
 def _finished(model, weights, name, report, show_report):
     """The model with its front end, class names and report."""
-    try:
-        model.front_end = _models_weights.front_end_of(weights, name)
-    except _UserError:  # its images are not made of IQ
-        model.front_end = None
+    model.front_end = _front_end_of(weights, name)
+    model.pads = model.front_end is not None and model.front_end.pads
     model.class_names, model.load_report = list(weights.classes), report
     if show_report and report:
         print(report.summary())
@@ -102,16 +109,18 @@ def _finished(model, weights, name, report, show_report):
 def _of_preset(create, name):
     """The entry of a preset."""
 
-    def entry(pretrained=False, img_size=None, in_chans=1, show_report=False, offline=None, **kwargs):
+    def entry(pretrained=False, img_size=None, in_chans=None, show_report=False, offline=None, **kwargs):
         if not pretrained:
-            return create(name, img_size=img_size or 224, in_chans=in_chans, **kwargs)
+            return create(name, img_size=img_size or 224, in_chans=in_chans or 1, **kwargs)
         if pretrained is True:
             expected = "expected a file of weights or a name of `main_download.py list`"
             raise _UserError(f"{name}(pretrained=True): {expected}; found True")
         weights = _weights.read_weights(pretrained, offline)
         size = img_size or _models_weights.image_size_of(weights, pretrained)
         eps = {"norm_eps": _weights.pick_norm_eps(None, weights)}
-        model = create(name, img_size=size, in_chans=in_chans, **eps | kwargs)
+        front_end = _front_end_of(weights, pretrained)
+        channels = in_chans or (front_end.in_chans if front_end else 1)
+        model = create(name, img_size=size, in_chans=channels, **eps | kwargs)
         report = weights.load_into(model, pretrained)
         if report.new:
             new = ", ".join(_loading.by_module(report.new, report.loaded))
@@ -127,7 +136,7 @@ def _of_file(name):
 
     def entry(pretrained=True, img_size=None, in_chans=None, show_report=False, offline=None, **kwargs):
         weights = _weights.read_weights(name, offline)
-        model = _models_weights.create_model(weights, name, img_size, in_chans, **kwargs)
+        model = _models_weights.create_model(weights, name, img_size=img_size, in_chans=in_chans, **kwargs)
         report = _models_weights.load(model, weights, name) if pretrained else None
         return _finished(model, weights, name, report, show_report)
 

@@ -37,10 +37,20 @@ def main(args):
     front_end = front_end.to(device)
 
     with spectrogram_set_writer(args.output, len(source), front_end) as packed:
+        window, planes = None, None  # of the last image: images of a window follow each other
         for index in tqdm(range(len(source)), desc="packing", unit=" windows"):
-            kind, iq = source.load(index, None)
-            decibels = decibels_of(kind, torch.from_numpy(iq)[None], front_end, device)
-            packed.add(decibels[0].cpu().numpy(), source.describe(index, None))
+            about = source.describe(index, None)
+            if front_end.pads and about.get("path"):
+                key = about["name"], about["path"], about["sample_start"]
+                if key != window:
+                    kind, iq = source.load(index, None)
+                    samples = torch.from_numpy(iq)[None].to(device)
+                    window, planes = key, front_end.planes(samples, kind.sample_rate_hz, kind.is_real)
+                decibels = front_end.cut(planes, about["first_row"])
+            else:
+                kind, values = source.load(index, None)
+                decibels = decibels_of(kind, torch.from_numpy(values)[None], front_end, device)
+            packed.add(decibels[0].cpu().numpy(), about)
     print(f"wrote {len(source)} spectrograms of {front_end.settings()} to {args.output}")
 
 

@@ -62,6 +62,7 @@ class ViTEncoder(nn.Module):
             raise ValueError(f"expected 0 <= drop_path < 1: {drop_path=}")
         self.patch_size, self.in_chans = patch_size, in_chans
         self.pads = False  # whether images may have cells that are `radio.grid.OUTSIDE`
+        self.is_graph = False  # compiled or exported: no shape or branch depends on values
         self.grad_ckpt = False  # in training, recompute the inside of blocks instead of keeping it
 
         self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim)
@@ -129,8 +130,7 @@ class ViTEncoder(nn.Module):
         if not self.pads:
             return imgs, None, None
         inside = imgs[:, :1] != OUTSIDE
-        # a GPU would wait for the answer, and a graph has no branch
-        if imgs.device.type == "cpu" and not torch.compiler.is_compiling() and bool(inside.all()):
+        if imgs.device.type == "cpu" and not self.is_graph and bool(inside.all()):  # a GPU would wait
             return imgs, None, None
         return torch.where(inside, imgs, 0), inside, self.patchify(inside).any(dim=2)
 
@@ -236,7 +236,7 @@ class MaskedAutoencoderViT(ViTEncoder):
         if present is None:
             return ids_shuffle[:, :kept], ids_restore, (ids_restore >= kept).float(), None
         most = self.num_visible(mask_ratio)
-        if noise.device.type == "cpu" and not torch.compiler.is_compiling():
+        if noise.device.type == "cpu" and not self.is_graph:
             most = int(kept.max())
         mask = ((ids_restore >= kept) & present).float()
         return ids_shuffle[:, :most], ids_restore, mask, torch.arange(most, device=noise.device) < kept

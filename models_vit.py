@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import torch
 from torch import nn
 
 from models_mae import ViTEncoder
@@ -16,9 +17,24 @@ HEADS = ("decoder", "linear")
 FIXED = ("pos_embed", "decoder_pos_embed")
 
 
-def probe_norm(width):
+class ProbeNorm(nn.BatchNorm1d):
     """Batch norm without weights, as in MAE's linear probe: one learning rate suits features of any scale."""
-    return nn.BatchNorm1d(width, affine=False, eps=1e-6)
+
+    def __init__(self, width):
+        super().__init__(width, affine=False, eps=1e-6)
+
+    def forward(self, features, counts=None):
+        """Features [N, D]; `counts`, [N, 1], is 1 for those that count in the statistics; None: all."""
+        if counts is None or not self.training:
+            return super().forward(features)
+        features, count = features.float(), counts.sum().clamp_min(2)
+        mean = (features * counts).sum(dim=0) / count
+        var = ((features - mean).square() * counts).sum(dim=0) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        return (features - mean) * (var + self.eps).rsqrt()
 
 
 class Encoder(ViTEncoder):
@@ -45,7 +61,7 @@ class SegmentationViT(ViTEncoder):
         img_size, encoder: see `ViTEncoder`; the head's blocks have no drop path.
         head: "decoder" or "linear".
         head_depth, decoder_embed_dim, decoder_num_heads: blocks, width and attention heads of "decoder".
-        head_norm: put `probe_norm` before the linear layer.
+        head_norm: put a `ProbeNorm` before the linear layer.
     """
 
     def __init__(
@@ -65,12 +81,12 @@ class SegmentationViT(ViTEncoder):
             raise ValueError(f"expected one of {HEADS}: {head=}")
         if head == "decoder" and head_depth < 1:
             raise ValueError(f"expected 1 block or more: {head_depth=}")
-        self.has_decoder = head == "decoder"
+        self.has_decoder, self.has_norm = head == "decoder", head_norm
         width = self.cls_token.shape[-1]
         if self.has_decoder:
             width = decoder_embed_dim
             self._add_decoder(width, head_depth, decoder_num_heads)
-        self.head_norm = probe_norm(width) if head_norm else nn.Identity()
+        self.head_norm = ProbeNorm(width) if head_norm else nn.Identity()
         self.head = nn.Linear(width, self.patch_size**2 * num_classes)
         self.initialize()
         if head_norm:
@@ -97,8 +113,9 @@ class SegmentationViT(ViTEncoder):
             tokens = self.decoder_norm(tokens)  # (N, 1 + L, decoder_embed_dim)
 
         # predict patches, without the class token; the norm is over all patches of the batch
-        tokens = self.head_norm(tokens[:, 1:].flatten(0, 1)).unflatten(0, (-1, self.num_patches))  # (N, L, D)
-        return self.unpatchify(self.head(tokens))
+        counts = () if present is None or not self.has_norm else (present.reshape(-1, 1),)
+        patches = self.head_norm(tokens[:, 1:].flatten(0, 1), *counts)
+        return self.unpatchify(self.head(patches.unflatten(0, (-1, self.num_patches))))  # (N, classes, F, T)
 
 
 class ClassificationViT(ViTEncoder):
@@ -112,7 +129,7 @@ class ClassificationViT(ViTEncoder):
         img_size, encoder: see `ViTEncoder`.
         global_pool: True: the mean of the patches, then `fc_norm`, without `norm` (MAE's fine-tuning); False:
             `norm`, then the class token.
-        head_norm: put `probe_norm` before the linear layer.
+        head_norm: put a `ProbeNorm` before the linear layer.
     """
 
     def __init__(self, num_classes, img_size=224, *, global_pool=True, head_norm=False, **encoder):
@@ -122,7 +139,7 @@ class ClassificationViT(ViTEncoder):
         if global_pool:
             self.norm = nn.Identity()
             self.fc_norm = self._norm_layer(width)
-        self.head_norm = probe_norm(width) if head_norm else nn.Identity()
+        self.head_norm = ProbeNorm(width) if head_norm else nn.Identity()
         self.head = nn.Linear(width, num_classes)
         self.initialize()
         # LARS moves a weight by a share of its norm, so the head of a linear probe starts larger, as in MAE.

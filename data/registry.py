@@ -165,6 +165,8 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         silent: do not warn.
     """
     pretrained = pretrained if takes_iq(pretrained) else {}
+    if found.images:
+        refuse_front_end(args, found.images[0])
     known = [one.front_end_settings for one in found.sets] or ([pretrained] if pretrained else [])
     kind = args.front_end or (kind_of(known[0]) if known else "band")
     settings = _given(found, args, kind)
@@ -195,6 +197,13 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
     if not found.images and not silent:
         compare(front_end.settings(), pretrained)
     return front_end
+
+
+def refuse_front_end(args, path):
+    """Raise a `UserError` for flags of a front end of IQ: the data at `path` are something else."""
+    for flag in ("--front_end", *FLAGS["grid"]):
+        if getattr(args, flag[2:], None) is not None:
+            raise UserError(f"{flag}: expected IQ of a known sample rate with it; found {path}")
 
 
 def _given(found, args, kind):

@@ -22,6 +22,7 @@ from data.spectrogram_set import SpectrogramSet
 from data.splits import PARTS, RECORDING, Splits, load_splits, make_splits, sample_names
 from data.synthetic import KINDS, SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES
+from radio.front_end import takes_iq
 from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
@@ -116,6 +117,8 @@ def open_labelled(args, pretrained=None, on_device=False, classes=()):
     if args.task != "segmentation" and len(args.data_path) != 1:
         raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
     opened = TASKS[args.task](args, pretrained, on_device, classes)
+    if not takes_iq(opened.settings):
+        registry.refuse_front_end(args, args.data_path[0])
     source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
     needs = {
         "set": (SyntheticScenes, "synthetic"),

@@ -116,7 +116,7 @@ class Grid(nn.Module):
 
     def least_samples(self, sample_rate_hz):
         """Samples of the shortest window: a frame."""
-        return _scale(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us).n_fft
+        return _frame_samples(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us)
 
     def first_rows(self, sample_rate_hz, overlap=16):
         """First rows of the images that cover a plane; neighbours share `overlap` rows or more."""
@@ -285,6 +285,11 @@ class Grid(nn.Module):
         return rate and self.extent(rate, about.get("center_freq_hz"), first_row=about.get("first_row"))
 
 
+def _frame_samples(sample_rate_hz, row_hz, column_us):
+    frame_s = max(column_us * 1e-6, 2 / row_hz)
+    return next_fast_len(max(2, math.ceil(frame_s * sample_rate_hz)))
+
+
 @lru_cache(maxsize=32)
 def _scale(sample_rate_hz, row_hz, column_us):
     return _Scale(sample_rate_hz, row_hz, column_us)
@@ -296,8 +301,7 @@ class _Scale:
     def __init__(self, sample_rate_hz, row_hz, column_us):
         self.rate_hz, self.row_hz, self.column_s = sample_rate_hz, row_hz, column_us * 1e-6
         self.rows = max(1, math.floor(sample_rate_hz / row_hz + 0.5))
-        frame_s = max(self.column_s, 2 / row_hz)
-        self.n_fft = next_fast_len(max(2, math.ceil(frame_s * sample_rate_hz)))
+        self.n_fft = _frame_samples(sample_rate_hz, row_hz, column_us)
         window = torch.hann_window(self.n_fft, periodic=True, dtype=torch.float64)
         self._window = (window / window.sum()).float().repeat_interleave(2)  # for I and for Q
         self._weights, self._products = self._row_weights()

@@ -86,6 +86,7 @@ def compile_model(model, way, batch_size, amp, visible):
     """
     if way == "off":
         return
+    model.is_graph = True
     decoder_blocks = getattr(model, "decoder_blocks", ())
     for blocks, patches in ((model.blocks, visible), (decoder_blocks, model.num_patches)):
         if blocks and blocks[0].attn.qkv.weight.is_cuda:

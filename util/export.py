@@ -157,6 +157,7 @@ def write_onnx(path, model, about):
         UserError: it cannot be written.
     """
     model = lora.merge(copy.deepcopy(model)).cpu().float().eval()
+    model.is_graph = True  # see `models_mae.ViTEncoder`
     # Two images, as torch takes batches of 0 and 1 for fixed.
     images = torch.zeros(2, about["args"]["in_chans"], *about["front_end"]["image_size"])
     names = {"input_names": [INPUT], "output_names": [OUTPUT]}
