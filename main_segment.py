@@ -39,7 +39,7 @@ from data.splits import relative_paths
 from engine_label import DEFAULT_OVERLAP, PICTURE_STRETCHES, Truth, check_ranges, label_stretches, picture
 from engine_segment import open_segmenter
 from labelling import sigmf_output
-from labelling.detection import detection_figures, detection_rows
+from labelling.detection import detection_figures, detection_rows, strong_cells
 from labelling.outputs import plan, tuned
 from labelling.region_pool import RegionPool
 from labelling.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
@@ -120,18 +120,22 @@ def label(one, segmenter, args, limits):
         A pair (found, true) for each stretch, as for `detection_figures`; true is None without `--truth`.
     """
     stretches, rows, confusion, left_out = [], [], Confusion(segmenter.class_names), Counter()
+    strong = Counter(cells=0, noise=0)
     truth = partial(Truth, confusion=confusion, left_out=left_out) if args.truth else None
     total = sum(channels[0].num_samples for channels in one.stretches)
     with tqdm(total=total, desc=one.first.path.name, unit=" samples", unit_scale=True, disable=None) as bar:
         for stretch in label_stretches(segmenter, one.stretches, limits, args.overlap, truth, bar.update):
             if len(rows) < PICTURE_STRETCHES:
                 rows.append(stretch.picture_row)
+            if args.truth:
+                column_s = stretch.recording.duration_s / stretch.image.shape[1]
+                strong.update(strong_cells(stretch.image, stretch.class_map, column_s))
             stretches.append(replace(stretch, image=None, class_map=None))  # thousands would fill the memory
 
     pairs, scores = [(stretch.found, stretch.true) for stretch in stretches], {}
     if args.truth:
         figures = detection_figures(pairs, segmenter.class_names[1:])
-        scores = {"cells": confusion.results(), "carriers": figures}
+        scores = {"cells": confusion.results(), "carriers": figures, "strong": dict(strong)}
     with segmenter.timings.part("writing"):
         write(one, stretches, rows, scores, segmenter, args)
     show(one, stretches)
