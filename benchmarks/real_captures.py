@@ -36,7 +36,7 @@ from pathlib import Path
 import common
 
 import main_segment
-from labelling.detection import match, overlap
+from labelling.detection import area, match, overlap
 from radio.carriers import CLASS_NAMES, Carrier, from_annotation
 from radio.recordings import find_recordings
 from util.device import pick_device
@@ -111,9 +111,7 @@ def judged(expected, found):
 def boxes_of(expected, found):
     """{technology: how many are `true`, `found`, `matched`, and `outside` of all annotations}."""
     outside = [
-        one
-        for one in found
-        if expected and sum(overlap(one, each) for each in expected) < one.duration_s * one.bandwidth_hz / 2
+        one for one in found if expected and sum(overlap(one, each) for each in expected) < area(one) / 2
     ]
     pairs = match(found, expected)
 

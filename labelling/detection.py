@@ -16,10 +16,15 @@ def overlap(a, b):
     return max(0.0, time_s) * max(0.0, band_hz)
 
 
+def area(carrier):
+    """Of a `Carrier`'s rectangle, in seconds × Hz."""
+    return carrier.duration_s * carrier.bandwidth_hz
+
+
 def intersection_over_union(a, b):
     """Of two `Carrier`s' rectangles, in seconds × Hz; 0 if one has no extent."""
     shared = overlap(a, b)
-    return shared and shared / (a.duration_s * a.bandwidth_hz + b.duration_s * b.bandwidth_hz - shared)
+    return shared and shared / (area(a) + area(b) - shared)
 
 
 def match(found, true, least=IOU):
