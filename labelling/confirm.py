@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from labelling.regions import in_order
+from labelling.regions import in_order, without_parts
 from radio.carriers import LTE, NR, Carrier
 
 # A search makes an error in at most one of 1,000 captures.
@@ -85,7 +85,7 @@ def confirm(found, weak, cells, energy, spans, min_confidence):
     NR and LTE carriers in which a cell should have been heard lose confidence.
 
     Args:
-        found: the model's `Carrier`s. weak: those below `min_confidence`, which only a cell can use.
+        found: the model's `Carrier`s, also parts of others. weak: those below `min_confidence`, which only a cell can use.
         cells: `radio.cell_search.Cell`s, frequencies as in `found`.
         energy: `Energy`.
         spans: (first s, last s, lowest Hz, highest Hz) of what was searched.
@@ -99,7 +99,7 @@ def confirm(found, weak, cells, energy, spans, min_confidence):
         others = [_certain_band(other) for other in cells if other is not cell]
         confirmed.append(_carrier_of(cell, others, [*found, *weak], energy))
     alone, weak = ([rest for one in boxes if (rest := _without(one, confirmed))] for boxes in (found, weak))
-    alone = [_doubted(one, energy, spans) for one in alone]
+    alone = [_doubted(one, energy, spans) for one in without_parts(alone, (NR, LTE))]
     kept = [one for one in alone if one.confidence >= min_confidence]
     fallen = [one for one in alone if one.confidence < min_confidence]
     return in_order([*confirmed, *kept]), weak, fallen
@@ -109,7 +109,8 @@ def _doubted(carrier, energy, spans):
     """With less confidence if a search should have heard its cell: long and strong enough, and seen whole."""
     if carrier.label not in DOUBT:
         return carrier
-    is_cut = carrier.freq_lower_hz <= energy.band_hz[0] or energy.band_hz[1] <= carrier.freq_upper_hz
+    low, high = energy.band_hz[0] + energy.row_hz, energy.band_hz[1] - energy.row_hz
+    is_cut = carrier.freq_lower_hz < low or high < carrier.freq_upper_hz
     if searched_s(carrier, spans) < LEAST_SEARCHED_S or is_cut or energy.snr_db(carrier) < LEAST_SNR_DB:
         return carrier
     return replace(carrier, confidence=round(carrier.confidence * DOUBT[carrier.label], 4))

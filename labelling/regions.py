@@ -85,7 +85,11 @@ class CarrierFinder:
         self._open = [one for one in self._open if end - one.end <= self._bridge]
 
     def finish(self):
-        """All carriers, sorted by start; times from the beginning of the first column.
+        """All carriers, sorted by start; times from the beginning of the first column."""
+        return without_parts(self.boxes(), (NR, LTE))
+
+    def boxes(self):
+        """All carriers within the limits, also those that are parts of others; in no order.
 
         `dropped` then has those outside of a limit, in lists by the limit's name.
         """
@@ -95,7 +99,7 @@ class CarrierFinder:
             broken = self._broken(carrier)
             (self.dropped[broken] if broken else found).append(carrier)
         self._open, self._done = [], []
-        return without_parts(found, (NR, LTE))
+        return found
 
     def _without_scraps(self):
         """All regions, after each scrap, the shortest first, has joined the longest region that covers it."""

@@ -1,38 +1,23 @@
 """From a model's boxes and the cells of a search to final carriers, on hand-made energy."""
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import pytest
 
 from labelling.confirm import CONFIRMED, DOUBT, Energy, confirm
 from radio.carriers import Carrier
+from radio.cell_search import Cell
 
 ROWS, COLUMNS, COLUMN_S = 200, 400, 1e-4  # 40 ms of 20 MHz, rows of 100 kHz
 BAND = (990e6, 1010e6)
 ALL = [(0.0, 0.04, *BAND)]  # what was searched
 
 
-@dataclass(frozen=True)
-class Cell:
-    technology: str
-    cell_id: int
-    center_freq_hz: float
-    spacing_hz: float = 15e3
-    duplex: str = "FDD"
-    start_s: float = 2e-3
-    num_rb: int | None = None
-    metric: float = 40.0
-    snr_db: float = 10.0
-    occasions_s: tuple = ()
+def lte(center_hz, num_rb=None, start_s=2e-3, metric=40.0, cell_id=301):
+    return Cell("LTE", cell_id, center_hz, 15e3, "FDD", start_s, num_rb, metric, 10.0, ())
 
 
-def lte(center_hz, num_rb=None, **more):
-    return Cell("LTE", 301, center_hz, num_rb=num_rb, **more)
-
-
-def nr(center_hz, spacing_hz=30e3, **more):
-    return Cell("NR", 500, center_hz, spacing_hz, "", **{"occasions_s": (2e-3, 22e-3)} | more)
+def nr(center_hz, spacing_hz=30e3):
+    return Cell("NR", 500, center_hz, spacing_hz, "", 2e-3, None, 40.0, 10.0, (2e-3, 22e-3))
 
 
 def box(label, start_ms, end_ms, low_mhz, high_mhz, confidence=0.8):
@@ -118,7 +103,7 @@ def test_adjacent_cells_share_a_box_that_joins_them():
 
 
 def test_neighbouring_cells_on_one_frequency_are_one_carrier():
-    cells = [lte(1000e6, 50, metric=20.0), replace(lte(1000e6, 50, metric=60.0), cell_id=7)]
+    cells = [lte(1000e6, 50, metric=20.0), lte(1000e6, 50, metric=60.0, cell_id=7)]
     [one], *_ = of([], cells)
     assert one.cell.cell_id == 7
 
