@@ -173,4 +173,4 @@ def test_noise_is_left_empty(tmp_path):
         tmp_path / "labels",
     )
     assert done.returncode == 0, done.stderr
-    assert "nothing was found but noise" in done.stdout
+    assert "noise.npy: 0 carriers" in done.stdout
