@@ -113,15 +113,16 @@ def label_stretches(
         UserError: all stretches are shorter than an FFT, or a file cannot be read.
     """
     front_end = segmenter.front_end
-    n_fft = max(front_end.least_samples(channels[0].sample_rate_hz) for channels in stretches)
-    longest = max(channels[0].num_samples for channels in stretches)
-    if longest < n_fft:
-        path = stretches[0][0].path
-        raise UserError(f"{path}: expected at least {n_fft} samples, an FFT; found {longest}")
+    longest = max((channels[0] for channels in stretches), key=lambda one: one.num_samples)
+    least = front_end.least_samples(longest.sample_rate_hz)
+    if longest.num_samples < least:
+        found = f"expected at least {least} samples, an FFT; found {longest.num_samples}"
+        raise UserError(f"{longest.path}: {found}")
     for channels in stretches:
         first = channels[0]
-        if first.num_samples < n_fft:
-            warn(f"{first.name}: skipped, {first.num_samples} samples are less than an FFT of {n_fft}")
+        least = front_end.least_samples(first.sample_rate_hz)
+        if first.num_samples < least:
+            warn(f"{first.name}: skipped, {first.num_samples} samples are less than an FFT of {least}")
             if progress:
                 progress(first.num_samples)
             continue
