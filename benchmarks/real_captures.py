@@ -47,11 +47,8 @@ from util.metrics import aligned
 RECORDINGS = common.ROOT.parent / "shared" / "data" / "recordings"
 NOISE, *TECHNOLOGIES = CLASS_NAMES
 # The recordings of each half begin with these names.
-HALF_A = (
-    "lte-f1815.3- lte-signal. noise-f2646- noise-noise other-wifi- other-adsb- nr-srsran-n78- nr-srsran-n3-"
-)
-HALF_A += " nr-amarisoft-"
-HALF_B = "lte-f796- lte-f806- lte-capbuf- nr-srsran-n5- nr-cyberx- nr-effnet- nr-oai- other-v16- noise-f826-"
+HALF_A = "lte-f1815.3- lte-signal. noise-f2646- noise-noise other-wifi- other-adsb- nr-srsran- nr-amarisoft-"
+HALF_B = "lte-f796- lte-f806- lte-capbuf- nr-cyberx- nr-effnet- nr-oai- other-v16- noise-f826-"
 HALVES = {"a": tuple(HALF_A.split()), "b": tuple(HALF_B.split()), "all": ("",)}
 MEETS, RIGHT_FOR, WRONG_FOR, MOST_BOXES = 0.5, 0.5, 0.1, 2
 HEADER = ("capture", "expected", "found", "right for", "wrong for", "band", "cells", "verdict")
