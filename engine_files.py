@@ -14,7 +14,7 @@ from engine_label import PICTURE_STRETCHES, hears_cells, label_stretches, pictur
 from labelling import report, sigmf_output
 from labelling.detection import detection_figures, detection_rows, strong_cells
 from labelling.heard import heard
-from labelling.outputs import plan, tuned
+from labelling.outputs import SUFFIXES, plan, tuned
 from labelling.truth import Truth
 from radio.recordings import META_SUFFIX, find_recordings
 from util.compiling import can_compile, working_compiler
@@ -87,6 +87,7 @@ def label_file(one, segmenter, args, limits):
         scores = {"cells": confusion.results(), "carriers": figures, "strong": dict(strong)}
     print(report.shown(one.first.path.name, stretches), flush=True)
     if args.only and not any(stretch.found for stretch in stretches):
+        one.remove()
         print("no files: nothing was confirmed", flush=True)
     else:
         with segmenter.timings.part("writing"):
@@ -96,6 +97,9 @@ def label_file(one, segmenter, args, limits):
             named = ", ".join(f"{name or '(no label)'} ({count})" for name, count in sorted(left_out.items()))
             warn(f"{one.first.path}: annotations left out of the truth: {named}")
         print(f"\n{table(scores['cells'])}\n\n{aligned(detection_rows(scores['carriers']))}")
+        if strong["cells"]:
+            share = 100 * strong["noise"] / strong["cells"]
+            print(f"strong cells called {segmenter.class_names[0]}: {share:.1f} % of {strong['cells']:,}")
     return pairs
 
 
@@ -125,7 +129,7 @@ def write(one, stretches, rows, scores, segmenter, args):
     figure = picture(rows, len(stretches), segmenter.class_names, about["recording"], about["weights"])
     try:
         with contextlib.ExitStack() as stack:  # all files are written before any of them gets its name
-            files = [one.file(suffix) for suffix in (META_SUFFIX, ".json", ".png")]
+            files = [one.file(suffix) for suffix in SUFFIXES]
             meta, plain, drawn = (stack.enter_context(atomic_path(file)) for file in files)
             figure.savefig(drawn, format="png", dpi=100, pil_kwargs={"compress_level": 1})
             plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -95,8 +95,9 @@ def label_stream(segmenter, args, limits):
                 pace.done(duration_s)
         except KeyboardInterrupt:  # the usual end
             pass
-        if windows.utc is not None:
-            _tell(events.finish(), windows.utc - windows.start / args.sample_rate)
+        finally:
+            if windows.utc is not None:
+                _tell(events.finish(), windows.utc - windows.start / args.sample_rate)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
 

@@ -24,7 +24,7 @@ SSB_SUBCARRIERS = 240  # TS 38.211, 7.4.3
 INSIDE = 0.5  # least share of a box in the carrier that it is a part of
 # Confidence of a carrier in which no cell was heard, though it is so long and so strong, times this factor.
 LEAST_SEARCHED_S, LEAST_SNR_DB = 20e-3, 10.0
-DOUBT = {LTE: 0.6, NR: 0.8}
+DOUBT = {LTE: 0.8, NR: 0.9}
 CONTRAST_DB = 6.0  # a smaller difference between loud and quiet times does not tell when a carrier is on
 FITTING = 0.8  # least intersection over union of a box and a transmission bandwidth that fits it
 FALL_DB = 1.0  # LTE's band may end where its power falls by so much

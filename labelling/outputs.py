@@ -13,6 +13,8 @@ from radio.recordings import META_SUFFIX
 from util.errors import UserError
 from util.files import atomic_path
 
+SUFFIXES = (META_SUFFIX, ".json", ".png")
+
 
 @dataclass(frozen=True)
 class LabelledRecording:
@@ -43,6 +45,14 @@ class LabelledRecording:
         if data is None or data.is_symlink() or not data.exists() or data.samefile(source):
             return True
         return data.is_file() and filecmp.cmp(data, source, shallow=False)
+
+    def remove(self):
+        """Remove what an earlier run wrote."""
+        for suffix in SUFFIXES:
+            self.file(suffix).unlink(missing_ok=True)
+        data = self.data
+        if data and (data.is_symlink() or (data.exists() and not data.samefile(self.first.layout.data_file))):
+            data.unlink()  # a link, or a copy of the same data: `plan` has checked
 
     def provide_data(self):
         """Link to the data or copy them; replace an older link. A copy that is there already stays."""

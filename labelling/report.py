@@ -1,5 +1,6 @@
 """What labelling says of carriers: JSON and the table on the console."""
 
+from labelling.sigmf_output import cell_fields
 from radio.carriers import NR
 from util.metrics import aligned
 
@@ -24,19 +25,6 @@ def carrier_fields(carrier):
     """Of a `Carrier`, for JSON; `cell` of a confirmed one."""
     fields = {name: getattr(carrier, name) for name in CARRIER}
     return fields | ({"cell": cell_fields(carrier)} if carrier.confirmed else {})
-
-
-def cell_fields(carrier):
-    """The identity of a confirmed carrier, without what is unknown."""
-    cell = carrier.cell
-    fields = {
-        "cell_id": cell.cell_id,
-        "duplex": cell.duplex or None,
-        "ssb_center_freq": cell.center_freq_hz if cell.technology == NR else None,
-        "subcarrier_spacing": cell.spacing_hz,
-        "resource_blocks": cell.num_rb,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def identity(carrier):

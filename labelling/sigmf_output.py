@@ -9,8 +9,7 @@ import warnings
 
 from sigmf.validate import validate
 
-from labelling.report import cell_fields
-from radio.carriers import to_annotation
+from radio.carriers import NR, to_annotation
 from util.errors import UserError
 
 VERSION = "1.2.0"
@@ -104,6 +103,19 @@ def _extension_fields(carrier):
     fields = {"confidence": carrier.confidence, "confirmed": carrier.confirmed}
     fields |= cell_fields(carrier) if carrier.confirmed else {}
     return {f"{EXTENSION['name']}:{name}": value for name, value in fields.items() if value is not None}
+
+
+def cell_fields(carrier):
+    """The identity of a confirmed carrier, without what is unknown."""
+    cell = carrier.cell
+    fields = {
+        "cell_id": cell.cell_id,
+        "duplex": cell.duplex or None,
+        "ssb_center_freq": cell.center_freq_hz if cell.technology == NR else None,
+        "subcarrier_spacing": cell.spacing_hz,
+        "resource_blocks": cell.num_rb,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def dataset_name(metadata, stem):

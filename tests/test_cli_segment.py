@@ -632,6 +632,9 @@ def test_only_confirmed_carriers_are_labels_to_train_on(made, weights, tmp_path,
         engine_files, "heard", lambda one, found: real(one, found) if int(one.path.stem) % 2 else ([], [])
     )
     labelled = tmp_path / "labelled"
+    assert segment(weights, labelled, made / "iq", "--copy") == 0
+    assert len(list(labelled.iterdir())) == 24
+    capsys.readouterr()
     assert segment(weights, labelled, made / "iq", "--only", "confirmed", "--replace") == 0
     shown = capsys.readouterr().out
     assert shown.count("no files: nothing was confirmed") == 3

@@ -140,11 +140,11 @@ def test_a_carrier_lasts_as_long_as_its_energy():
 
 def test_without_a_cell_a_long_and_strong_carrier_is_doubted():
     seen = energy((0, 40, 994, 1000, 20))
-    boxes = [box("LTE", 0, 40, 994, 1000, 0.95), box("NR", 0, 40, 1003, 1007, 0.7)]
+    boxes = [box("LTE", 0, 40, 994, 1000, 0.7), box("NR", 0, 40, 1003, 1007, 0.65)]
     found, _, fallen = of(boxes, [], seen)
     assert [one.label for one in found] == ["NR"]  # too weak to be heard
-    assert found[0].confidence == 0.7
-    assert [one.confidence for one in fallen] == [pytest.approx(0.95 * DOUBT["LTE"])]
+    assert found[0].confidence == 0.65
+    assert [one.confidence for one in fallen] == [pytest.approx(0.7 * DOUBT["LTE"])]
     for kept, spans in (
         (box("LTE", 0, 15, 994, 1000), ALL),  # too short
         (box("LTE", 0, 40, 990, 1000), ALL),  # its middle may be outside of the band

@@ -91,7 +91,7 @@ def labelled_figure(rows, class_names, caption):
     height = 3.6 * len(rows) + 1.1  # inches; places are given, as a layout engine draws everything twice
     figure = Figure(figsize=(12, height))
     places = {"left": 0.06, "right": 0.985, "bottom": 0.85 / height, "top": 1 - 0.65 / height}
-    widths = (60, 0.5, 1, 7, 40)  # waterfall, gap, colour bar, gap, class map
+    widths = (60, 0.5, 1, 11, 42)  # waterfall, gap, colour bar, gap, class map
     grid = figure.add_gridspec(len(rows), 5, width_ratios=widths, wspace=0, hspace=0.3, **places)
     colours = _class_colours(class_names)
     for number, row in enumerate(rows):
