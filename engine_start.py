@@ -41,6 +41,11 @@ class Start(NamedTuple):
         """Settings of the front end that was trained with, or None."""
         return self.saved["front_end"] if self.saved else self.weights and self.weights.front_end
 
+    @property
+    def classes(self):
+        """Class names of what was trained, background first; () if there are none."""
+        return tuple(self.saved["classes"] if self.saved else (self.weights and self.weights.classes) or ())
+
 
 def open_start(args, folder):
     """Find and read the `Start` of a run with this output folder.
@@ -177,7 +182,8 @@ def open_data(args, start, device):
     # Weights may start a model with a front end of another kind, but cannot be evaluated or resumed with it.
     starts_anew = start.weights and not args.eval and takes_iq(trained)
     starts_anew = starts_anew and args.front_end not in (None, kind_of(trained))
-    data = tasks.open_labelled(args, None if starts_anew else trained, device.type != "cpu")
+    on_device, trained_with = device.type != "cpu", None if starts_anew else trained
+    data = tasks.open_labelled(args, trained_with, on_device, start.classes)
     if starts_anew:
         registry.compare(data.front_end.settings(), trained)
     if saved and saved["classes"] != data.class_names:

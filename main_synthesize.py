@@ -32,7 +32,7 @@ from data.formats import is_spectrogram_set
 from data.set_writer import differences, spectrogram_set_writer, writing
 from data.spectrogram_set import SpectrogramSet
 from data.synthetic import KINDS, SceneMaker, image_of, one_thread, scene_config, scene_mask, scene_metadata
-from radio.carriers import CLASS_NAMES, to_annotation
+from radio.carriers import OTHER, to_annotation
 from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
 from util.checkpoint import remove_torn
@@ -105,7 +105,7 @@ class Scenes(Dataset):
         scene = self.maker.draw(KINDS[self.split], number)
         iq = render(scene)
         if self.recordings and not recording_path(self.recordings, number).exists():
-            write_recording(recording_path(self.recordings, number), iq, scene)
+            write_recording(recording_path(self.recordings, number), iq, scene, self.maker.config.classes)
         if number < self.first:
             return None
         metadata = {
@@ -119,7 +119,7 @@ class Scenes(Dataset):
         return (
             image_of(scene, iq, self.front_end),
             metadata,
-            torch.from_numpy(scene_mask(scene, self.front_end)),
+            torch.from_numpy(scene_mask(scene, self.front_end, self.maker.config.classes)),
         )
 
 
@@ -127,12 +127,15 @@ def recording_path(folder, number):
     return folder / f"{number:06}.sigmf-meta"
 
 
-def write_recording(path, iq, scene):
-    """Write a SigMF recording with an annotation for each carrier, atomically."""
+def write_recording(path, iq, scene, class_names):
+    """Write a SigMF recording with an annotation for each carrier of these classes, atomically."""
     from sigmf import SigMFFile  # slow to import
 
     datatype, dtype, full_scale = DATATYPES[scene.receiver.bits]
-    values = (torch.view_as_real(iq).numpy() * full_scale).astype(dtype)
+    parts = torch.view_as_real(iq).numpy()
+    if scene.is_real:
+        datatype, parts = datatype.replace("c", "r", 1), parts[:, 0].copy()
+    values = (parts * full_scale).astype(dtype)
     metadata = SigMFFile(
         global_info={
             "core:datatype": datatype,
@@ -144,6 +147,8 @@ def write_recording(path, iq, scene):
     )
     metadata.add_capture(0, metadata={"core:frequency": scene.center_freq_hz})
     for carrier in scene.carriers():
+        if carrier.label not in class_names:
+            continue
         annotation = to_annotation(carrier, scene.sample_rate_hz, num_samples=scene.num_samples)
         for edge in ("core:freq_lower_edge", "core:freq_upper_edge"):
             annotation[edge] += scene.center_freq_hz
@@ -197,7 +202,12 @@ def write_split(split, count, maker, front_end, folder, args, description):
         first = count
         if args.iq != "only" and not is_spectrogram_set(folder / split):
             writer = spectrogram_set_writer(
-                folder / split, count, front_end, class_names=CLASS_NAMES, masks=True, resume_key=description
+                folder / split,
+                count,
+                front_end,
+                class_names=maker.config.classes,
+                masks=True,
+                resume_key=description,
             )
             packed = stack.enter_context(writer)
             first = packed.done
@@ -244,7 +254,8 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
         rate, num_samples = about["sample_rate_hz"], about["num_samples"]
         title = f"{split} {about['name']}: {rate / 1e6:g} Msps, {num_samples / rate * 1e3:.1f} ms"
         sent = about["scene"]["transmissions"]
-        if sent and len(sent) == len(about["carriers"]):  # else some carriers are silent in this window
+        carriers = [one for one in about["carriers"] if one["label"] != OTHER]
+        if sent and len(sent) == len(carriers):  # else some carriers are silent in this window
             title += ", SNR " + ", ".join(f"{one['snr_db']:.0f}" for one in sent) + " dB"
         rows.append(
             {
@@ -255,7 +266,7 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
             }
         )
     with writing(f"--output {folder}"), atomic_path(folder / SHEET) as temporary:
-        scene_sheet(rows, CLASS_NAMES).savefig(temporary, format="png")
+        scene_sheet(rows, maker.config.classes).savefig(temporary, format="png")
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def write_data(folder, num_windows, front_end):
     """The same windows in every form, each in a folder of its own below `folder`."""
     for kind in ("sigmf", "npy", "tiff", "png"):
         (folder / kind).mkdir()
-    scenes = common.classic_scenes(folder / "scenes", -(-num_windows // WINDOWS_A_SCENE))
+    scenes = common.scenes_as_iq(folder / "scenes", -(-num_windows // WINDOWS_A_SCENE), "classic")
     count = SET_COPIES * WINDOWS_A_SCENE * len(scenes)
     with spectrogram_set_writer(folder / "set", count, front_end) as packed:
         for number, scene in enumerate(scenes):

@@ -1,11 +1,11 @@
-"""How fast a recording is labelled, by its length: from a file to written annotations.
+"""How fast recordings are labelled, by sample rate: from a file to written annotations and pictures.
 
     python benchmarks/bench_segment.py
-    python benchmarks/bench_segment.py --weights output_finetune/checkpoint-best.pth --durations 2 8 32
+    python benchmarks/bench_segment.py --weights output_finetune/checkpoint-best.pth --rates 20e6 61.44e6
 
-The recordings are ci16 SigMF at 61.44 Msps: the same four `classic` scenes repeated. `main_segment.py`
-labels them by turns with its default flags. Loading the model counts; starting Python and importing torch do
-not. The real-time factor is that of the longest recording.
+The recordings are ci16 SigMF: `wild` scenes of 20 ms, one after another. `main_segment.py` labels them by turns
+with its default flags, the cell search among them. Loading the model counts; starting Python and importing
+torch do not.
 """
 
 import contextlib
@@ -20,32 +20,36 @@ import torch
 
 import main_segment
 from util.device import pick_device
-from util.errors import UserError
 from util.pretrained import read_weights
 from util.progress import peak_memory_bytes
 
 WEIGHTS = common.ROOT / "weights" / "radio_seg_vit_tiny.safetensors"
-SCENES, SCENE_S = 4, 0.04
-RATE_HZ = 61.44e6
+RATES_HZ = (1.92e6, 20e6, 61.44e6, 122.88e6)
+SCENES, SCENE_S = 8, 0.02
+SIGNAL = {"cpu": 100e6, "cuda": 2e9}  # samples of a recording, or `MOST_S`
+MOST_S = 10.0
 THREADS = torch.get_num_threads()  # the command changes them
-DURATIONS_S = {"cpu": (1.0, 4.0), "cuda": (4.0, 32.0)}
 
 
 def get_args_parser():
     parser = common.get_parser("Real-time factor of labelling.", repeats=5)
     parser.add_argument("--weights", default=str(WEIGHTS), help="of a segmentation model")
-    parser.add_argument("--durations", type=float, nargs="+", metavar="S", help=f"else {DURATIONS_S}")
+    parser.add_argument("--rates", type=float, nargs="+", metavar="HZ", default=RATES_HZ)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
 
-def write_recordings(folder, durations):
-    scenes = common.classic_scenes(folder / "scenes", SCENES)
-    for duration in durations:
-        common.write_sigmf(folder / f"{duration:g}", b"", RATE_HZ)
-        with open(folder / f"{duration:g}.sigmf-data", "wb") as file:
-            for number in range(round(duration / SCENE_S)):
-                file.write(scenes[number % SCENES])
+def write_recording(folder, rate_hz, device):
+    """A recording, and its seconds."""
+    name = folder / f"{rate_hz / 1e6:g}"
+    settings = f"sample_rates_hz={rate_hz:g} duration_ms={1e3 * SCENE_S:g} padded=0 real_valued=0"
+    scenes = common.scenes_as_iq(folder / "scenes" / name.name, SCENES, "wild", settings)
+    common.write_sigmf(name, b"", rate_hz)
+    seconds = min(MOST_S, SIGNAL[device.type] / rate_hz)
+    with open(f"{name}.sigmf-data", "wb") as file:
+        for number in range(round(seconds / SCENE_S)):
+            file.write(scenes[number % SCENES])
+    return Path(f"{name}.sigmf-meta"), round(seconds / SCENE_S) * SCENE_S
 
 
 def turn(recording, folder, device, weights):
@@ -61,31 +65,26 @@ def turn(recording, folder, device, weights):
     return time.perf_counter() - started, peak_memory_bytes(common.CPU)
 
 
-def figures(turns):
-    """Of several turns at one length."""
+def figures(turns, signal_s):
+    """Of several turns on a recording."""
     seconds, memory = zip(*turns, strict=True)
-    return {"seconds": common.spread(seconds), "peak_memory_mb": round(max(memory) / 1e6)}
+    factors = common.spread([signal_s / one for one in seconds])
+    return {"real_time_factor": factors, "signal_s": signal_s, "peak_memory_mb": round(max(memory) / 1e6)}
 
 
 def measure(args):
     device = pick_device(args.device)
-    durations = sorted(args.durations or DURATIONS_S[device.type])
-    if durations[0] < SCENE_S:
-        raise UserError(f"--durations: expected {SCENE_S} s or more; found {durations[0]:g}")
     with tempfile.TemporaryDirectory(prefix="radio-mae-bench-") as name:
         folder = Path(name)
-        write_recordings(folder, durations)
+        written = {rate_hz: write_recording(folder, rate_hz, device) for rate_hz in args.rates}
         candidates = {
-            duration: partial(turn, folder / f"{duration:g}.sigmf-meta", folder, device, args.weights)
-            for duration in durations
+            rate_hz: partial(turn, path, folder, device, args.weights)
+            for rate_hz, (path, _) in written.items()
         }
         turns = common.by_turns(candidates, args.repeats)
-    result = {
-        "real_time_factor": common.spread([durations[-1] / seconds for seconds, _ in turns[durations[-1]]]),
-        "lengths": {f"{duration:g}": figures(found) for duration, found in turns.items()},
-    }
-    window_ms = 1e3 * read_weights(args.weights).front_end["duration_s"]
-    return device, {"window_ms": window_ms, "devices": {device.type: result}}
+    rates = {f"{rate_hz:g}": figures(found, written[rate_hz][1]) for rate_hz, found in turns.items()}
+    front_end = read_weights(args.weights).front_end
+    return device, {"front_end": front_end, "devices": {device.type: {"rates": rates}}}
 
 
 if __name__ == "__main__":

@@ -113,10 +113,14 @@ def run_command(command, folder=ROOT, **options):
         raise RunError(f"{script}: expected status 0; found {done.returncode}: {last}")
 
 
-def classic_scenes(folder, count):
-    """The IQ of `count` scenes of the preset `classic`, 40 ms at 61.44 Msps: int16 [samples, 2] each."""
-    flags = f"--output {shlex.quote(str(folder))} --preset classic --iq only --train 0 --val 0 --test {count}"
-    run_command(f"main_synthesize.py {flags} --num_workers 0", stdout=subprocess.DEVNULL)
+def scenes_as_iq(folder, count, preset, settings=""):
+    """The IQ of `count` scenes of a preset, changed by `--set`: int16 [samples, 2] each."""
+    flags = (
+        f"--output {shlex.quote(str(folder))} --preset {preset} --iq only --train 0 --val 0 --test {count}"
+    )
+    run_command(
+        f"main_synthesize.py {flags} --num_workers 0 --set bits=0 {settings}", stdout=subprocess.DEVNULL
+    )
     scenes = [np.fromfile(path, "<f4") for path in sorted(Path(folder).rglob("*.sigmf-data"))]
     return [np.round(iq / np.abs(iq).max() * 32767).astype("<i2").reshape(-1, 2) for iq in scenes]
 

@@ -87,10 +87,10 @@ def fed(records, full):
 def others(records, full):
     rows = []
     for device, record in of_benchmark(records, "bench_segment"):
-        window = f"{record.get('window_ms', 40):g} ms windows"
-        what = f"labelling 61.44 Msps ci16 with `vit_tiny_patch16`, {window}: s of signal a second"
         for one in record["devices"].values():
-            rows.append((what, device, cell(one["real_time_factor"], full)))
+            for rate, found in one.get("rates", {}).items():
+                what = f"labelling {float(rate) / 1e6:g} Msps ci16 with the shipped weights: s of signal a second"
+                rows.append((what, device, cell(found["real_time_factor"], full)))
     for device, record in of_benchmark(records, "bench_synthesize"):
         for preset, one in record["presets"].items():
             name, _, on = preset.partition(", ")

@@ -6,7 +6,7 @@ import numpy as np
 
 from data.splits import RECORDING, relative_paths
 from data.windows import RecordingWindows, few_names, size_flags
-from radio.carriers import CLASS_NAMES, from_annotation, paint
+from radio.carriers import CLASS_NAMES, class_of, from_annotation, paint
 from util.errors import UserError, warn
 
 
@@ -58,7 +58,8 @@ class TiledRecordings(RecordingWindows):
 
 
 class AnnotatedWindows(TiledRecordings):
-    """Windows as above, each with a mask: annotations whose labels are classes, painted in the file's order.
+    """Windows as above, each with a mask: annotations whose labels are classes, whatever their case, painted in
+    the file's order.
 
     Cells without an annotation have class 0, the background. Annotations with other labels, without frequency
     edges or outside of the band are left out, with one warning.
@@ -94,11 +95,12 @@ class AnnotatedWindows(TiledRecordings):
             center, half_band = recording.center_freq_hz or 0.0, recording.sample_rate_hz / 2
             for annotation in recording.annotations:
                 label = str(annotation.get("core:label", ""))
+                known = class_of(label, self.class_names)
                 # Each channel and stretch of a file has the annotation: count it once.
                 start = recording.sample_start + annotation["core:sample_start"]
                 edges = [str(annotation.get(f"core:freq_{side}_edge")) for side in ("lower", "upper")]
                 key = (recording.path, label, start, annotation["core:sample_count"], *edges)
-                if label not in self.class_names:
+                if known is None:
                     others[key] = label or "(no label)"
                     continue
                 try:
@@ -115,7 +117,7 @@ class AnnotatedWindows(TiledRecordings):
                     outside.add(key)
                 else:
                     painted.add(key)
-                    kept.append(annotation)
+                    kept.append(annotation | {"core:label": known})
         background, names = self.class_names[0], ", ".join(self.class_names[1:])
         left_out = [f"{label} ({count})" for label, count in Counter(others.values()).most_common(8)]
         for keys, why in (
@@ -124,7 +126,7 @@ class AnnotatedWindows(TiledRecordings):
         ):
             left_out += [f"{len(keys)} with {why}"] if keys else []
         found = ", ".join(left_out)
-        if all(key[1] == background for key in painted):
+        if all(class_of(key[1], self.class_names) == background for key in painted):
             raise UserError(
                 f"--classes: expected annotations labelled {names} in the recordings; found {found or 'none'}"
             )

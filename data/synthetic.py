@@ -32,7 +32,7 @@ class SceneMaker:
     def check(self, front_end):
         """Raise a `UserError` if the shortest scene is shorter than an FFT."""
         for rate_hz in self.config.sample_rates_hz:
-            shortest = round(min(self.config.duration_ms) * 1e-3 * rate_hz)
+            shortest = self.config.num_samples(min(self.config.duration_ms), rate_hz)
             if shortest < (least := front_end.least_samples(rate_hz)):
                 raise UserError(f"--n_fft: expected at most {shortest}, the shortest scene; found {least}")
 
@@ -79,7 +79,8 @@ class SyntheticScenes(Source):
 
     def mask(self, index, epoch=0):
         """Class ids of the scene that `load` makes: uint8 [F, T]."""
-        return scene_mask(self.maker.draw(self.kind, self.number(index, epoch)), self.front_end)
+        scene = self.maker.draw(self.kind, self.number(index, epoch))
+        return scene_mask(scene, self.front_end, self.maker.config.classes)
 
     target = mask
 
@@ -110,7 +111,10 @@ def first_row(scene, front_end):
     """The first row of a scene's image in its plane; 0 without a plane of rows."""
     if not front_end.pads:
         return 0
-    return front_end.draw_first_row(scene.sample_rate_hz, scene.stream.child(VIEW).generator())
+    row = front_end.draw_first_row(scene.sample_rate_hz, scene.stream.child(VIEW).generator())
+    if scene.is_real and row > 0:  # half of the image at least is in the upper half of the band
+        row = max(row, (front_end.num_rows(scene.sample_rate_hz) - front_end.image_size[0]) // 2)
+    return row
 
 
 def image_of(scene, iq, front_end):
@@ -118,8 +122,8 @@ def image_of(scene, iq, front_end):
     if not front_end.pads:
         return front_end.decibels(iq[None])[0]
     iq = iq[: front_end.num_samples(scene.sample_rate_hz)]
-    is_real = getattr(scene, "is_real", False)
-    return front_end.decibels(iq[None], scene.sample_rate_hz, first_row(scene, front_end), is_real)[0]
+    row = first_row(scene, front_end)
+    return front_end.decibels(iq[None], scene.sample_rate_hz, row, scene.is_real)[0]
 
 
 def scene_metadata(scene, front_end):
@@ -132,10 +136,11 @@ def scene_metadata(scene, front_end):
     }
 
 
-def scene_mask(scene, front_end):
-    """Class of every cell of a scene's spectrogram: uint8 [F, T]."""
-    place = {"first_row": first_row(scene, front_end)}
-    return paint(scene.carriers(), front_end, scene.sample_rate_hz, scene.num_samples, **place)
+def scene_mask(scene, front_end, class_names):
+    """Class of every cell of a scene's spectrogram: uint8 [F, T]. What has no name among the classes is 0."""
+    carriers = [carrier for carrier in scene.carriers() if carrier.label in class_names]
+    place = {"class_names": class_names, "first_row": first_row(scene, front_end)}
+    return paint(carriers, front_end, scene.sample_rate_hz, scene.num_samples, **place)
 
 
 def scene_config(preset, window_ms=None, settings=()):

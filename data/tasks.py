@@ -37,7 +37,7 @@ def add_label_arguments(parser):
     group.add_argument(
         "--classes",
         metavar="NAME,NAME",
-        help=f"labels of annotations to learn, the background first; default {','.join(CLASS_NAMES)}",
+        help=f"labels of annotations to learn, the background first; default the weights' or {','.join(CLASS_NAMES)}",
     )
     group.add_argument(
         "--protocol", choices=PROTOCOLS, help="MathWorks' frames to train and test on; default mixed"
@@ -105,17 +105,18 @@ class Labelled:
         self.settings["normalization"] = saved
 
 
-def open_labelled(args, pretrained=None, on_device=False):
+def open_labelled(args, pretrained=None, on_device=False, classes=()):
     """Open the data of a task and divide it.
 
     Args:
         args: of a parser with `registry.add_data_arguments` and `add_label_arguments`, `task` and `seed`.
         pretrained: front-end settings of the pretrained weights, or None.
         on_device: make scenes on the training device.
+        classes: names that the weights know, for annotations; `--classes` goes first.
     """
     if args.task != "segmentation" and len(args.data_path) != 1:
         raise UserError(f"--data_path: expected one path for --task {args.task}; found {len(args.data_path)}")
-    opened = TASKS[args.task](args, pretrained, on_device)
+    opened = TASKS[args.task](args, pretrained, on_device, classes)
     if not takes_iq(opened.settings):
         registry.refuse_front_end(args, args.data_path[0])
     source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
@@ -147,7 +148,7 @@ def _whole(source):
     return Part(source, np.arange(len(source)))
 
 
-def _segmentation(args, pretrained, on_device):
+def _segmentation(args, pretrained, on_device, classes=()):
     if len(args.data_path) == 1 and Path(args.data_path[0]).is_dir() and holds_frames(args.data_path[0]):
         size = _image_size(args, pretrained, default=None)
         source = MathWorksFrames(
@@ -168,9 +169,9 @@ def _segmentation(args, pretrained, on_device):
             name: _whole(SyntheticScenes(maker, count, front_end, on_device, KINDS[name]))
             for name, count in _counts(args, 1).items()
         }
-        return Labelled(parts, list(CLASS_NAMES), front_end, front_end.settings(), fresh=True)
+        return Labelled(parts, list(maker.config.classes), front_end, front_end.settings(), fresh=True)
     if found.recordings:
-        classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
+        classes = args.classes.split(",") if args.classes else list(classes or CLASS_NAMES)
         recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
         return Labelled(
             AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings()
@@ -263,7 +264,7 @@ def _hdf5(path, args, pretrained):
     return Labelled(source, source.class_names, front_end, settings)
 
 
-def _sensing(args, pretrained, on_device):
+def _sensing(args, pretrained, on_device, classes=()):
     [path] = args.data_path
     size = _image_size(args, pretrained)
     if path == registry.SYNTHETIC:
@@ -284,7 +285,7 @@ def _sensing(args, pretrained, on_device):
     return _images(NtuFiHar(path, size) if Path(path).is_dir() else CsiFile(path, size), "csi")
 
 
-def _classification(args, pretrained, on_device):
+def _classification(args, pretrained, on_device, classes=()):
     [path] = args.data_path
     if is_spectrogram_set(path) or is_spectrogram_set(Path(path, "train")):
         found = registry.find([path])

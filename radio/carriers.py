@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE, NR, LTE = "Noise", "NR", "LTE"
-CLASS_NAMES = (NOISE, NR, LTE)  # by class id
+NOISE, NR, LTE, OTHER = "Noise", "NR", "LTE", "Other"
+CLASS_NAMES = (NOISE, NR, LTE)  # by class id, of the published sets; OTHER follows where a set knows it
 
 # SigMF has no field for a confidence. A comment holds `name=value` parts, separated by semicolons.
 _CONFIDENCE = re.compile(r"(?:^|;)\s*confidence=(\d*\.?\d+(?:e[+-]?\d+)?)\s*(?:;|$)")
@@ -102,12 +102,21 @@ def from_annotation(annotation, sample_rate_hz, sample_offset=0):
     )
 
 
+def class_of(label, class_names):
+    """The class that a label of an annotation names: itself, else one that differs in case alone, else None."""
+    if label in class_names:
+        return label
+    folded = {name.casefold(): name for name in class_names}
+    return folded.get(label.casefold())
+
+
 def paint(
     carriers, front_end, sample_rate_hz, num_samples, center_freq_hz=0.0, class_names=CLASS_NAMES, first_row=0
 ):
     """The mask of a window of `num_samples`, on the cells of its spectrogram.
 
     A cell has a carrier's class if its centre lies in the rectangle, lower and first borders included.
+    A carrier narrower or shorter than a cell has the row or column nearest to its middle.
     Later carriers cover earlier ones. A cell without a carrier is class 0.
 
     Args:
@@ -134,7 +143,18 @@ def paint_cells(carriers, rows_hz, columns_s, class_names=CLASS_NAMES):
     for carrier in carriers:
         if carrier.label not in class_names:
             raise ValueError(f"expected a label among {tuple(class_names)}: {carrier.label=}")
-        bottom, top = np.searchsorted(rows_hz, (carrier.freq_lower_hz, carrier.freq_upper_hz))
-        first, last = np.searchsorted(columns_s, (carrier.start_s, carrier.end_s))
-        mask[bottom:top, first:last] = class_names.index(carrier.label)
+        rows = _cells(rows_hz, carrier.freq_lower_hz, carrier.freq_upper_hz)
+        columns = _cells(columns_s, carrier.start_s, carrier.end_s)
+        mask[rows, columns] = class_names.index(carrier.label)
     return mask
+
+
+def _cells(centres, low, high):
+    """The slice of cells with these centres, ascending, whose centre lies in low to high; or the nearest one."""
+    first, last = np.searchsorted(centres, (low, high))
+    if first == last and len(centres) > 1 and high > low:
+        cell, middle = centres[1] - centres[0], (low + high) / 2
+        if centres[0] - cell / 2 <= middle < centres[-1] + cell / 2:
+            first = int(np.abs(centres - middle).argmin())
+            last = first + 1
+    return slice(first, last)

@@ -219,13 +219,35 @@ def test_edges_are_right_to_half_a_cell(n_fft, size, rate, num_samples):
         assert mask.shape == size
         rows, columns = np.flatnonzero((mask == 2).any(axis=1)), np.flatnonzero((mask == 2).any(axis=0))
         assert (mask == 2).sum() == len(rows) * len(columns)
-        if len(rows):  # carriers of less than a cell may miss every centre
-            assert abs(rows[0] * row_hz + lowest_hz - low) <= row_hz / 2 * (1 + 1e-9)
-            assert abs((rows[-1] + 1) * row_hz + lowest_hz - high) <= row_hz / 2 * (1 + 1e-9)
-            assert abs(columns[0] * column_s - first) <= column_s / 2 + half_frame_s
-            assert abs((columns[-1] + 1) * column_s - last) <= column_s / 2 + half_frame_s
+        if len(columns):  # a carrier before the first centre or behind the last may miss all
+            row_error = (
+                row_hz / (2 if high - low >= row_hz else 1) * (1 + 1e-9)
+            )  # narrower ones have a whole row
+            column_error = column_s / (2 if last - first >= column_s else 1) + half_frame_s
+            assert abs(rows[0] * row_hz + lowest_hz - low) <= row_error
+            assert abs((rows[-1] + 1) * row_hz + lowest_hz - high) <= row_error
+            assert abs(columns[0] * column_s - first) <= column_error
+            assert abs((columns[-1] + 1) * column_s - last) <= column_error
         else:
-            assert high - low <= row_hz or last - first <= column_s + 2 * half_frame_s
+            assert last - first <= column_s + 2 * half_frame_s
+
+
+def test_a_carrier_of_less_than_a_cell_has_the_nearest():
+    front_end = Spectrogram(64, image_size=(32, 16))
+    rows_hz, columns_s = front_end.frequency_axis_hz(1e6).tolist(), front_end.time_axis_s(1e6, 5000).tolist()
+
+    def painted(low, high, first, last):
+        mask = paint([Carrier(LTE, first, last - first, low, high)], front_end, 1e6, 5000)
+        return [tuple(cell) for cell in np.argwhere(mask).tolist()]
+
+    for offset in (-0.4, 0.4):
+        low = rows_hz[20] + offset * 1e6 / 32
+        first = columns_s[3] + offset * 5e-3 / 16
+        assert painted(low, low + 1e3, 0.0, 1.0) == [(20, column) for column in range(16)]
+        assert painted(-1e6, 1e6, first, first + 1e-5) == [(row, 3) for row in range(32)]
+        assert painted(low, low + 1e3, first, first + 1e-5) == [(20, 3)]
+    assert painted(0.493e6, 0.497e6, 0.0, 1.0) == painted(-0.52e6, -0.51e6, 0.0, 1.0) == []  # outside
+    assert painted(low, low, 0.0, 1.0) == painted(low, low + 1e3, 5.1e-3, 5.11e-3) == []
 
 
 @pytest.mark.parametrize(("n_fft", "size", "rate", "num_samples"), FRONT_ENDS)
@@ -235,6 +257,9 @@ def test_a_cell_has_the_class_of_its_centre(n_fft, size, rate, num_samples):
     carriers = [
         replace(one, label=label) for one, label in zip(carriers, (NR, LTE, NR, NOISE, LTE), strict=True)
     ]
+    cell_hz, cell_s = rate / size[0], num_samples / rate / size[1] * (size[1] > 1)
+    carriers = [one for one in carriers if one.bandwidth_hz > cell_hz and one.duration_s > cell_s]
+    assert carriers
     mask = paint(carriers, front_end, rate, num_samples, 3.4321e9)
     frequencies = front_end.frequency_axis_hz(rate, 3.4321e9).tolist()
     times = front_end.time_axis_s(rate, num_samples).tolist()

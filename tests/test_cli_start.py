@@ -209,7 +209,7 @@ def test_from_one_window_and_grid_to_another(air, weights, tmp_path, capsys):
     said = capsys.readouterr()
     assert "pos_embed 4 x 4 -> 6 x 8" in said.out
     [line] = [line for line in said.err.splitlines() if "front end" in line]
-    assert "windows of 5 ms as 24 x 32" in line
+    assert "windows of 5 ms, FFT 64, as 24 x 32" in line
     assert "trained on 10 ms as 16 x 16" in line
     assert "0.25 times the time and 0.667 times the band" in line
     assert checkpoint.load(tmp_path / "out" / checkpoint.LAST)["front_end"]["image_size"] == [24, 32]
@@ -411,7 +411,9 @@ def test_a_set_with_a_front_end_of_its_own_is_learned_and_a_line_says_what_that_
         finetune("--data_path", scenes, "--finetune", weights, *QUICK, "--output_dir", tmp_path / "out") == 0
     )
     [line] = [line for line in capsys.readouterr().err.splitlines() if "front end" in line]
-    assert "10 ms as 32 x 32, FFT 64; the weights were trained on 10 ms as 16 x 16, FFT 64" in line
+    assert (
+        "10 ms, FFT 64, as 32 x 32; the weights were trained on windows of 10 ms, FFT 64, as 16 x 16" in line
+    )
 
 
 # Adapters and recipes

@@ -18,7 +18,6 @@ from support import ROOT, call, command, contents, largest_file, wait_for
 import main_synthesize
 from data.spectrogram_set import SpectrogramSet
 from data.synthetic import SceneMaker, SyntheticScenes, scene_mask
-from radio.carriers import CLASS_NAMES
 from radio.recordings import find_recordings
 from radio.rng import TEST, TRAINING, VALIDATION, Stream
 from radio.scenes.config import WILD, with_settings
@@ -91,7 +90,7 @@ def test_sets_hold_their_scenes(whole):
     for name, count in COUNTS.items():
         made = SpectrogramSet(whole / name)
         assert made.shape == (count, 1, 32, 32)
-        assert made.class_names == ["Noise", "NR", "LTE"]
+        assert made.class_names == ["Noise", "NR", "LTE", "Other"]
         assert made.front_end_settings == front_end.settings()
         for index in range(count):
             scene = scene_of(KINDS[name], index)
@@ -100,7 +99,7 @@ def test_sets_hold_their_scenes(whole):
             assert line["scene"]["stream"] == {"seed": 0, "kind": KINDS[name], "index": index, "purpose": 0}
             assert (line["sample_rate_hz"], line["num_samples"]) == (1.92e6, 3840)
             assert line["center_freq_hz"] == scene.center_freq_hz
-            assert np.array_equal(made.mask(index), scene_mask(scene, front_end))
+            assert np.array_equal(made.mask(index), scene_mask(scene, front_end, WILD.classes))
             decibels = front_end.decibels(render(scene)[None])[0].numpy()
             stored = made.load(index, None)[1].astype(np.float64)
             np.testing.assert_allclose(stored + line["level_db"], decibels, atol=0.03)
@@ -108,7 +107,7 @@ def test_sets_hold_their_scenes(whole):
 
 def test_masks_are_the_rectangles_of_their_metadata(whole):
     """Each cell by its centre, by hand: rows of 1/32 of 1.92 MHz about -7.5 kHz, columns between the first
-    and last FFT.
+    and last FFT. What is narrower or shorter than a cell has the nearest.
     """
     low_hz = (np.arange(32) + 0.5) * 60e3 - 0.96e6 - 7.5e3
     seen = set()
@@ -125,10 +124,16 @@ def test_masks_are_the_rectangles_of_their_metadata(whole):
                 rows = (low_hz >= carrier["freq_lower_hz"]) & (low_hz < carrier["freq_upper_hz"])
                 end_s = carrier["start_s"] + carrier["duration_s"]
                 columns = (times_s >= carrier["start_s"]) & (times_s < end_s)
-                expected[np.ix_(rows, columns)] = CLASS_NAMES.index(carrier["label"])
+                if not rows.any():
+                    middle_hz = (carrier["freq_lower_hz"] + carrier["freq_upper_hz"]) / 2
+                    rows = abs(low_hz - middle_hz) < 30e3
+                if not columns.any():
+                    middle_s = (carrier["start_s"] + end_s) / 2
+                    columns = abs(times_s - middle_s) < (times_s[1] - times_s[0]) / 2
+                expected[np.ix_(rows, columns)] = WILD.classes.index(carrier["label"])
             assert np.array_equal(made.mask(index), expected)
             seen |= set(np.unique(expected))
-    assert seen == {0, 1, 2}
+    assert seen == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -251,6 +256,17 @@ def test_recordings_and_sets_are_added_to_each_other(whole, tmp_path, monkeypatc
     assert synthesize(tmp_path / "a", COUNTS, "--iq") == 0
 
 
+def test_recordings_of_real_samples_hold_real_samples(tmp_path):
+    more = ("--iq", "only", "--set", *SETTINGS, "real_valued=1", "padded=0", "noiseless=0")
+    assert synthesize(tmp_path / "out", {"train": 3}, *more) == 0
+    recordings = find_recordings([tmp_path / "out" / "iq"])
+    assert len(recordings) == 3
+    for number, recording in enumerate(recordings):
+        assert recording.is_real
+        expected = render(scene_of(TRAINING, number, more[3:]))
+        assert np.array_equal(recording.read(0, 3840), expected.numpy())
+
+
 # The contact sheet
 
 
@@ -269,7 +285,7 @@ def test_the_contact_sheet_shows_what_there_is(tmp_path, monkeypatch, iq):
     front_end, [row] = Spectrogram(128, 0.002, (32, 32)), rows  # of the first split, no more than it has
     scene = scene_of(VALIDATION, 0)
     np.testing.assert_allclose(row["image"], front_end(render(scene)[None])[0, 0], atol=5e-3)
-    assert np.array_equal(row["mask"], scene_mask(scene, front_end))
+    assert np.array_equal(row["mask"], scene_mask(scene, front_end, WILD.classes))
     assert row["title"].startswith("val scene 0: 1.92 Msps, 2.0 ms")
     path.unlink()
     assert synthesize(tmp_path / "out", {"val": 1, "test": 2}, *iq) == 0
@@ -557,7 +573,7 @@ def test_other_flags_are_named(tmp_path, capsys):
         (("--set", *SETTINGS, "snr_db=0,20"), "(scenes.snr_db was [-5.0, 40.0], is [0, 20])"),
         (
             ("--set", "duration_ms=2", "--preset", "classic"),
-            '(preset was "wild", is "classic"; scenes.sample_rates_hz was ',
+            '(preset was "wild", is "classic"; scenes.classes was ',
         ),
     ):
         capsys.readouterr()

@@ -3,6 +3,7 @@ by.
 """
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from radio.rng import Stream
 from radio.scenes import baseband
-from radio.scenes.distractors import KINDS, Distractor, add, draw
+from radio.scenes.distractors import JOIN_GAP_S, KINDS, Distractor, add, boxes, draw
 
 # (sample rate, duration, seed)
 CASES = [
@@ -204,6 +205,113 @@ def test_wrong_values_are_named(change):
         Distractor(**{"kind": "tone", "center_hz": 0.0, "bandwidth_hz": 1e3, "snr_db": 0.0, **change})
     with pytest.raises(ValueError, match="fax"):
         draw("fax", np.random.default_rng(0), 1e6, 1e-3, -1e5, 1e5, 0.0)
+
+
+# where it is seen
+
+
+@every_kind
+def test_its_boxes_hold_its_power(kind, rate, duration, seed):
+    """On a spectrogram: nearly all of it. Every box is 20 dB above what is outside, at both of its ends too."""
+    one = drawn(kind, rate, duration, seed, snr_db=60.0)
+    iq, size = rendered(one, rate, duration), 256 if rate < 10e6 else 512
+    frames = iq.unfold(0, size, size // 4) * torch.hann_window(size)
+    power = torch.fft.fftshift(torch.fft.fft(frames), dim=1).abs().square().numpy()
+    times_s = (np.arange(len(power)) * (size // 4) + size / 2) / rate
+    hertz = (np.arange(size) - size // 2) * rate / size
+    found = boxes(one, rate, len(iq), Stream(0))
+    assert found
+
+    def cells(start, end, low, high, frames, bins):
+        """Of a box that is wider by so many frames and bins, at least one."""
+        reach_s, reach_hz = frames * size / rate, bins * rate / size
+        columns = (times_s >= start - reach_s) & (times_s < end + reach_s)
+        rows = (hertz >= low - reach_hz) & (hertz <= high + reach_hz)
+        columns[abs(times_s - (start + end) / 2).argmin()] = True
+        rows[abs(hertz - (low + high) / 2).argmin()] = True
+        return np.ix_(columns, rows)
+
+    inside = np.zeros(power.shape, bool)
+    for box in found:
+        inside[cells(*box, 0.6, 2.5)] = True
+    assert power[inside].sum() > 0.98 * power.sum()
+    outside = power[~inside].mean() if (~inside).any() else 0.0
+    ends = max(2, round(60e-6 * rate / (size // 4)))
+    for box in found:
+        level = power[cells(*box, 0.3, 0.25)].mean(axis=1)
+        assert min(level.mean(), level[:ends].max(), level[-ends:].max()) > 100 * outside
+
+
+BURSTS = {"symbol_rate_hz": 1e6, "roll_off": 0.25, "bits_a_symbol": 2, "burst_s": 1e-3}
+
+
+@pytest.mark.parametrize(("gap_s", "joined"), [(0.3e-3, True), (0.8e-3, False)])
+def test_bursts_close_to_each_other_share_a_box(gap_s, joined):
+    assert 0.8 * JOIN_GAP_S > 0.3e-3
+    assert 1.2 * JOIN_GAP_S < 0.8e-3  # gaps vary by a fifth
+    one = Distractor("qam", 1e6, 1.25e6, 10.0, 3, BURSTS | {"gap_s": gap_s})
+    found = boxes(one, 7.68e6, 76_800, Stream(0))
+    assert len(found) == 1 if joined else len(found) >= 5
+    for start, end, low, high in found:
+        assert (low, high) == (0.375e6, 1.625e6)
+        assert joined or end - start == pytest.approx(1e-3, abs=1e-9) or start == 0 or end == 10e-3
+
+
+def test_what_is_not_seen_has_no_box():
+    def count(snr_db, loss_db=0.0, **changes):
+        one = Distractor("qam", 0.0, 1.25e6, snr_db, 3, BURSTS | {"gap_s": 0.0} | changes)
+        return len(boxes(one, 7.68e6, 76_800, Stream(0), lambda frequency_hz: loss_db))
+
+    assert (count(-2.9), count(-3.1)) == (1, 0)
+    assert (count(7.0, 9.9), count(7.0, 10.1)) == (1, 0)  # the receiver's filter hides it
+    # 5 µs in cells of 50 µs
+    assert count(6.9, burst_s=5e-6, gap_s=1e-3) == 0
+    assert count(7.1, burst_s=5e-6, gap_s=1e-3) >= 8
+
+
+def test_weak_lines_of_a_comb_have_no_box():
+    settings = {"num_tones": 9, "spacing_hz": 600e3, "drift_hz": 0.0, "drift_period_s": 1.0}
+    settings |= {"burst_s": 1.0, "gap_s": 0.0}
+    one = Distractor("tone", 1e6, 8 * 600e3 + 20e3, 60.0, 5, settings)
+    lines = boxes(one, 15.36e6, 153_600, Stream(0))
+    np.testing.assert_allclose(
+        [(low + high) / 2 for _, _, low, high in lines], 1e6 + 600e3 * np.arange(-4, 5)
+    )
+    power = abs(np.fft.fft(rendered(one, 15.36e6, 10e-3).numpy())) ** 2
+    frequency = np.fft.fftfreq(len(power), 1 / 15.36e6)
+    levels_db = [
+        10 * np.log10(power[(frequency > low) & (frequency < high)].sum() / power.sum())
+        for *_, low, high in lines
+    ]
+    limit_db = np.median(levels_db)
+    # a line's power over the noise of 1 / 256 of the band
+    snr_db = -3 - limit_db - 10 * np.log10(one.bandwidth_hz / (15.36e6 / 256))
+    seen = boxes(dataclasses.replace(one, snr_db=snr_db + 0.01), 15.36e6, 153_600, Stream(0))
+    assert sorted(seen) == sorted(
+        line for line, level in zip(lines, levels_db, strict=True) if level > limit_db - 0.005
+    )
+
+
+def test_boxes_end_with_the_band_and_with_the_scene():
+    one = Distractor("qam", 3.5e6, 1.25e6, 10.0, 3, BURSTS | {"gap_s": 0.0})
+    assert boxes(one, 7.68e6, 76_800, Stream(0)) == [(0.0, 0.01, 3.5e6 - 0.625e6, 3.84e6)]
+    beyond = dataclasses.replace(one, center_hz=5e6)
+    assert boxes(beyond, 7.68e6, 76_800, Stream(0)) == []
+
+
+def test_slow_sweeps_are_labelled_along_the_sweep():
+    settings = {"waveform": "fmcw", "sweep_hz": 4e6, "shape": "up", "idle_s": 0.0}
+    slow, fast = (
+        Distractor("chirp", 0.0, 4.2e6, 20.0, 1, settings | {"sweep_s": sweep_s}) for sweep_s in (5e-3, 1e-3)
+    )
+    assert boxes(fast, 7.68e6, 76_800, Stream(0)) == [(0.0, 0.01, -2.1e6, 2.1e6)]
+    found = boxes(slow, 7.68e6, 76_800, Stream(0))
+    assert len(found) >= 32
+    assert {round(high - low) for *_, low, high in found} == {round(4.2e6 / 16)}
+    for (start, end, low, _), (later, _, after, _) in itertools.pairwise(found):
+        assert later == pytest.approx(end)
+        assert after > low or after == pytest.approx(-2.1e6)
+        assert end - start <= 5e-3 / 16 * 1.001
 
 
 # from the low rate into the band
@@ -468,6 +576,73 @@ def test_wifi_frames_begin_with_ten_equal_short_symbols_and_are_answered_after_s
     assert len(answered) >= 4
     np.testing.assert_allclose(gaps_us[answered], 16, atol=3)
     assert (gaps_us[answers[:-1]] > 31).all()  # DIFS: 34 µs
+
+
+@pytest.mark.parametrize(("slower", "lag_us"), [(2, 6.4), (4, 12.8), (10, 32.0)])
+def test_wifi_of_a_divided_clock_is_as_much_slower(slower, lag_us):
+    rate = 10e6
+    settings = WIFI | {"width_hz": 20e6 / slower, "spacing_hz": 312.5e3 / slower, "slower": slower}
+    iq = made("ofdm", rate, 20e-3, **settings | {"frame_s": 2e-3, "idle_s": 0.5e-3})
+    assert lag_correlation(iq, round(lag_us * 10)) > 0.15
+    assert lag_correlation(iq, 32) < 0.1  # 3.2 µs
+    begin, _ = runs(smoothed_power(iq, 40) > 0.02)[0]
+    short = iq[begin + 20 : begin + 20 + 70 * slower]  # eight of ten short symbols, each 0.8 µs and slower
+    assert lag_correlation(short, 8 * slower) > 0.8
+
+
+DRONE = {
+    "spacing_hz": 15e3,
+    "subcarriers": 600,
+    "prefix": 72 / 1024,
+    "long_prefix": 8 / 1024,
+    "null_dc": True,
+    "pilot_step": 0,
+    "bits_a_symbol": 2,
+    "sync": ((3, 600), (5, 147)),
+    "burst_s": 1e-3,
+    "gap_s": 3e-3,
+    "answer_db": 0.0,
+    "channels": 1,
+    "channel_hz": 0.0,
+}
+
+
+def test_a_drones_burst_is_of_ltes_symbols_and_has_its_zadoff_chu_sequences():
+    rate = 15.36e6
+    iq = made("drone", rate, 30e-3, bandwidth_hz=601 * 15e3, **DRONE)
+    bursts = runs(smoothed_power(iq, 64) > 0.1)
+    assert len(bursts) >= 5
+    np.testing.assert_allclose(np.diff(bursts, axis=1) / rate, 1e-3, atol=10e-6)  # two slots of 0.5 ms
+    for begin, end in bursts:
+        assert lag_correlation(iq[begin:end], 1024) > 0.05
+        starts = np.cumsum([80, 1024, 72, 1024, 72, 1024, 72, 1024, 72, 1024, 72])[::2]  # useful parts
+        places = np.r_[-300:0, 1:301]
+        for symbol, root in ((3, 600), (5, 147)):
+            first = begin + 32 + starts[symbol] - 40  # half the average's length, and within the prefix
+            n = np.arange(600)
+            expected = np.exp(-1j * np.pi * root * n * (n + 1) / 601)
+            best = max(
+                abs(np.vdot(expected * np.exp(-2j * np.pi * places * shift / 1024), symbols)) / norm
+                for symbols in [np.fft.fft(iq[first : first + 1024])[places]]
+                for norm in [np.linalg.norm(symbols) * np.sqrt(600)]
+                for shift in np.arange(0, 80, 0.5)
+            )
+            assert best > 0.95
+    spectrum = abs(np.fft.fft(iq[bursts[1][0] + 72 :][:1024])) ** 2
+    assert spectrum[0] < spectrum[1:301].mean() / 100  # nothing at the centre
+
+
+@pytest.mark.parametrize("spacing_hz", [15.625e3, 19.53125e3, 31.25e3, 60e3, 78.125e3])
+def test_burst_ofdm_repeats_after_its_symbol_and_hops(spacing_hz):
+    rate = round(40e6 / spacing_hz) * spacing_hz
+    settings = DRONE | {"spacing_hz": spacing_hz, "subcarriers": 64, "prefix": 0.25, "sync": ((0, 0),)}
+    settings |= {"channels": 7, "channel_hz": round(5e6 / spacing_hz) * spacing_hz, "gap_s": 1e-3}
+    one = Distractor("burst_ofdm", 0.0, 67 * spacing_hz + 6 * settings["channel_hz"], 0.0, 3, settings)
+    iq = rendered(one, rate, 30e-3).numpy()
+    assert lag_correlation(iq, round(rate / spacing_hz)) > 0.12
+    found = boxes(one, rate, len(iq), Stream(0))
+    assert len({low for *_, low, _ in found}) >= 4
+    assert {round(high - low) for *_, low, high in found} == {round(67 * spacing_hz)}
 
 
 @pytest.mark.parametrize(("size", "guard_share"), [(2048, 0.25), (8192, 0.125)])

@@ -11,7 +11,7 @@ from test_scene import FULL, one_carrier
 
 from data.sampling import is_iq
 from radio import front_end
-from radio.cyclic_prefix import CP_MEAN, CP_STD
+from radio.cyclic_prefix import CP_MEAN, CP_SCALE
 from radio.grid import OUTSIDE, Grid, View
 from radio.recordings import open_recording
 from radio.rng import Stream
@@ -329,7 +329,7 @@ def cp_of(iq, rate_hz, band_hz, columns=560, is_real=False):
     rows = one.frequency_axis_hz(rate_hz)
     inside = (rows > band_hz[0]) & (rows < band_hz[1])
     values = planes[1:, inside]
-    return [100 * (CP_MEAN + CP_STD * one[torch.isfinite(one)].mean().item()) for one in values]
+    return [100 * (CP_MEAN + CP_SCALE * one[torch.isfinite(one)].mean().item()) for one in values]
 
 
 def carrier_of(cell, rate_hz, offset_hz=0.0, traffic=FULL, duration_s=0.02):

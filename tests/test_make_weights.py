@@ -32,12 +32,8 @@ TINY = (
     4,
     "--held_out",
     2,
-    "--n_fft",
-    128,
-    "--window_ms",
-    3,
-    "--input_size",
-    16,
+    "--front_end",
+    "--front_end grid --channels power,cp --input_size 16 32",
     "--set",
     "duration_ms=1,4",
     "sample_rates_hz=1.92e6",
@@ -80,7 +76,7 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
     assert here == ["main_synthesize.py"] * 3 + ["main_pretrain.py", "main_finetune.py"]
     shards = [SpectrogramSet(tmp_path / "shards" / name / "train") for name in ("wild-000", "whole-000")]
     joined = SpectrogramSet(tmp_path / "scenes" / "train")
-    assert joined.shape == (8, 1, 16, 16)
+    assert joined.shape == (8, 4, 16, 32)
     for arrays in ("spectrograms", "masks"):
         parts = [getattr(one, arrays).read(0, 4) for one in shards]
         assert np.array_equal(getattr(joined, arrays).read(0, 8), np.concatenate(parts))
@@ -92,9 +88,14 @@ def test_one_command_makes_weights_that_label_and_again_makes_the_same(here, tmp
         weights = read_weights(path)
         assert {value.dtype for value in weights.state_dict.values()} == {torch.float16}
         assert (weights.holds, weights.licence) == (holds, "Apache-2.0")
-        assert (weights.front_end["n_fft"], weights.front_end["duration_s"]) == (128, 0.003)
+        assert (weights.front_end["kind"], weights.front_end["channels"]) == ("grid", ["power", "cp"])
         assert str(tmp_path) not in weights.command
-    assert engine_segment.open_segmenter(seg, torch.device("cpu")).class_names == ["Noise", "NR", "LTE"]
+    assert engine_segment.open_segmenter(seg, torch.device("cpu")).class_names == [
+        "Noise",
+        "NR",
+        "LTE",
+        "Other",
+    ]
 
     # what --eval says of the file is what was measured after training, in single precision
     flags = (
@@ -133,18 +134,21 @@ def test_shards_are_of_every_recipe_and_each_of_a_seed_of_its_own(tmp_path):
     args = make.get_args_parser().parse_args(words)
     found = make.shards(args)
     assert len({folder for *_, folder in found}) == len({seed for _, seed, _ in found}) == 12
-    assert Counter(one[0] for one in found) == {"wild": 4, "whole": 2, "pieces": 2, "frames": 2, "others": 2}
+    expected = {"wild": 3, "whole": 2, "others": 3, "frames": 2, "pieces": 1, "odd": 1}
+    assert Counter(one[0] for one in found) == expected
     for recipe in make.RECIPES:
         flags = map(str, make.scene_flags(args, recipe))
         made_of = main_synthesize.get_args_parser().parse_args(["--output", "x", *flags])
         config = with_settings(PRESETS[made_of.preset], made_of.set)
         assert config.duration_ms == (3,)  # --set has the last word
-        assert (config.inside, config.agc, config.noise_only) == {
-            "wild": (0.2, 0.15, 0.2),
-            "whole": (0, 0.15, 0.2),
-            "pieces": (0, 1, 0.1),
-            "frames": (0, 0, 0),
-            "others": (0.2, 0.4, 1),
+        assert config.classes == ("Noise", "NR", "LTE", "Other")
+        assert (config.inside, config.agc, config.noise_only, config.noiseless) == {
+            "wild": (0.2, 0.08, 0.15, 0.04),
+            "whole": (0, 0.08, 0.15, 0.04),
+            "pieces": (0, 1, 0.1, 0.04),
+            "frames": (0, 0, 0, 0),
+            "others": (0.2, 0.2, 1, 0.04),
+            "odd": (0.2, 0.08, 0.15, 0.15),
         }[recipe]
 
 

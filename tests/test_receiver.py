@@ -182,6 +182,19 @@ def test_noise_has_the_shape_of_the_filter_and_lies_on_the_floor_behind_it():
     assert decibels(beyond.mean()) == pytest.approx(decibels(10**-3 + 10**-5), abs=0.2)
 
 
+def test_the_floor_behind_the_filter_hides_what_it_attenuates():
+    receiver_ = Receiver(**FILTER, floor_db=-30.0)
+    assert receiver.loss_db(Receiver(**FILTER), -0.45) == pytest.approx(0, abs=1e-9)
+    assert receiver.loss_db(Receiver(noise=False), 0.1) < -100  # nothing hides anything
+    assert receiver.loss_db(Receiver(), 0.1, later_noise=1.0) == pytest.approx(3.01, abs=0.01)
+    assert receiver.loss_db(receiver_, 0.0) == pytest.approx(0.0043, abs=1e-4)
+    frequency, density = signal.welch(
+        received(400_000, **FILTER, floor_db=-30.0), nperseg=128, return_onesided=False, detrend=False
+    )
+    beyond = decibels(density[(frequency < -0.38) | (frequency > 0.43)].mean())
+    assert receiver.loss_db(receiver_, -0.45) == pytest.approx(beyond + 50, abs=0.3)  # noise over signal
+
+
 def test_filtered_noise_is_as_strong_at_the_ends_as_in_the_middle():
     narrow = {
         "passband": (-0.02, 0.02),
@@ -332,6 +345,15 @@ def test_loading_does_not_depend_on_the_level():
     )
     assert np.array_equal(weak, strong)
     assert decibels(np.mean(np.abs(weak) ** 2) / 2) == pytest.approx(-10, abs=0.05)
+
+
+def test_loading_by_codes():
+    codes = torch.view_as_real(
+        receive(
+            torch.zeros(100_000).cfloat(), Receiver(bits=8, loading_db=receiver.loading_db(5, 8)), 1e6, STREAM
+        )
+    )
+    assert float((codes * 128).square().mean().sqrt()) == pytest.approx(5, rel=0.01)
 
 
 def test_silence_stays_silent_in_the_converter():

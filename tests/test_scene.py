@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from radio.carriers import CLASS_NAMES, paint
+from radio.carriers import CLASS_NAMES, OTHER, paint
 from radio.rng import TRAINING, VALIDATION, Stream
 from radio.scenes import lte, nr, nr_grid, ofdm
 from radio.scenes.channel import Fading
@@ -220,6 +220,55 @@ def test_the_snr_is_that_of_the_occupied_resource_elements(cell, fading, snr_db)
     assert 10 * np.log10(signal / noise) == pytest.approx(snr_db, abs=0.5)
 
 
+@pytest.mark.parametrize(("spacing_khz", "num_rb", "case"), [(15, 52, "A"), (30, 51, "C"), (60, 24, "A")])
+def test_nr_symbols_carry_the_phase_of_their_carrier(spacing_khz, num_rb, case):
+    """TS 38.211 5.4: exp(j 2π f0 (t - t_start,l - N_CP,l T_c)), against a carrier that goes on from symbol to
+    symbol. Symbols of a subframe by hand: 144 samples of prefix at 2048 points, 16 T_s more twice a subframe.
+    """
+    rate, offset_hz, center_hz, ppm = 30.72e6, 1.23e6, 3.6e9 + 123.0, 7.0
+    cell, mu = nr.NrCarrier(spacing_khz, num_rb, ssb_case=case), {15: 0, 30: 1, 60: 2}[spacing_khz]
+    error_hz = ppm * 1e-6 * center_hz
+    baseband = dataclasses.replace(
+        one_carrier(cell, rate, offset_hz, 0.003, edge_s=0.0), center_freq_hz=-offset_hz
+    )
+    [transmission] = baseband.transmissions
+    at_rf = dataclasses.replace(
+        baseband,
+        center_freq_hz=center_hz,
+        clock_error_ppm=ppm,
+        transmissions=(dataclasses.replace(transmission, offset_hz=offset_hz + error_hz),),
+    )
+    bits, _ = baseband.schedule(0)
+    grid = nr_grid.resource_grids(cell, transmission.first_slot, bits, Stream(0))[0]
+    rotations = []
+    for scene in (baseband, at_rf):
+        time_s = np.arange(scene.num_samples) * scene.interval_s
+        shift_hz = scene.transmissions[0].offset_hz
+        iq = render(scene).numpy() * np.exp(-2j * np.pi * shift_hz * time_s)
+        rotations.append(elements(torch.from_numpy(iq), 1 / scene.interval_s, grid, 0.02))
+    known = np.isfinite(rotations[0]).all(axis=1) & grid.occupied.numpy().any(axis=1)
+    known &= np.isfinite(rotations[1]).all(axis=1)
+
+    sent_s, times_s = 0.0, []
+    for symbol in range(14 * 2**mu):
+        prefix_s = (144 / 2**mu + 16 * (symbol % (7 * 2**mu) == 0)) / 30.72e6
+        times_s.append(sent_s + prefix_s)
+        sent_s += prefix_s + 1 / (1e3 * spacing_khz)
+    assert sent_s == pytest.approx(1e-3)
+    expected = np.exp(-2j * np.pi * (center_hz + offset_hz) * np.array(times_s))
+    expected = expected[(grid.first_symbol + np.arange(len(known))) % len(expected)]
+    baseband_sent = np.where(grid.occupied.numpy(), rotations[0], 0)  # SSBs may have another numerology
+    found = np.array(
+        [np.vdot(first, second) for first, second in zip(baseband_sent, rotations[1], strict=True)]
+    )
+    found = found[known]
+    found /= abs(found)
+    turned = found / expected[known]
+    assert known.sum() > 30 * 2**mu
+    assert np.abs(np.angle(turned * turned.mean().conj())).max() < 0.1
+    assert np.abs(np.angle(found[1:] / found[:-1])).max() > 1  # it is seen
+
+
 # What scenes are drawn from
 
 
@@ -241,17 +290,79 @@ def test_global_random_state_is_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()
 
 
+def test_distractors_are_labelled_where_they_are_seen():
+    config = with_settings(
+        WILD, [*USUAL, "noise_only=1", "num_distractors=1", "distractor_snr_db=20", "filtered=0", "beyond=0"]
+    )
+    labelled = 0
+    for scene in scenes(config, 40):
+        carriers = scene.carriers()
+        assert {carrier.label for carrier in carriers} <= {OTHER}
+        if carriers:
+            [one] = scene.distractors
+            assert min(carrier.start_s for carrier in carriers) >= 0
+            assert max(carrier.end_s for carrier in carriers) <= scene.duration_s * (1 + 1e-9)
+            assert min(carrier.freq_lower_hz for carrier in carriers) >= one.center_hz - one.bandwidth_hz
+            assert max(carrier.freq_upper_hz for carrier in carriers) <= one.center_hz + one.bandwidth_hz
+            labelled += 1
+        hidden = dataclasses.replace(
+            scene,
+            receiver=Receiver(passband=(0.497, 0.5), transition=(0.003, 0.003), stopband_db=60, floor_db=0),
+        )
+        assert len(hidden.carriers()) < len(carriers) or not carriers
+    assert labelled > 30
+
+
+def test_full_carriers_fill_every_block_and_are_as_many_as_idle_ones():
+    assert WILD.full == WILD.idle > 0
+    for base, settings in ((WILD, ["noise_only=0"]), (CLASSIC, ["idle=0.2", "full=0.2"])):
+        full, idle, other = 0, 0, 0
+        for scene in scenes(with_settings(base, settings), 250):
+            for number, transmission in enumerate(scene.transmissions):
+                if transmission.traffic.full:
+                    bits, _ = scene.schedule(number)
+                    assert bits.all()
+                full += transmission.traffic.full
+                idle += transmission.traffic.users == 0
+                other += transmission.traffic.blocks
+        count = sum(len(scene.transmissions) for scene in scenes(with_settings(base, settings), 250))
+        assert full / count == pytest.approx(0.2, abs=0.06)
+        assert idle / count == pytest.approx(0.2, abs=0.06)
+        assert other == (0 if base is WILD else count - full - idle)
+
+
+@pytest.mark.parametrize(
+    "cell", [lte.LteCell(50, control_load=0.5), nr.NrCarrier(30, 51, tdd_pattern="DDDSU")]
+)
+def test_a_full_carrier_has_no_gaps(cell):
+    """Every column of its downlink slots is occupied in every resource block; others are silent."""
+    scene = one_carrier(cell, 30.72e6, traffic=Traffic(users=2, busy=0.3, filled=0.2, full=True))
+    bits, _ = scene.schedule(0)
+    grid = (
+        lte.resource_grid(cell, 20, bits, Stream(0))
+        if isinstance(cell, lte.LteCell)
+        else nr_grid.resource_grids(cell, 40, bits, Stream(0))[0]
+    )
+    blocks = grid.occupied[:, : 12 * cell.num_rb].unflatten(1, (-1, 12)).any(dim=2)
+    sent = blocks[12::14].any(dim=1)  # a symbol with PDSCH and no SSB
+    assert sent.any()
+    assert blocks[12::14][sent].all()
+    assert bool(sent.all()) == isinstance(cell, lte.LteCell)
+
+
 def test_wild_scenes_keep_their_promises():
     drawn = scenes(WILD, 400)
     for scene in drawn:
         half_hz = scene.sample_rate_hz / 2
         assert scene.sample_rate_hz in WILD.sample_rates_hz
-        assert 0.99e-3 < scene.duration_s < 80.01e-3
+        assert 0.49e-3 < scene.duration_s < 80.01e-3
+        assert scene.num_samples >= 1024
         carriers = scene.carriers()
         for carrier in carriers:
             assert -half_hz <= carrier.freq_lower_hz < carrier.freq_upper_hz <= half_hz
             assert carrier.start_s >= 0
             assert carrier.start_s + carrier.duration_s <= scene.duration_s * (1 + 1e-9)
+        carriers = [carrier for carrier in carriers if carrier.label != OTHER]
         edges = sorted((carrier.freq_lower_hz, carrier.freq_upper_hz) for carrier in carriers)
         assert all(low >= high for (_, high), (low, _) in itertools.pairwise(edges))
         for distractor in scene.distractors:
@@ -282,7 +393,7 @@ def test_wild_scenes_keep_their_promises():
         WILD.distractor_kinds
     )
     assert {transmission.fading.model for transmission in everything} == set(WILD.fading_models)
-    assert {scene.receiver.bits for scene in drawn} == {8, 12, 16}
+    assert {scene.receiver.bits for scene in drawn} == {0, 8, 12, 16}
     inside = [
         scene
         for scene in drawn
@@ -304,9 +415,31 @@ def test_distractors_may_reach_beyond_the_band_where_no_carrier_is():
                 reaching.append(distractor.kind)
             assert seen_hz > 0
             assert all(
-                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3 for one in scene.carriers()
+                high <= one.freq_lower_hz + 1e3 or low >= one.freq_upper_hz - 1e3
+                for one in scene.carriers()
+                if one.label != OTHER
             )
     assert {"ofdm", "pulses", "qam"} <= set(reaching)
+
+
+def test_distractors_may_be_wider_than_the_band():
+    settings = [*USUAL, "beyond=1", "sample_rates_hz=20e6", "num_distractors=1", "distractor_kinds=ofdm"]
+    config = with_settings(
+        WILD, [*settings, "noise_only=1", "distractor_snr_db=20", "duration_ms=5", "filtered=0"]
+    )
+    whole = [
+        (scene, carriers)
+        for scene in scenes(config, 60)
+        if (carriers := scene.carriers()) and carriers[0].bandwidth_hz == 20e6
+    ]
+    assert len(whole) > 5
+    for scene, carriers in whole[:3]:
+        power = render(scene).abs().square()
+        times_s = torch.arange(len(power)) / 20e6
+        on = torch.zeros(len(power), dtype=bool)
+        for carrier in carriers:
+            on |= (times_s >= carrier.start_s) & (times_s < carrier.end_s)
+        assert not (~on).any() or power[on].mean() > 10 * power[~on].mean()
 
 
 def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it():
@@ -326,6 +459,10 @@ def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it(
             "dc_spike=0",
             "agc=0",
             "bits=0",
+            "real_valued=0",
+            "faint=0",
+            "padded=0",
+            "hump=0",
         ],
     )
     pairs = [
@@ -347,6 +484,101 @@ def test_of_a_wi_fi_channel_at_the_edge_of_the_band_nothing_is_mirrored_into_it(
             power[(frequency > low_hz + 1e6) & (frequency < 4.7e6)],
         )
         assert inside.mean() > 30 * outside.mean()
+
+
+USUAL = ["hump=0", "noiseless=0", "faint=0", "real_valued=0", "padded=0"]
+
+
+def test_other_draws_do_not_depend_on_what_sets_captures_apart():
+    for usual, scene in zip(scenes(with_settings(WILD, USUAL), 60), scenes(WILD, 60), strict=True):
+        if scene.receiver == usual.receiver and not scene.is_real:
+            assert dataclasses.replace(scene, padding=(0, 0)) == usual
+
+
+def test_humps_are_filtered_noise_without_a_carrier():
+    for scene in scenes(with_settings(WILD, [*USUAL, "hump=1", "num_distractors=0"]), 20):
+        assert scene.receiver.stopband_db >= 10
+        assert -0.5 < scene.receiver.passband[0] < scene.receiver.passband[1] < 0.5
+        assert scene.carriers() == [] == list(scene.transmissions)
+
+
+def test_noiseless_scenes_are_what_was_sent():
+    settings = [*USUAL, "noiseless=1", "num_distractors=0", "duration_ms=2", "agc=0", "part_time=0"]
+    drawn = scenes(with_settings(WILD, settings), 60)
+    sent = [scene for scene in drawn if scene.carriers()]
+    assert all(not scene.receiver.noise for scene in sent)
+    assert all(scene.receiver.noise for scene in drawn if not scene.carriers())  # never all zeros
+    assert {scene.receiver.bits for scene in sent} == {0, 8, 12, 16}
+    silent = one_carrier(lte.LteCell(25, duplex="TDD"), 7.68e6, receiver=SILENT, edge_s=0.0)
+    assert float((render(silent).abs() == 0).float().mean()) > 0.3  # uplink subframes
+
+
+def test_faint_scenes_use_few_codes_beside_a_dc_spike():
+    for scene in scenes(
+        with_settings(WILD, [*USUAL, "faint=1", "duration_ms=2", "sample_rates_hz=3.84e6"]), 20
+    ):
+        codes = torch.view_as_real(render(scene)) * 128
+        rms = float(codes.square().mean().sqrt())
+        assert 0.9 < rms < 3.1  # rounding adds a twelfth
+        assert scene.receiver.dc_db >= -12
+
+
+def test_real_scenes_are_their_own_mirror_image_and_labelled_in_the_upper_half():
+    settings = [
+        *USUAL,
+        "real_valued=1",
+        "noise_only=0",
+        "snr_db=30",
+        "duration_ms=4",
+        "sample_rates_hz=30.72e6",
+    ]
+    labelled = 0
+    for scene in scenes(with_settings(WILD, settings), 20):
+        iq = render(scene)
+        assert scene.is_real
+        assert not iq.imag.any()
+        assert all(carrier.freq_lower_hz >= 0 for carrier in scene.carriers())
+        labelled += bool(scene.carriers())
+    assert labelled > 10
+
+
+def test_the_snr_of_real_samples_is_that_of_the_upper_half():
+    scene = one_carrier(lte.LteCell(25), 30.72e6, 7e6, snr_db=20.0, receiver=Receiver())
+    levels = []
+    for is_real in (False, True):
+        frequency, power = spectrum(render(dataclasses.replace(scene, is_real=is_real)), 30.72e6)
+        inside = (abs(frequency - 7e6) < 2e6) & (abs(frequency - 7e6) > 0.1e6)
+        levels.append(10 * np.log10(power[inside].mean() / power[(frequency > 11e6)].mean()))
+    assert levels[1] == pytest.approx(levels[0], abs=0.2)
+
+
+def test_padding_is_zeros_without_a_label():
+    settings = [*USUAL, "padded=1", "noise_only=0", "duration_ms=3", "sample_rates_hz=3.84e6"]
+    sides = set()
+    for scene in scenes(with_settings(WILD, settings), 40):
+        before, after = scene.padding
+        sides.add((before > 0, after > 0))
+        iq, count = render(scene), scene.num_samples
+        assert not iq[:before].any()
+        assert not iq[count - after :].any()
+        assert before + after < count
+        assert all(one.start_s >= before / 3.84e6 - 1e-12 for one in scene.carriers())
+        assert all(one.end_s <= (count - after) / 3.84e6 + 1e-12 for one in scene.carriers())
+    assert sides == {(True, False), (False, True), (True, True)}
+
+
+def test_what_eight_bits_round_away_has_no_label():
+    """Beside a carrier of 40 dB, in a receiver that has a code or two for both."""
+    strong = one_carrier(lte.LteCell(25), 15.36e6, 4e6, snr_db=40.0).transmissions[0]
+    weak = one_carrier(lte.LteCell(25), 15.36e6, -4e6, snr_db=2.0).transmissions[0]
+    scene = dataclasses.replace(one_carrier(lte.LteCell(25), 15.36e6), transmissions=(strong, weak))
+    assert len(scene.carriers()) == 2
+    coarse, fine = (
+        dataclasses.replace(scene, receiver=Receiver(bits=8, loading_db=loading_db))
+        for loading_db in (-40, -15)
+    )
+    assert [one.center_freq_hz for one in coarse.carriers()] == [4e6]
+    assert len(fine.carriers()) == 2
 
 
 def test_gain_is_switched_as_often_as_asked_for():
@@ -411,6 +643,9 @@ def test_settings_change_fields():
         ("bits=1.5", "--set bits"),
         ("fading_models=TDL-X", "--set fading_models"),
         ("doppler_hz=0,5000", "--set doppler_hz"),
+        ("classes=Noise,WiFi", "--set classes: expected some of LTE,NR,Noise,Other; found WiFi"),
+        ("classes=NR,Noise", "--set classes: expected different classes, Noise first; found NR,Noise"),
+        ("classes=Noise,NR,NR", "--set classes: expected different classes"),
     ],
 )
 def test_wrong_settings_are_named(setting, said):

@@ -32,43 +32,38 @@ from data.spectrogram_set import SpectrogramSet, join_sets
 from util.errors import RunError, UserError, reported
 
 ROOT = Path(__file__).resolve().parent.parent
+FRONT_END = "--front_end grid --channels power,cp"
 # What most training scenes and all held-out scenes change in the preset `wild`.
 SETTINGS = (
-    # captures about as long as the labelling window
-    "duration_ms=2,12 "
+    "duration_ms=20 "  # an image of the front end
     # common receiver rates, more often the most common; higher rates would take most of the time
-    "sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,7.68e6,10e6,11.52e6,15.36e6,19.2e6,19.2e6,20e6,"
-    "23.04e6,23.04e6,30.72e6,46.08e6,46.08e6,61.44e6 "
+    "sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,7.68e6,10e6,11.52e6,15.36e6,19.2e6,19.2e6,19.2e6,20e6,"
+    "20e6,23.04e6,23.04e6,30.72e6,30.72e6,40e6,46.08e6,61.44e6 "
     # visible carriers only: invisible ones teach the model to guess
     "snr_db=0,40 power_range_db=30 "
     # balances the labels: a quiet NR carrier is in none
-    "technologies=NR,NR,NR,LTE,LTE "
-    # more distractors that resemble carriers (OFDM, bursts), also without carriers
-    "noise_only=0.2 distractor_kinds=tone,fm,gfsk,hopping,qam,qam,ofdm,ofdm,ofdm,chirp,gsm,noise_burst,"
-    "noise_burst,nbiot,pulses beyond=0.4 "
-    # many gain steps, as in joined recordings; 8-bit receivers that clip
-    "agc=0.15 agc_steps=1,8 overdriven=0.12"
+    "technologies=NR,NR,NR,LTE,LTE noise_only=0.15 beyond=0.3 overdriven=0.1"
 )
 # Flags of main_synthesize.py.
 RECIPES = {
     "wild": f"--set {SETTINGS}",
     # carriers seen from edge to edge
-    "whole": f"--set {SETTINGS} duration_ms=4,12 inside=0 cut=0.1",
-    # the clean NR and LTE frames of the published work
-    "frames": "--preset classic --set duration_ms=2,12 "
+    "whole": f"--set {SETTINGS} inside=0 cut=0.1 num_carriers=1,1,2",
+    # the NR and LTE frames of the published work, some of them fully loaded or idle
+    "frames": "--preset classic --set duration_ms=20 classes=Noise,NR,LTE,Other full=0.3 block_traffic=0.8 "
     "sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6 snr_db=0,40",
     # one carrier in a recording joined of pieces, each with its own gain
-    "pieces": f"--set {SETTINGS} inside=0 cut=0.05 num_carriers=1 technologies=NR,NR,NR,LTE noise_only=0.1 "
+    "pieces": f"--set {SETTINGS} duration_ms=1,20 inside=0 cut=0.05 num_carriers=1 noise_only=0.1 "
     "sample_rates_hz=11.52e6,15.36e6,23.04e6,23.04e6,30.72e6,46.08e6,46.08e6,61.44e6 "
-    "nr_bandwidths_mhz=10,15,20,20,40,40,50 nr_spacings_khz=15,30,30 nr_ssb_periods_ms=5,10,20 "
-    "agc=1 agc_steps=1,12",
-    # no carrier, but signals that resemble one, and noise of changing level
-    "others": f"--set {SETTINGS} noise_only=1 num_distractors=0,1,1,1,1,2,3 beyond=0.5 "
-    "sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,10e6,15.36e6,20e6,20e6,20e6,20e6,25e6,40e6 "
-    "distractor_kinds=ofdm,ofdm,ofdm,ofdm,ofdm,ofdm,qam,noise_burst,noise_burst,gsm,pulses "
-    "agc=0.4 agc_steps=10,200 agc_step_db=-3,3",
+    "nr_bandwidths_mhz=10,15,20,20,40,40,50 nr_spacings_khz=15,30,30 agc=1 agc_steps=1,12",
+    # no carrier, but signals that resemble one, humps, and noise of changing level
+    "others": f"--set {SETTINGS} noise_only=1 num_distractors=0,1,1,1,1,2,3 beyond=0.5 hump=0.15 "
+    "sample_rates_hz=1.92e6,1.92e6,2.4e6,3.84e6,10e6,15.36e6,20e6,20e6,20e6,20e6,25e6,40e6 "
+    "distractor_snr_db=0,50 agc=0.2 agc_steps=1,100 agc_step_db=-3,3",
+    # short captures, and those that no receiver or a poor one made
+    "odd": f"--set {SETTINGS} duration_ms=0.5,20 noiseless=0.15 faint=0.2 real_valued=0.15 padded=0.25",
 }
-MIX = ("wild", "whole", "pieces", "wild", "frames", "others")  # recipes of the shards, repeated
+MIX = ("wild", "whole", "others", "frames", "wild", "pieces", "odd", "others")  # of the shards, repeated
 
 
 def get_args_parser():
@@ -88,9 +83,7 @@ def get_args_parser():
     add("--held_out", type=int, default=1000, help="test scenes; half as many validate")
     add("--minutes", type=float, help="start no shard after this time")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all scenes")
-    add("--n_fft", type=int, default=512)
-    add("--window_ms", type=float, default=5.0, help="window in which main_segment.py labels")
-    add("--input_size", type=int, default=224, help="rows and columns of a spectrogram")
+    add("--front_end", default=FRONT_END, metavar="FLAGS", help="flags of the front end, in quotes")
     add("--num_workers", type=int, default=os.cpu_count() or 1, help="for scenes and training")
 
     add = parser.add_argument_group("training").add_argument
@@ -119,8 +112,7 @@ def run(script, *flags, quiet=False):
 
 
 def scene_flags(args, recipe):
-    front_end = f"--n_fft {args.n_fft} --window_ms {args.window_ms} --input_size {args.input_size}"
-    return [*front_end.split(), *RECIPES[recipe].split(), *args.set]
+    return [*shlex.split(args.front_end), *RECIPES[recipe].split(), *args.set]
 
 
 def shards(args):
@@ -157,7 +149,7 @@ def finished_shards(args):
 
 
 def join(args):
-    """Make OUTPUT/scenes: train joins the finished shards; val and test link to the held-out scenes."""
+    """Make OUTPUT/scenes: train points to the finished shards; val and test link to the held-out scenes."""
     finished = finished_shards(args)
     if not finished:
         raise UserError(f"--output {args.output}: expected scenes; found none; run --only scenes first")

@@ -70,32 +70,24 @@ class Clock(NamedTuple):
         """Random QAM points of `bits` bits: complex64 of a shape."""
         return random_symbols(torch.full(shape, bits, dtype=torch.uint8, device=self.device), stream)
 
-    def bursts(self, rng, burst_s, gap_s, jitter=0.0):
-        """Times of bursts: [(start s, length s)], at least half of one inside the stretch.
+    def keyed(self, low, bursts, edge_s=0.0):
+        """A signal that is on in its bursts; unchanged if the first has no end."""
+        return low if math.isinf(bursts[0].length_s) else low * self.gate(bursts, edge_s)
 
-        jitter: gaps vary uniformly by this share.
+    def gate(self, bursts, edge_s):
+        """Amplitude over time of bursts, at their levels, with sin² edges inside: float32 [count].
+
+        Where bursts overlap, the later one counts.
         """
-        start = rng.uniform(-0.5 * burst_s, min(gap_s, max(self.duration_s - burst_s / 2, 0.0)))
-        times = []
-        while start < self.duration_s:
-            times.append((start, burst_s))
-            start += burst_s + gap_s * (1 + jitter * rng.uniform(-1, 1))
-        return times
-
-    def keyed(self, low, rng, burst_s, gap_s, jitter, edge_s=0.0):
-        """A signal in bursts; unchanged if `gap_s` is 0."""
-        return low * self.gate(self.bursts(rng, burst_s, gap_s, jitter), edge_s) if gap_s else low
-
-    def gate(self, bursts, edge_s, levels=None):
-        """Amplitude over time of bursts [(start s, length s)] with sin² edges inside: float32 [count]."""
         gate = torch.zeros(self.count)
         edge = round(edge_s * self.rate_hz)
         ramp = torch.sin((torch.arange(edge) + 0.5) * (math.pi / 2 / max(1, edge))).square()
-        for number, (start_s, length_s) in enumerate(bursts):
-            window = torch.ones(max(2 * edge + 1, round(length_s * self.rate_hz)))
+        for burst in bursts:
+            longest = self.count + edge - self.index(burst.start_s)
+            window = torch.ones(max(2 * edge + 1, round(min(burst.length_s * self.rate_hz, longest))))
             window[:edge] = ramp
             window[len(window) - edge :] = ramp.flip(0)
-            self.write(gate, self.index(start_s), window * (levels[number] if levels is not None else 1.0))
+            self.write(gate, self.index(burst.start_s), window * 10 ** (burst.level_db / 20))
         return gate.to(self.device)
 
 

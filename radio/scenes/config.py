@@ -4,6 +4,7 @@ import difflib
 import math
 from dataclasses import dataclass, field, fields, replace
 
+from radio.carriers import LTE, NOISE, NR, OTHER
 from radio.scenes import channel, distractors, lte, nr
 from util.errors import UserError
 
@@ -28,6 +29,12 @@ def _check_choices(name, values, among):
         _expect(name, f"some of {_text(sorted(among))}", not unknown, unknown)
 
 
+def _check_classes(name, values, among):
+    _check_choices(name, values, among)
+    once = values[0] == NOISE and len(set(values)) == len(values)
+    _expect(name, f"different classes, {NOISE} first", once, values)
+
+
 def _text(values):
     return ",".join(f"{value:g}" if isinstance(value, (int, float)) else str(value) for value in values)
 
@@ -40,6 +47,9 @@ def _range(low, high, within=(-math.inf, math.inf)):
 def _log_range(low, high, within):
     """A range, drawn uniformly in the logarithm."""
     return field(default=(low, high), metadata={"check": _check_range, "known": within, "log": True})
+
+
+LEAST_SAMPLES = 1024  # of scenes whose duration is drawn: an FFT of the published front end
 
 
 def _choices(*values, among=None):
@@ -64,9 +74,15 @@ class SceneConfig:
     A distractor's SNR is its mean power over the noise in its bandwidth.
     """
 
+    # masks: names by class id; what has another label is Noise
+    classes: tuple = field(
+        default=(NOISE, NR, LTE, OTHER),
+        metadata={"check": _check_classes, "known": (NOISE, NR, LTE, OTHER)},
+    )
+
     # samples
     sample_rates_hz: tuple = _choices(*(1e6 * rate for rate in _MSPS))
-    duration_ms: tuple = _log_range(1.0, 80.0, within=(0.05, 10_000))
+    duration_ms: tuple = _log_range(0.5, 80.0, within=(0.05, 10_000))
     center_freq_hz: tuple = _log_range(0.6e9, 4.9e9, within=(0, 300e9))
 
     # contents
@@ -80,9 +96,11 @@ class SceneConfig:
     snr_db: tuple = _range(-5.0, 40.0, within=(-60, 120))
     power_range_db: tuple = _range(40.0, 40.0, within=(0, 200))  # largest difference between carriers
     num_distractors: tuple = _choices(0, 0, 0, 1, 1, 2, 3, 5, among=range(33))
-    distractor_kinds: tuple = _choices(*distractors.KINDS, among=distractors.KINDS)
-    beyond: float = _probability(0.0)  # distractors that may cross the band's edges
-    distractor_snr_db: tuple = _range(-5.0, 45.0, within=(-60, 120))
+    distractor_kinds: tuple = _choices(
+        *distractors.KINDS, "ofdm", "drone", "burst_ofdm", among=distractors.KINDS
+    )
+    beyond: float = _probability(0.2)  # distractors that may cross the band's edges, or be wider than it
+    distractor_snr_db: tuple = _range(-5.0, 50.0, within=(-60, 120))
     gap_hz: tuple = _log_range(0.1e6, 5e6, within=(0, 1e9))  # least gap between channels
     margin: tuple = _range(0.0, 0.02, within=(0, 0.4))  # least gap to the band's edges / sample rate
     raster_hz: tuple = _choices(1.0, 100e3)  # of centre frequencies, with several carriers
@@ -121,7 +139,7 @@ class SceneConfig:
 
     # PDSCH traffic of LTE and NR
     idle: float = _probability(0.2)
-    full: float = _probability(0.15)
+    full: float = _probability(0.2)  # every resource block of every downlink slot
     busy: tuple = _log_range(0.02, 1.0, within=(1e-4, 1))  # share of slots in which a user has data
     filled: tuple = _log_range(0.03, 1.0, within=(1e-4, 1))  # share of resource blocks that a user fills
     users: tuple = _choices(1, 1, 2, 3, 6, among=range(65))
@@ -168,6 +186,17 @@ class SceneConfig:
     overdriven: float = _probability(0.08)
     overdrive_db: tuple = _range(-8.0, 3.0)
 
+    # captures that are unlike others
+    hump: float = _probability(0.03)  # no carrier: the receiver's filter shapes noise like one
+    hump_width: tuple = _log_range(0.05, 0.9, within=(0.001, 0.96))  # width / sample rate
+    hump_db: tuple = _range(10.0, 50.0, within=(0, 80))
+    noiseless: float = _probability(0.04)  # simulated: neither noise nor errors of a receiver
+    faint: float = _probability(0.05)  # 8-bit receivers that use few codes, beside a DC spike
+    faint_codes: tuple = _range(1.0, 3.0, within=(0.1, 128))  # rms of I and of Q
+    real_valued: float = _probability(0.03)  # real samples: carriers are in the upper half of the band
+    padded: float = _probability(0.05)  # recordings with zeros before or after them
+    padding: tuple = _log_range(0.01, 0.6, within=(0, 0.99))  # zeros / samples
+
     def __post_init__(self):
         for item in fields(self):
             item.metadata["check"](item.name, getattr(self, item.name), item.metadata["known"])
@@ -180,6 +209,11 @@ class SceneConfig:
             widths = getattr(self, name)
             wanted = f"a carrier that fits a band of {lowest_hz / 1e6:g} MHz, or inside or cut above 0"
             _expect(name, wanted, min(widths) * 1e6 <= lowest_hz, widths)
+
+    def num_samples(self, duration_ms, sample_rate_hz):
+        """Samples of a scene. A duration that is drawn, not given, has `LEAST_SAMPLES` or more."""
+        least = LEAST_SAMPLES if len(self.duration_ms) > 1 else 1
+        return max(least, round(duration_ms * 1e-3 * sample_rate_hz))
 
 
 LOG_RANGES = {item.name for item in fields(SceneConfig) if "log" in item.metadata}
@@ -226,6 +260,7 @@ WILD = SceneConfig()
 # MathWorks' spectrum-sensing frames, R2021b to R2022b. Their SNRs of 40, 50 and 100 dB refer to 0 dBW.
 # The inverse FFT of 2048 points scales grids by 1 / N: the SNRs of resource elements are 33 dB lower.
 _CLASSIC = """
+    classes=Noise,NR,LTE
     sample_rates_hz=61.44e6 duration_ms=40.0 center_freq_hz=4e9
     noise_only=0.0 num_carriers=1,1,2 inside=0.0 cut=0.0 part_time=0.0 snr_db=7.0,17.0,67.0 power_range_db=0.0
     one_technology=0.0 num_distractors=0 gap_hz=1e6 margin=0.00390625 raster_hz=1e6
@@ -238,6 +273,7 @@ _CLASSIC = """
     idle=0.0 full=0.0 modulation_bits=2 user_power_db=0.0 block_traffic=1.0
     fading_models=flat doppler_hz=0.0,10.0,500.0 still=0.0 compressed=0.0 soft_edges=0.0
     exact_clock=1.0 filtered=0.0 noisy_phase=0.0 unbalanced=0.0 dc_spike=0.0 agc=0.0 bits=0 overdriven=0.0
+    hump=0.0 noiseless=0.0 faint=0.0 real_valued=0.0 padded=0.0
 """
 CLASSIC = with_settings(WILD, _CLASSIC.split())
 PRESETS = {"wild": WILD, "classic": CLASSIC}

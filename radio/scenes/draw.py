@@ -3,15 +3,17 @@
 import math
 from dataclasses import replace
 
-from radio.scenes import distractors, lte, nr, receiver
+from radio.scenes import distractors, lte, nr
 from radio.scenes.config import LOG_RANGES
 from radio.scenes.draw_cells import draw_fading, draw_lte_cell, draw_nr_cell, draw_traffic
-from radio.scenes.scene import PARAMETERS, Scene, Transmission
+from radio.scenes.draw_receiver import draw_capture, draw_receiver
+from radio.scenes.scene import CAPTURE, PARAMETERS, Scene, Transmission
 
 _FRAMES_S = 10.24  # system frame numbers repeat after this time, TS 36.331, TS 38.331
 _TRIES = 12  # to place a carrier
 _LEAST_VISIBLE = 0.15  # of a cut carrier's bandwidth, inside the band
-_BEYOND_HZ = 20e6  # how far a distractor may reach beyond the band: one Wi-Fi channel
+_BEYOND_HZ = (20e6, 20e6, 80e6)  # how far a distractor may reach beyond the band: a Wi-Fi channel, a wide one
+_BEYOND = 1.5  # and no farther than this many sample rates, since its samples take time
 _LEAST_SEEN = 0.3  # of a distractor's bandwidth or of the free band, whichever is less
 
 
@@ -52,15 +54,21 @@ def draw(config, stream):
     """The scene that a configuration and a stream (seed, kind, index) determine: a `Scene`."""
     dice = _Dice(config, stream.child(PARAMETERS).generator())
     sample_rate_hz = float(dice.choice("sample_rates_hz"))
-    num_samples = max(1, round(dice.number("duration_ms") * 1e-3 * sample_rate_hz))
+    num_samples = config.num_samples(dice.number("duration_ms"), sample_rate_hz)
     duration_s = num_samples / sample_rate_hz
     center_freq_hz = round(dice.number("center_freq_hz"), -3)
     clock_error_ppm = 0.0 if dice.happens("exact_clock") else dice.number("clock_error_ppm")
-    front_end = _receiver(dice, sample_rate_hz, duration_s)
+    front_end = draw_receiver(dice, sample_rate_hz, duration_s)
+    odd = _Dice(config, stream.child(CAPTURE).generator())
+    capture = draw_capture(odd, front_end, num_samples)
 
     transmissions, taken = (), []
-    if not dice.happens("noise_only"):
-        places = _places(dice, sample_rate_hz, front_end.passband)
+    if not dice.happens("noise_only") and not capture.is_hump:
+        if capture.is_real:  # the upper half of the band is a band of its own
+            places = _places(dice, sample_rate_hz / 2, (-0.48, 0.48), whole=True)
+            places = [(*carrier, offset_hz + sample_rate_hz / 4) for *carrier, offset_hz in places]
+        else:
+            places = _places(dice, sample_rate_hz, front_end.passband)
         strongest_db = dice.number("snr_db")
         weakest_db = max(strongest_db - dice.number("power_range_db"), min(config.snr_db))
         levels = [strongest_db, *dice.rng.uniform(weakest_db, strongest_db, len(places)).tolist()]
@@ -73,16 +81,25 @@ def draw(config, stream):
             for place, snr_db in zip(places, levels, strict=True)
         )
         taken = [(offset_hz - width * 0.5e6, offset_hz + width * 0.5e6) for _, width, _, offset_hz in places]
+    if capture.is_real:
+        taken = [*taken, (-sample_rate_hz / 2, 0.01 * sample_rate_hz)]
     others = _distractors(dice, sample_rate_hz, duration_s, taken)
     sampling = (sample_rate_hz, num_samples, center_freq_hz, clock_error_ppm)
-    return Scene(stream, *sampling, transmissions, others, front_end)
+    sent = (transmissions, others, capture.receiver)
+    scene = Scene(stream, *sampling, *sent, is_real=capture.is_real, padding=capture.padding)
+    if not (capture.receiver.noise or scene.carriers()):  # silence is left
+        return replace(scene, receiver=front_end)
+    return scene
 
 
 # Carriers
 
 
-def _places(dice, sample_rate_hz, passband):
-    """Carriers without overlap: [(technology, channel bandwidth in MHz, spacing in kHz, offset in Hz)]."""
+def _places(dice, sample_rate_hz, passband, whole=False):
+    """Carriers without overlap: [(technology, channel bandwidth in MHz, spacing in kHz, offset in Hz)].
+
+    whole: none is cut by the band or wider than it.
+    """
     count = int(dice.choice("num_carriers"))
     if dice.happens("one_technology"):
         technologies = [dice.choice("technologies")] * count
@@ -91,7 +108,7 @@ def _places(dice, sample_rate_hz, passband):
         both = sorted(set(dice.config.technologies))
         if count >= len(both) > 1:
             technologies = dice.rng.permutation(both + technologies[len(both) :]).tolist()
-    inside = dice.happens("inside")
+    inside = dice.happens("inside") and not whole
     gap_hz = dice.number("gap_hz")
     margin_hz = dice.number("margin") * sample_rate_hz
     raster_hz = float(dice.choice("raster_hz")) if count > 1 else 1.0
@@ -102,7 +119,8 @@ def _places(dice, sample_rate_hz, passband):
         for _ in range(_TRIES):
             width, spacing, num_rb = _size(dice, technology)
             widths_hz = width * 1e6, 12e3 * spacing * num_rb
-            offset = _offset(dice, *widths_hz, sample_rate_hz, passband_hz, margin_hz, inside and not places)
+            edges = (sample_rate_hz, passband_hz, margin_hz)
+            offset = _offset(dice, *widths_hz, *edges, inside and not places, whole)
             if offset is None:
                 continue
             offset = round(offset / raster_hz) * raster_hz
@@ -128,7 +146,7 @@ def _size(dice, technology):
     return width, spacing, nr.RESOURCE_BLOCKS[spacing][width]
 
 
-def _offset(dice, width_hz, used_hz, sample_rate_hz, passband_hz, margin_hz, inside):
+def _offset(dice, width_hz, used_hz, sample_rate_hz, passband_hz, margin_hz, inside, whole):
     """A carrier's centre, or None if it does not fit: around the whole band, across an edge, or within.
 
     Within: the passband holds the channel, else the transmission bandwidth. Else the sample rate holds the
@@ -142,7 +160,7 @@ def _offset(dice, width_hz, used_hz, sample_rate_hz, passband_hz, margin_hz, ins
     low, high = max(passband_hz[0], margin_hz - half_hz), min(passband_hz[1], half_hz - margin_hz)
     rooms = ((low, high, width_hz), (low, high, used_hz), (-half_hz, half_hz, used_hz))
     fitting = [(first + wide / 2, last - wide / 2) for first, last, wide in rooms if last - first >= wide]
-    if dice.happens("cut") or (not fitting and (config.cut or config.inside)):
+    if (dice.happens("cut") or (not fitting and (config.cut or config.inside))) and not whole:
         # The visible part lies in the passband: the stopband would hide it.
         most_hz = min(width_hz, 0.8 * (passband_hz[1] - passband_hz[0]))
         visible_hz, side = rng.uniform(_LEAST_VISIBLE, 0.95) * most_hz, int(rng.integers(2))
@@ -177,7 +195,7 @@ def _transmission(dice, technology, width, spacing, offset_hz, snr_db, sample_ra
     )
 
 
-# Distractors and receiver
+# Distractors
 
 
 def _distractors(dice, sample_rate_hz, duration_s, taken):
@@ -192,7 +210,8 @@ def _distractors(dice, sample_rate_hz, duration_s, taken):
         low, high = room = dice.of(free)
         kind, snr_db = dice.choice("distractor_kinds"), dice.number("distractor_snr_db")
         if dice.config.beyond and dice.happens("beyond"):
-            room = (low - _BEYOND_HZ * (low <= -half_hz), high + _BEYOND_HZ * (high >= half_hz))
+            reach_hz = min(dice.of(_BEYOND_HZ), _BEYOND * sample_rate_hz)
+            room = (low - reach_hz * (low <= -half_hz), high + reach_hz * (high >= half_hz))
         drawn = distractors.draw(kind, rng, sample_rate_hz, duration_s, *room, snr_db)
         if drawn is None:
             continue
@@ -204,28 +223,3 @@ def _distractors(dice, sample_rate_hz, duration_s, taken):
         found.append(drawn)
         taken = [*taken, (drawn.center_hz - half, drawn.center_hz + half)]
     return tuple(found)
-
-
-def _receiver(dice, sample_rate_hz, duration_s):
-    rng, settings = dice.rng, {}
-    if dice.happens("filtered"):
-        half, shift = dice.number("passband") / 2, float(rng.uniform(-0.02, 0.02))
-        settings["passband"] = (max(-0.5, shift - half), min(0.5, shift + half))
-        settings["transition"] = (dice.number("transition"), dice.number("transition"))
-        settings |= dice.numbers("stopband_db", "tilt_db", "ripple_db", "ripple_cycles")
-        settings["ripple_phase_deg"] = float(rng.uniform(0, 360))
-        settings |= dice.numbers("floor_db")
-    if dice.happens("noisy_phase"):
-        settings |= dice.numbers("phase_noise_dbc", "phase_noise_hz")
-    if dice.happens("unbalanced"):
-        settings |= dice.numbers("iq_gain_db", "iq_phase_deg")
-    if dice.happens("dc_spike"):
-        settings |= dice.numbers("dc_db") | {"dc_phase_deg": float(rng.uniform(0, 360))}
-    if dice.happens("agc"):
-        moments = sorted(rng.uniform(0, duration_s, dice.integer("agc_steps")).tolist())
-        settings["agc_steps"] = tuple((moment, dice.number("agc_step_db")) for moment in moments)
-    bits = dice.choice("bits")
-    if bits:
-        loading = "overdrive_db" if dice.happens("overdriven") else "loading_db"
-        settings |= {"bits": bits, "loading_db": dice.number(loading)}
-    return receiver.Receiver(**settings)

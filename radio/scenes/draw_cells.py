@@ -123,20 +123,25 @@ def _csi_rs(dice, num_rb):
 
 
 def draw_traffic(dice, num_rb, idle, technology, spacing):
-    if dice.config.block_traffic and dice.happens("block_traffic"):
-        return traffic.Traffic(blocks=True, modulation_bits=dice.config.modulation_bits)
+    config = dice.config
+    blocks = bool(config.block_traffic) and dice.happens("block_traffic")
+    full = (
+        not idle and bool(config.full or not blocks) and dice.rng.random() * (1 - config.idle) < config.full
+    )
+    if blocks and not (idle or full):
+        return traffic.Traffic(blocks=True, modulation_bits=config.modulation_bits)
     sizes = ((10, 1), (26, 2), (63, 3), (110, 4), (math.inf, 16))
-    full = not idle and dice.happens("full")
     return traffic.Traffic(
         users=0 if idle else dice.choice("users"),
-        busy=1.0 if full else dice.number("busy"),
-        filled=1.0 if full else dice.number("filled"),
+        busy=dice.number("busy"),
+        filled=dice.number("filled"),
         dwell_slots=dice.number("dwell_slots"),
         scattered=dice.happens("scattered"),
-        modulation_bits=dice.config.modulation_bits,
-        power_db=(min(dice.config.user_power_db), max(dice.config.user_power_db)),
+        modulation_bits=config.modulation_bits,
+        power_db=(min(config.user_power_db), max(config.user_power_db)),
         group_rb=next(size for most, size in sizes if num_rb <= most),
         broadcast=_broadcast(dice, num_rb, technology, spacing),
+        full=full,
     )
 
 

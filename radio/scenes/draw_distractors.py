@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from radio.scenes.schedules import fsk_width_hz
+
 
 class TooNarrowError(Exception):
     """No signal of this kind fits into the room."""
@@ -72,11 +74,6 @@ def draw_fm(rng, room):
     return bandwidth_hz, {"mode": mode, "deviation_hz": deviation_hz, "audio_hz": audio_hz, **keyed}
 
 
-def _fsk_width_hz(bit_rate_hz, index, bt):
-    """Measured 99 % bandwidth of Gaussian FSK: the deviation to both sides, and the keying."""
-    return bit_rate_hz * (index + 0.1 + 0.9 * bt)
-
-
 def draw_gfsk(rng, room):
     if rng.random() < 0.4 and room.width_hz > 1.2e6:
         # Bluetooth: Core specification volume 6 part A 3.1, 1 and 2 Msym/s
@@ -89,13 +86,23 @@ def draw_gfsk(rng, room):
         index, bt = float(rng.choice([0.5, 1.0, 1.0, 2.0, 4.0])), float(rng.choice([0.5, 1.0]))
         packet_s = (100 / bit_rate_hz, 2000 / bit_rate_hz)
         keyed = _on_off(rng, 0.2, packet_s, packet_s)
-    bandwidth_hz = _fsk_width_hz(bit_rate_hz, index, bt)
+    bandwidth_hz = fsk_width_hz(bit_rate_hz, index, bt)
     room.expect(bandwidth_hz)
     return bandwidth_hz, {"bit_rate_hz": bit_rate_hz, "index": index, "bt": bt, **keyed}
 
 
 def draw_hopping(rng, room):
-    if rng.random() < 0.5 and room.width_hz > 21e6:
+    way = rng.random()
+    if way < 0.25 and room.width_hz > 12e6:
+        # remote controls of drones in 2.4 GHz: packets of milliseconds on channels of 1 or 2 MHz
+        bit_rate_hz, spacing_hz = (
+            float(rng.choice([250e3, 500e3, 1e6, 2e6])),
+            float(rng.choice([1e6, 1.5e6, 2e6])),
+        )
+        index, least, most, modulation = float(rng.choice([0.5, 1.0])), 5, 64, "gfsk"
+        dwell_s = log_uniform(rng, 2e-3, 12e-3)
+        burst_s = dwell_s * log_uniform(rng, 0.08, 0.5)
+    elif way < 0.6 and room.width_hz > 21e6:
         # Bluetooth: 79 channels, at least 20 with adaptive hopping; packets of 1, 3 or 5 slots
         bit_rate_hz, index, spacing_hz, least, most = 1e6, 0.32, 1e6, 20, 79
         slots = int(rng.choice([1, 1, 3, 5]))
@@ -109,7 +116,7 @@ def draw_hopping(rng, room):
         dwell_s = log_uniform(rng, max(0.4e-3, 40 / bit_rate_hz), max(20e-3, 50 / bit_rate_hz))
         burst_s = dwell_s * float(rng.uniform(0.4, 0.95))
         modulation = str(rng.choice(["gfsk", "gfsk", "cw"]))
-    width_hz = _fsk_width_hz(bit_rate_hz, index, 0.5)
+    width_hz = fsk_width_hz(bit_rate_hz, index, 0.5)
     most = min(most, 1 + int((room.width_hz - width_hz) // spacing_hz))
     if most < least:
         raise TooNarrowError
@@ -135,7 +142,8 @@ def draw_qam(rng, room):
     return symbol_rate_hz * (1 + roll_off), settings | keyed
 
 
-# bandwidth, channel, spacing, highest subcarrier, nulls: IEEE 802.11a to ac (312.5 kHz), ax (78.125 kHz)
+# bandwidth, channel, spacing, highest subcarrier, nulls: IEEE 802.11a to ac (312.5 kHz), ax (78.125 kHz);
+# and the clock's divisor: 802.11p and j (2, 4), ah (10)
 _WIFI = [
     (17.4e6, 20e6, 312.5e3, 26, 1),
     (18.4e6, 20e6, 312.5e3, 28, 1),
@@ -144,6 +152,11 @@ _WIFI = [
     (19.2e6, 20e6, 78.125e3, 122, 3),
     (38.3e6, 40e6, 78.125e3, 244, 5),
     (78.3e6, 80e6, 78.125e3, 500, 5),
+    (156.6e6, 160e6, 312.5e3, 250, 11),
+    (156.6e6, 160e6, 78.125e3, 1012, 23),
+    (8.7e6, 10e6, 156.25e3, 26, 1, 2),
+    (4.35e6, 5e6, 78.125e3, 26, 1, 4),
+    (1.84e6, 2e6, 31.25e3, 28, 1, 10),
 ]
 _BROADCAST = [(7.65e6, "dvbt", 8e6), (6.7e6, "dvbt", 7e6), (5.74e6, "dvbt", 6e6), (1.56e6, "dab")]
 
@@ -158,6 +171,7 @@ def draw_ofdm(rng, room):
         settings["guard_share"] = float(rng.choice([1 / 4, 1 / 8, 1 / 16, 1 / 32]))
         return bandwidth_hz, settings | {"bits_a_symbol": bits_a_symbol}
     load = rng.random()
+    slower = row[4] if row[4:] else 1
     if load < 0.4:  # saturated
         frame_s, idle_s = log_uniform(rng, 0.2e-3, 5e-3), 0.0
     elif load < 0.85:
@@ -165,9 +179,67 @@ def draw_ofdm(rng, room):
     else:  # beacons of several stations
         frame_s, idle_s = float(rng.uniform(0.2e-3, 2e-3)), float(rng.uniform(20e-3, 102.4e-3))
         bits_a_symbol = 1
-    settings = dict(zip(("width_hz", "spacing_hz", "highest", "nulls"), row, strict=True))
+    frame_s *= min(slower, 4)
+    settings = dict(zip(("width_hz", "spacing_hz", "highest", "nulls"), row[:4], strict=True)) | {
+        "slower": slower
+    }
     settings |= {"bits_a_symbol": bits_a_symbol, "frame_s": frame_s, "idle_s": idle_s}
     return bandwidth_hz, {"system": "wifi", **settings, "acks": bits_a_symbol > 1}
+
+
+# bandwidth, subcarriers: video and telemetry of DJI drones (OcuSync, O2 to O4) in channels of 10 to 40 MHz
+_DRONE = [(601.0, 600), (1201.0, 1200), (2401.0, 2400), (1201.0, 1200)]
+
+
+def draw_drone(rng, room):
+    """LTE's numerology without its signals: symbols of 15 kHz spacing, two Zadoff-Chu symbols a burst."""
+    bandwidth_hz, subcarriers = room.pick(rng, [(15e3 * wide, count) for wide, count in _DRONE])
+    settings = {"spacing_hz": 15e3, "subcarriers": subcarriers, "prefix": 72 / 1024, "long_prefix": 8 / 1024}
+    settings |= {"null_dc": True, "pilot_step": 0, "bits_a_symbol": int(rng.choice([2, 2, 4, 6]))}
+    roots = [int(root) for root in rng.integers(1, subcarriers, 2)]
+    settings["sync"] = ((int(rng.integers(0, 4)), roots[0]), (int(rng.integers(4, 7)), roots[1]))
+    period_s, burst_s = float(rng.choice([2e-3, 2.5e-3, 4e-3, 5e-3, 8e-3])), float(rng.uniform(0.5e-3, 2e-3))
+    return bandwidth_hz, settings | {
+        "burst_s": burst_s,
+        "gap_s": max(period_s - burst_s, 0.1e-3),
+        "answer_db": float(rng.choice([0.0, rng.uniform(0, 20)])),
+        "channels": 1,
+        "channel_hz": 0.0,
+    }
+
+
+# Spacings of links in 2.4 and 5 GHz, and of WiMAX (10.94 kHz, IEEE 802.16 8.4)
+_SPACINGS_HZ = (10.9375e3, 15.625e3, 19.53125e3, 31.25e3, 39.0625e3, 60e3, 78.125e3, 156.25e3)
+
+
+def draw_burst_ofdm(rng, room):
+    spacing_hz = float(rng.choice(_SPACINGS_HZ))
+    fewest = 26
+    room.expect((fewest + 4) * spacing_hz)
+    subcarriers = int(log_uniform(rng, fewest, min(2048, 40e6 / spacing_hz, room.width_hz / spacing_hz - 4)))
+    subcarriers -= subcarriers % 2
+    null_dc = bool(rng.random() < 0.7)
+    settings = {"spacing_hz": spacing_hz, "subcarriers": subcarriers, "null_dc": null_dc}
+    settings |= {"prefix": float(rng.choice([1 / 4, 1 / 8, 1 / 16, 1 / 32])), "long_prefix": 0.0}
+    settings |= {"pilot_step": int(rng.choice([0, 4, 7, 9, 14])), "bits_a_symbol": int(rng.choice([2, 4, 6]))}
+    settings["sync"] = ((0, 0), (1, int(rng.integers(1, subcarriers)))) if rng.random() < 0.6 else ((0, 0),)
+    least_s = 4 / spacing_hz
+    burst_s, gap_s = log_uniform(rng, max(0.15e-3, least_s), 4e-3), log_uniform(rng, 0.1e-3, 8e-3)
+    # Sidelobes of few subcarriers reach beyond the last one.
+    bandwidth_hz, channels, channel_hz = (subcarriers + 3) * spacing_hz, 1, 0.0
+    way = rng.random()
+    if way < 0.15:
+        gap_s = 0.0
+    elif way < 0.4 and room.width_hz > 4 * bandwidth_hz:  # hops
+        channel_hz = bandwidth_hz * float(rng.choice([1.0, 1.2, 2.0]))
+        channels = min(40, 1 + int((room.width_hz - bandwidth_hz) / channel_hz))
+    settings |= {
+        "burst_s": burst_s,
+        "gap_s": gap_s,
+        "answer_db": float(rng.choice([0.0, rng.uniform(0, 20)])),
+    }
+    settings |= {"channels": channels, "channel_hz": channel_hz}
+    return bandwidth_hz + (channels - 1) * channel_hz, settings
 
 
 def draw_chirp(rng, room):

@@ -4,62 +4,92 @@ import math
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 
 from radio.scenes.baseband import Baseband, flat_response, oscillate
 from radio.scenes.ofdm import phasor
+from radio.scenes.schedules import DAB_GUARD, DAB_RATE_HZ, DAB_SIZE, DAB_SYMBOLS, LONG_PREFIX_EVERY
 
 # Training symbols, IEEE 802.11-2020 17.3.3: long on subcarriers -26 to 26, short on -24, -20, ... 24
 _LONG = "++--++-+-++++++--++-+-++++0+--++-+-+-----++--+-+-++++"
 _SHORT = "+-+--+0--++++"
 _WIFI_SPACING_HZ = 312.5e3
-_WIFI_GUARD_S, _SIFS_S, _SLOT_S = 0.8e-6, 16e-6, 9e-6  # table 17-21; DIFS is SIFS and two slots
-_WIFI_PREAMBLE_S, _WIFI_SYMBOL_S = 20e-6, 4e-6  # the preamble has training fields and SIGNAL
+_WIFI_GUARD_S = 0.8e-6
 
 
-def ofdm(stretch, rng, stream, *, system, **settings):
+def ofdm(stretch, rng, stream, bursts, *, system, **settings):
     """OFDM of another numerology than LTE and NR: `system` "wifi", "dvbt" or "dab"."""
-    return {"wifi": _wifi, "dvbt": _dvbt, "dab": _dab}[system](stretch, rng, stream, **settings)
+    return {"wifi": _wifi, "dvbt": _dvbt, "dab": _dab}[system](stretch, rng, stream, bursts, **settings)
 
 
 def _wifi(
-    stretch, rng, stream, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, frame_s, idle_s, acks
+    stretch, rng, stream, bursts, *, width_hz, spacing_hz, highest, nulls, bits_a_symbol, slower=1, **_
 ):
     """Frames with the legacy preamble; an ACK after SIFS; the next frame after DIFS and a back-off.
 
-    width_hz: 20, 40 or 80 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax).
+    width_hz: 20, 40, 80 or 160 MHz. spacing_hz: 312.5 kHz (802.11a to ac) or 78.125 kHz (ax). Both are
+        divided by `slower`: 2 or 4 in channels of 10 or 5 MHz, 10 in those of 802.11ah.
     highest: last used subcarrier; nulls: unused ones around DC.
-    frame_s: the longest frame. idle_s: mean silence beyond the back-off.
     """
     clock = stretch.clock(width_hz)
+    width_hz, spacing_hz = width_hz * slower, spacing_hz * slower  # as if the clock were not divided
     size, guard = round(width_hz / spacing_hz), round(width_hz * _WIFI_GUARD_S)
-    symbol_s = (size + guard) / width_hz
-    frames = []  # (start s, symbols, amplitude, whether it is an ACK)
-    level_db, ack_db = 0.0, rng.uniform(-10, 6)
-    start = rng.uniform(-0.5 * frame_s, min(idle_s + 50e-6, max(stretch.duration_s - 0.5 * frame_s, 0)))
-    while start < stretch.duration_s:
-        symbols = max(1, round((rng.uniform(0.3, 1) * frame_s - _WIFI_PREAMBLE_S) / symbol_s))
-        frames.append((start, symbols, level_db, False))
-        start += _WIFI_PREAMBLE_S + symbols * symbol_s
-        if acks:
-            frames.append((start + _SIFS_S, 2, ack_db, True))
-            start += _SIFS_S + _WIFI_PREAMBLE_S + 2 * _WIFI_SYMBOL_S
-        start += _SIFS_S + (2 + rng.integers(16)) * _SLOT_S + (rng.exponential(idle_s) if idle_s else 0.0)
-
     preamble = _wifi_preamble(width_hz, clock.device)
     carriers = np.arange(-highest, highest + 1)
     carriers = carriers[2 * abs(carriers) > nulls]
-    count = sum(symbols for _, symbols, _, is_ack in frames if not is_ack)
+    count = sum(symbols for symbols, is_ack in (burst.part for burst in bursts) if not is_ack)
     data = _ofdm_symbols(clock, stream.child(0), count, size, guard, carriers, bits_a_symbol)
     used = _without_dc(26)[:, None] + _channels(width_hz)
-    legacy = (2 * len(frames) + 1, round(width_hz / _WIFI_SPACING_HZ), guard, np.sort(used.ravel()))
+    legacy = (2 * len(bursts) + 1, round(width_hz / _WIFI_SPACING_HZ), guard, np.sort(used.ravel()))
     answers = _ofdm_symbols(clock, stream.child(1), *legacy, 1)
     low, used, answered = clock.zeros(), 0, 1
-    for start_s, symbols, db, is_ack in frames:
+    for burst in bursts:
+        symbols, is_ack = burst.part
         body = answers[answered : answered + 2] if is_ack else data[used : used + symbols]
         answered, used = answered + 2 * is_ack, used + symbols * (not is_ack)
-        level = complex(10 ** (db / 20) * np.exp(2j * np.pi * rng.random()))
-        clock.write(low, clock.index(start_s), torch.cat([preamble, answers[0], body.flatten()]) * level)
+        level = complex(10 ** (burst.level_db / 20) * np.exp(2j * np.pi * rng.random()))
+        clock.write(
+            low, clock.index(burst.start_s), torch.cat([preamble, answers[0], body.flatten()]) * level
+        )
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.46, 0.5))
+
+
+def burst_ofdm(
+    stretch, rng, stream, bursts, *, spacing_hz, subcarriers, prefix, long_prefix, null_dc, pilot_step,
+    bits_a_symbol, sync, **_
+):  # fmt: skip
+    """Bursts of OFDM symbols with a preamble of their own.
+
+    prefix: cyclic prefix / symbol; every seventh symbol's is longer by `long_prefix`.
+    pilot_step: subcarriers from one pilot to the next, twice as strong as data; 0 for none.
+    sync: ((symbol, root), ...) of Zadoff-Chu sequences over all subcarriers; root 0: QPSK on every other one.
+    """
+    size = next_fast_len(math.ceil(1.2 * subcarriers))
+    clock = stretch.clock(size * spacing_hz)
+    guard, longer = round(size * prefix), round(size * long_prefix)
+    highest = subcarriers // 2
+    carriers = _without_dc(highest) if null_dc else np.arange(-highest, subcarriers - highest)
+    count = sum(symbols for symbols, _ in (burst.part for burst in bursts))
+    points = clock.points((count, len(carriers)), bits_a_symbol, stream)
+    starts = np.cumsum([0] + [burst.part[0] for burst in bursts])
+    number = np.concatenate([np.arange(burst.part[0]) for burst in bursts])
+    if pilot_step:
+        pilots = rng.choice([-math.sqrt(2), math.sqrt(2)], len(carriers[::pilot_step]))
+        points[:, ::pilot_step] = clock.tensor(pilots)
+    for symbol, root in sync:
+        n = np.arange(len(carriers))
+        known = np.exp(-1j * np.pi * root * n * (n + 1) / (len(carriers) + 1)) if root else (n % 2) * 1.414
+        signs = 1 if root else rng.choice([-1, 1], len(n))
+        points[torch.from_numpy(number == symbol).to(clock.device)] = clock.tensor(known * signs)
+    rows = _modulate(points * math.sqrt(size / len(carriers)), carriers, size, guard + longer)
+    parts = []
+    for burst, first in zip(bursts, starts[:-1].tolist(), strict=True):
+        kept = torch.ones(burst.part[0], rows.shape[1], dtype=torch.bool, device=clock.device)
+        kept[torch.arange(len(kept), device=clock.device) % LONG_PREFIX_EVERY > 0, :longer] = False
+        turn = complex(10 ** (burst.level_db / 20) * np.exp(2j * np.pi * rng.random()))
+        samples = rows[first : first + len(kept)][kept] * turn
+        parts.append((clock.index(burst.start_s), burst.part[1], samples))
+    return Baseband(clock.rate_hz, parts, flat_response(0.45, 0.5))
 
 
 def _without_dc(highest):
@@ -103,7 +133,7 @@ def _modulate(points, carriers, size, guard):
     return torch.cat([time[:, size - guard :], time], dim=-1)
 
 
-def _dvbt(stretch, rng, stream, *, channel_hz, size, guard_share, bits_a_symbol):
+def _dvbt(stretch, rng, stream, bursts, *, channel_hz, size, guard_share, bits_a_symbol):
     """Terrestrial television, ETSI EN 300 744, with scattered pilots at 16/9 of the power (4.5.3)."""
     clock = stretch.clock(channel_hz * 8 / 7)
     guard = round(size * guard_share)
@@ -119,23 +149,20 @@ def _dvbt(stretch, rng, stream, *, channel_hz, size, guard_share, bits_a_symbol)
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.43, 0.5))
 
 
-def _dab(stretch, rng, stream):
+def _dab(stretch, rng, stream, bursts):
     """Digital audio, ETSI EN 300 401 mode I (14.2): frames of 96 ms, a null symbol, then 76 symbols."""
-    null, size, guard, symbols = 2656, 2048, 504, 76
-    clock = stretch.clock(2.048e6)
-    frame = null + symbols * (size + guard)
-    start = rng.integers(frame)
+    clock = stretch.clock(DAB_RATE_HZ)
     low = clock.zeros()
-    for number in range((start + clock.count) // frame + 1):
-        time = _ofdm_symbols(clock, stream.child(number), symbols, size, guard, _without_dc(768), 2)
-        clock.write(low, number * frame + null - start, time.flatten())
+    for number, burst in enumerate(bursts):
+        sizes = (DAB_SYMBOLS, DAB_SIZE, DAB_GUARD, _without_dc(768))
+        time = _ofdm_symbols(clock, stream.child(number), *sizes, 2)
+        clock.write(low, clock.index(burst.start_s), time.flatten())
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def nbiot(stretch, rng, stream, *, form, tones, spacing_hz, burst_s, gap_s):
+def nbiot(stretch, rng, stream, bursts, *, form, tones, spacing_hz, **_):
     """NB-IoT uplink, TS 36.211 10.1: `form` "npusch" (one or more tones) or "nprach" (a hopping tone)."""
     clock = stretch.clock(1.92e6)
-    times = clock.bursts(rng, burst_s, gap_s, 0.3)
     if form == "nprach":
         low = _nprach(clock, rng, tones, spacing_hz)
     else:
@@ -149,7 +176,7 @@ def nbiot(stretch, rng, stream, *, form, tones, spacing_hz, burst_s, gap_s):
         rows = symbols.view(-1, 7 * (size + guard))
         low = torch.nn.functional.pad(rows, (0, slot - rows.shape[1])).flatten()[: clock.count]
         low = low * phasor(-(tones - 1) / 2 * spacing_hz / clock.rate_hz, len(low), clock.device)
-    low = low * clock.gate(times, 5e-6)
+    low = low * clock.gate(bursts, 5e-6)
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.05, 0.075), 0.075)
 
 

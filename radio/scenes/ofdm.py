@@ -53,6 +53,17 @@ def symbol_times(spacing_hz, first_symbol, num_symbols):
     return starts, prefixes
 
 
+def carrier_phases(spacing_hz, first_symbol, num_symbols, carrier_hz):
+    """Phase of NR's symbols that follows the carrier frequency, TS 38.211 5.4: complex64 [num_symbols].
+
+    The carrier starts anew at the end of each cyclic prefix, while a receiver's oscillator goes on: symbol l
+    arrives turned by -2π f (t_start,l + T_CP,l), from the start of its subframe.
+    """
+    starts, prefixes = symbol_times(spacing_hz, first_symbol, num_symbols)
+    times_s = (starts[:-1] % (TC_PER_S // 1000) + prefixes).double() / TC_PER_S
+    return _turns(-carrier_hz * times_s, "cpu")
+
+
 def random_symbols(order, stream):
     """Random QAM symbols of unit mean power, complex64: the levels of TS 38.211 5.1, not its mapping of bits.
 

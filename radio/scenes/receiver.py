@@ -167,7 +167,14 @@ def _filter(iq, receiver, noise):
 
 def _response(receiver):
     """Frequency response of the channel filter, with a delay of _REACH samples: complex64 [_BLOCK]."""
-    frequency = torch.fft.fftfreq(_BLOCK, dtype=torch.float64)  # of the sample rate
+    gain_db = _gain_db(receiver, torch.fft.fftfreq(_BLOCK, dtype=torch.float64))
+    taps = torch.fft.ifft(10 ** (gain_db / 20)).roll(_REACH)
+    window = torch.kaiser_window(2 * _REACH + 1, periodic=False, beta=_KAISER_BETA, dtype=torch.float64)
+    return torch.fft.fft(taps[: 2 * _REACH + 1] * window, _BLOCK).to(torch.complex64)
+
+
+def _gain_db(receiver, frequency):
+    """Gain of the channel filter at frequencies / sample rate, float64 of any shape."""
     gain_db = receiver.tilt_db * frequency
     turns = receiver.ripple_cycles * frequency + receiver.ripple_phase_deg / 360
     gain_db += receiver.ripple_db / 2 * torch.cos(2 * math.pi * turns)
@@ -175,9 +182,26 @@ def _response(receiver):
         if abs(edge) < 0.5 and receiver.stopband_db:
             rolled = ((frequency - edge) * (sign / width)).clamp(0, 1)
             gain_db -= receiver.stopband_db * torch.sin(math.pi / 2 * rolled).square()
-    taps = torch.fft.ifft(10 ** (gain_db / 20)).roll(_REACH)
-    window = torch.kaiser_window(2 * _REACH + 1, periodic=False, beta=_KAISER_BETA, dtype=torch.float64)
-    return torch.fft.fft(taps[: 2 * _REACH + 1] * window, _BLOCK).to(torch.complex64)
+    return gain_db
+
+
+def loss_db(receiver, frequency, later_noise=0.0):
+    """What noise behind the channel filter takes from the SNR of a signal at a frequency / sample rate.
+
+    Negative without thermal noise: the SNR is relative to it.
+
+    later_noise: power of noise behind the floor, over the thermal noise.
+    """
+    later_noise += 10 ** (receiver.floor_db / 10)
+    gain_db = 0.0
+    if receiver.tilt_db or receiver.ripple_db or receiver.stopband_db:
+        gain_db = float(_gain_db(receiver, torch.tensor(frequency, dtype=torch.float64)))
+    return 10 * math.log10(receiver.noise + later_noise * 10 ** (-gain_db / 10))
+
+
+def loading_db(codes, bits):
+    """`Receiver.loading_db` that makes the rms of I and of Q a number of codes."""
+    return 20 * math.log10(codes / 2 ** (bits - 1))
 
 
 def _turn(iq, receiver, sample_rate_hz, stream):

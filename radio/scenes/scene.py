@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from radio.carriers import LTE, NR, Carrier
+from radio.carriers import LTE, NR
 from radio.rng import Stream
-from radio.scenes import channel, distractors, lte, nr, nr_grid, ofdm, receiver, traffic
+from radio.scenes import channel, distractors, labels, lte, nr, nr_grid, ofdm, receiver, traffic
 
 # Purposes of a scene's streams; those of transmissions and distractors are numbered on from these.
-PARAMETERS, RECEIVER, FIRST_TRANSMISSION, FIRST_DISTRACTOR = 0, 1, 100, 500
+PARAMETERS, RECEIVER, CAPTURE, FIRST_TRANSMISSION, FIRST_DISTRACTOR = 0, 1, 2, 100, 500
 
 _ENERGY_SYMBOLS = 256  # whose energies are summed at once
 
@@ -66,7 +66,11 @@ class Transmission:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that was drawn. `parameters()` gives it as plain values, for a line of metadata."""
+    """Everything that was drawn. `parameters()` gives it as plain values, for a line of metadata.
+
+    is_real: samples are real. Their spectrum is its own mirror image; labels are in its upper half.
+    padding: zeros before and after the recording, in samples.
+    """
 
     stream: Stream
     sample_rate_hz: float
@@ -76,10 +80,18 @@ class Scene:
     transmissions: tuple
     distractors: tuple
     receiver: receiver.Receiver
+    is_real: bool = False
+    padding: tuple = (0, 0)
 
     @property
     def duration_s(self):
         return self.num_samples / self.sample_rate_hz
+
+    @property
+    def recorded_s(self):
+        """(start, end) of what was recorded, between zeros."""
+        before, after = self.padding
+        return before / self.sample_rate_hz, (self.num_samples - after) / self.sample_rate_hz
 
     @property
     def interval_s(self):
@@ -104,52 +116,12 @@ class Scene:
             rng,
         )
 
+    def distractor_stream(self, number):
+        return self.stream.child(FIRST_DISTRACTOR + number)
+
     def carriers(self):
-        """The labels: a `Carrier` for each transmission of which anything is in the band, from the centre of
-        the band.
-        """
-        half_hz = self.sample_rate_hz / 2
-        found = []
-        for number, transmission in enumerate(self.transmissions):
-            first_s, last_s = (
-                _clip(time, 0.0, self.num_samples * self.interval_s) for time in transmission.span_s()
-            )
-            band = self._band_hz(number, first_s, last_s)
-            if band is None or last_s <= first_s:
-                continue
-            low, high = (_clip(edge + transmission.offset_hz, -half_hz, half_hz) for edge in band)
-            if high > low:
-                scale = 1 / (self.interval_s * self.sample_rate_hz)
-                found.append(
-                    Carrier(transmission.label, first_s * scale, (last_s - first_s) * scale, low, high)
-                )
-        return found
-
-    def _band_hz(self, number, first_s, last_s):
-        """What a transmission uses of its carrier between two times from the first sample: (low, high) from
-        its centre.
-        """
-        transmission = self.transmissions[number]
-        cell = transmission.cell
-        if transmission.label == LTE:
-            half_hz = (
-                6 * cell.num_rb + 0.5
-            ) * lte.SPACING_HZ  # the unused subcarrier in the middle makes one more
-            return -half_hz, half_hz
-        first_symbol, last_symbol = (
-            14 * (time + transmission.first_sample_s) / transmission.slot_s - 14 * transmission.first_slot
-            for time in (first_s, last_s)
-        )
-        first_symbol = math.floor(first_symbol + 1e-3)
-        num_symbols = math.ceil(last_symbol - 1e-3) - first_symbol
-        if num_symbols <= 0:
-            return None
-        bits, _ = self.schedule(number)
-        return nr_grid.used_band_hz(cell, transmission.first_slot, bits, first_symbol, num_symbols)
-
-
-def _clip(value, low, high):
-    return min(max(value, low), high)
+        """The labels; see `radio.scenes.labels.carriers`."""
+        return labels.carriers(self)
 
 
 def _slot_s(cell):
@@ -169,8 +141,16 @@ def render(scene, device="cpu"):
     for number in range(len(scene.transmissions)):
         _transmit(iq, scene, number)
     for number, distractor in enumerate(scene.distractors):
-        distractors.add(iq, distractor, scene.sample_rate_hz, scene.stream.child(FIRST_DISTRACTOR + number))
-    return receiver.receive(iq, scene.receiver, scene.sample_rate_hz, scene.stream.child(RECEIVER))
+        distractors.add(iq, distractor, scene.sample_rate_hz, scene.distractor_stream(number))
+    if scene.is_real:  # half of the power goes to the mirror image, as half of the noise's
+        iq = (iq.real * math.sqrt(2)).to(torch.complex64)
+    iq = receiver.receive(iq, scene.receiver, scene.sample_rate_hz, scene.stream.child(RECEIVER))
+    if scene.is_real:
+        iq.imag.zero_()
+    before, after = scene.padding
+    iq[:before] = 0
+    iq[scene.num_samples - after :] = 0
+    return iq
 
 
 def _transmit(iq, scene, number):
@@ -186,6 +166,13 @@ def _transmit(iq, scene, number):
         grids = nr_grid.resource_grids(
             transmission.cell, transmission.first_slot, bits, stream, iq.device, power_db
         )
+        error_hz = (
+            scene.clock_error_ppm * 1e-6 * scene.center_freq_hz
+        )  # of the receiver, a part of the offset
+        carrier_hz = scene.center_freq_hz + transmission.offset_hz - error_hz
+        for grid in grids:
+            symbols = (grid.spacing_hz, grid.first_symbol, grid.values.shape[1])
+            grid.values *= ofdm.carrier_phases(*symbols, carrier_hz).to(iq.device)[:, None]
 
     # channel and amplifier, then a scale that makes the SNR of what is observed of the occupied resource
     # elements

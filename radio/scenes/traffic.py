@@ -22,6 +22,7 @@ class Traffic:
         group_rb: resource blocks in a group; users get whole groups.
         broadcast: system information, QPSK at 0 dB, sent always: tuples (period, offset, first resource
             block, resource blocks), in slots from frame 0.
+        full: one more user fills every resource block of every slot that the others leave.
         blocks: draw as MathWorks does instead: 1 to 3 groups of slots and of resource blocks, every 20 slots.
     """
 
@@ -34,6 +35,7 @@ class Traffic:
     power_db: tuple = (0.0, 0.0)
     group_rb: int = 4
     broadcast: tuple = ()
+    full: bool = False
     blocks: bool = False
 
 
@@ -50,6 +52,8 @@ def schedule(traffic, first_slot, num_slots, num_rb, rng):
         slots = _some_groups(rng, 20, 0.1, 0.8)[np.arange(num_slots) % 20]
         bits[np.ix_(slots, _some_groups(rng, num_rb, 0.2, 0.7))] = rng.choice(traffic.modulation_bits)
         return bits, power_db
+    if traffic.full:
+        bits[:], power_db[:] = rng.choice(traffic.modulation_bits), rng.uniform(*traffic.power_db)
     groups = -(-num_rb // traffic.group_rb)
     for _ in range(traffic.users):
         order, power = rng.choice(traffic.modulation_bits), rng.uniform(*traffic.power_db)

@@ -1,6 +1,6 @@
 """Waveforms of distractors: tones, FM, FSK, single carriers, chirps, GSM, noise and pulses.
 
-Functions (stretch, numpy generator, stream, settings) -> `Baseband`. Payloads are random.
+Functions (stretch, numpy generator, stream, bursts of `schedules`, settings) -> `Baseband`. Payloads are random.
 """
 
 import math
@@ -10,14 +10,17 @@ import torch
 
 from radio.scenes.baseband import MARGIN, Baseband, flat_response, gaussian_fsk, oscillate
 from radio.scenes.ofdm import phasor
+from radio.scenes.schedules import DME_LEAD_S, GSM_BIT_RATE_HZ, LORA_PREAMBLE, Burst
 
 
-def tone(stretch, rng, stream, *, num_tones, spacing_hz, drift_hz, drift_period_s, burst_s, gap_s):
+def tone(stretch, rng, stream, bursts, *, num_tones, spacing_hz, drift_hz, drift_period_s, burst_s, gap_s):
     """Unmodulated carriers at equal spacing that drift together over `drift_hz` as a sine."""
     keying_hz = 100 / burst_s if gap_s else 0.0
     clock = stretch.clock(max(1.3 * ((num_tones - 1) * spacing_hz + drift_hz), 20e3, keying_hz))
     numbers = np.arange(num_tones) - (num_tones - 1) / 2
-    levels = 10 ** (-rng.uniform(0, 15, num_tones) / 20) * np.exp(2j * np.pi * rng.random(num_tones))
+    levels_db = {burst.part[0]: burst.level_db for burst in bursts}
+    levels = 10 ** (np.array([levels_db[number] for number in range(num_tones)]) / 20)
+    levels = levels * np.exp(2j * np.pi * rng.random(num_tones))
     # The sum of tones over (coarse, fine) time is a product of two small matrices.
     fine = 1 << (clock.count.bit_length() // 2)
     coarse = -(-clock.count // fine)
@@ -26,13 +29,15 @@ def tone(stretch, rng, stream, *, num_tones, spacing_hz, drift_hz, drift_period_
     columns = [phasor(tone * fine, coarse, clock.device) for tone in cycles]
     low = (torch.stack(columns, dim=1) * clock.tensor(levels) @ torch.stack(rows)).flatten()[: clock.count]
     if drift_hz:
-        swing = torch.sin((clock.times() / drift_period_s + rng.random()) * (2 * math.pi))
+        swing = torch.sin((clock.times() / drift_period_s + bursts[0].part[1]) * (2 * math.pi))
         low *= oscillate(swing * (drift_hz * drift_period_s / (4 * math.pi)))
-    low = clock.keyed(low, rng, burst_s, gap_s, 0.3, 20e-6)
+    if gap_s:
+        on = sorted({burst.part[2:] for burst in bursts})
+        low *= clock.gate([Burst(*time, 0.0, 0.0) for time in on], 20e-6)
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def fm(stretch, rng, stream, *, mode, deviation_hz, audio_hz, burst_s, gap_s):
+def fm(stretch, rng, stream, bursts, *, mode, deviation_hz, audio_hz, **_):
     """A voice channel (`mode` "narrow", "am") or a stereo broadcast with RDS ("broadcast")."""
     highest_hz = 60e3 if mode == "broadcast" else audio_hz
     clock = stretch.clock(4 * (deviation_hz + highest_hz))
@@ -53,7 +58,7 @@ def fm(stretch, rng, stream, *, mode, deviation_hz, audio_hz, burst_s, gap_s):
         low = (1 + 0.8 * message).to(torch.complex64)
     else:
         low = oscillate((message * (deviation_hz / clock.rate_hz)).cumsum(0))
-    low = clock.keyed(low, rng, burst_s, gap_s, 0.3, 50e-6)
+    low = clock.keyed(low, bursts, 50e-6)
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
@@ -83,63 +88,55 @@ def _fsk_clock(stretch, bit_rate_hz, index):
     return stretch.clock(bit_rate_hz * max(4, math.ceil(2.5 * (index + 1))))
 
 
-def _packets(clock, rng, stream, times, bit_rate_hz, index, bt):
+def _packets(clock, rng, stream, bursts, bit_rate_hz, index, bt):
     """GFSK packets with 16 alternating preamble bits and sin² edges: [(first sample, complex64)]."""
-    lengths = [max(8, round(length_s * bit_rate_hz)) for _, length_s in times]
+    lengths = [max(8, round(burst.length_s * bit_rate_hz)) for burst in bursts]
     bits = stream.octets(sum(lengths), clock.device) & 1
     samples_a_bit = round(clock.rate_hz / bit_rate_hz)
     edge = 2 * samples_a_bit
     ramp = torch.sin((torch.arange(edge, device=clock.device) + 0.5) * (math.pi / 2 / edge)).square()
     packets, begin = [], 0
-    for (start_s, _), length in zip(times, lengths, strict=True):
+    for burst, length in zip(bursts, lengths, strict=True):
         frame = bits[begin : begin + length]
         frame[:16] = torch.arange(min(16, length), device=clock.device) & 1
         begin += length
         samples = gaussian_fsk(frame, samples_a_bit, index, bt) * complex(np.exp(2j * np.pi * rng.random()))
         samples[:edge] *= ramp
         samples[-edge:] *= ramp.flip(0)
-        packets.append((clock.index(start_s), samples))
+        packets.append((clock.index(burst.start_s), samples))
     return packets
 
 
-def gfsk(stretch, rng, stream, *, bit_rate_hz, index, bt, burst_s, gap_s):
+def gfsk(stretch, rng, stream, bursts, *, bit_rate_hz, index, bt, **_):
     """Packets of Gaussian frequency shift keying on one channel."""
     clock = _fsk_clock(stretch, bit_rate_hz, index)
-    margin_s = MARGIN / clock.rate_hz
-    times = [(-margin_s, stretch.duration_s + 2 * margin_s)]
-    if gap_s:
-        times = clock.bursts(rng, burst_s, gap_s, 0.5)
+    if math.isinf(bursts[0].length_s):
+        margin_s = MARGIN / clock.rate_hz
+        bursts = [Burst(-margin_s, stretch.duration_s + 2 * margin_s, 0.0, 0.0)]
     low = clock.zeros()
-    for first, samples in _packets(clock, rng, stream, times, bit_rate_hz, index, bt):
+    for first, samples in _packets(clock, rng, stream, bursts, bit_rate_hz, index, bt):
         clock.write(low, first, samples)
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def hopping(
-    stretch, rng, stream, *, channels, spacing_hz, dwell_s, burst_s, modulation, bit_rate_hz, index, bt
-):
+def hopping(stretch, rng, stream, bursts, *, modulation, bit_rate_hz, index, bt, **_):
     """A burst on another channel every dwell; `modulation` "gfsk" or "cw"."""
     clock = _fsk_clock(stretch, bit_rate_hz, index)
-    start = rng.uniform(-0.5 * burst_s, min(dwell_s - burst_s, stretch.duration_s - 0.5 * burst_s))
-    times = [(time_s, burst_s) for time_s in np.arange(start, stretch.duration_s, dwell_s)]
-    channel = rng.integers(channels)
-    parts = []
-    for first, samples in _packets(clock, rng, stream, times, bit_rate_hz, index, bt):
-        if modulation == "cw":
-            samples = samples.abs().to(torch.complex64)
-        parts.append((first, (channel - (channels - 1) / 2) * spacing_hz, samples))
-        channel = (channel + rng.integers(1, channels)) % channels
+    packets = _packets(clock, rng, stream, bursts, bit_rate_hz, index, bt)
+    if modulation == "cw":
+        packets = [(first, samples.abs().to(torch.complex64)) for first, samples in packets]
+    parts = [(*packet[:1], burst.part, packet[1]) for packet, burst in zip(packets, bursts, strict=True)]
     return Baseband(clock.rate_hz, parts)
 
 
-def qam(stretch, rng, stream, *, symbol_rate_hz, roll_off, bits_a_symbol, burst_s, gap_s):
+def qam(stretch, rng, stream, bursts, *, symbol_rate_hz, roll_off, bits_a_symbol, **_):
     """A single carrier with root-raised-cosine pulses. 0 bits a symbol: Gaussian, the sum of many codes."""
     clock = stretch.clock(symbol_rate_hz)
     if bits_a_symbol:
         low = clock.points((clock.count,), bits_a_symbol, stream)
     else:
         low = stream.complex_normal(clock.count, clock.device)
-    low = clock.keyed(low, rng, burst_s, gap_s, 0.2)
+    low = clock.keyed(low, bursts)
 
     def root_raised_cosine(frequency):
         return np.cos(np.pi / 2 * ((abs(frequency) - (1 - roll_off) / 2) / roll_off).clip(0, 1))
@@ -147,40 +144,36 @@ def qam(stretch, rng, stream, *, symbol_rate_hz, roll_off, bits_a_symbol, burst_
     return Baseband(clock.rate_hz, [(0, 0.0, low)], root_raised_cosine, (1 + roll_off) / 2)
 
 
-def chirp(stretch, rng, stream, *, waveform, **settings):
+def chirp(stretch, rng, stream, bursts, *, waveform, **settings):
     """Linear frequency sweeps: `waveform` "lora", "fmcw" or "pulsed"."""
-    return {"lora": _lora, "fmcw": _fmcw, "pulsed": _pulsed}[waveform](stretch, rng, stream, **settings)
+    return {"lora": _lora, "fmcw": _fmcw, "pulsed": _pulsed}[waveform](stretch, rng, bursts, **settings)
 
 
-LORA_PREAMBLE = 8  # up-chirps; two network symbols and 2.25 down-chirps follow
-
-
-def _lora(stretch, rng, stream, *, chirp_hz, spreading_factor, burst_s, gap_s):
+def _lora(stretch, rng, bursts, *, chirp_hz, spreading_factor, **_):
     """Packets of chirps whose cyclic shift is the symbol (Vangelista, IEEE SPL 24 (12), 2017)."""
     clock = stretch.clock(2 * chirp_hz)
     values = 2**spreading_factor
     length = 2 * values  # samples of a symbol
     time = torch.arange(length, dtype=torch.float64, device=clock.device) / length
-    count = round(burst_s * chirp_hz / values)
     low = clock.zeros()
     sync = 8 * rng.integers(1, min(16, values // 8), 2)
-    for start_s, _ in clock.bursts(rng, burst_s, gap_s, 0.8):
-        data = rng.integers(values, size=max(1, count - LORA_PREAMBLE - 5))
+    for burst in bursts:
+        data = rng.integers(values, size=burst.part)
         shifts = np.concatenate([np.zeros(LORA_PREAMBLE), sync, data]) / values
         sweeps = (torch.from_numpy(shifts).to(clock.device)[:, None] + time) % 1 - 0.5  # (symbols, length)
         down = (0.5 - time).repeat(3)[: length * 9 // 4]
         head = LORA_PREAMBLE + 2
         steps = torch.cat([sweeps[:head].flatten(), down, sweeps[head:].flatten()]) / 2  # cycles a sample
-        clock.write(low, clock.index(start_s), oscillate(steps.cumsum(0)))
+        clock.write(low, clock.index(burst.start_s), oscillate(steps.cumsum(0)))
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def _fmcw(stretch, rng, stream, *, sweep_hz, sweep_s, shape, idle_s):
+def _fmcw(stretch, rng, bursts, *, sweep_hz, sweep_s, shape, idle_s):
     """A radar's periodic sweeps, "up", "down" or "triangle", with a pause of `idle_s` after each."""
     clock = stretch.clock(1.25 * sweep_hz)
     sweep = _sweep(clock, round(sweep_s * clock.rate_hz), sweep_hz, shape)
     period = torch.cat([sweep, sweep.new_zeros(round(idle_s * clock.rate_hz))])
-    start = rng.integers(len(period))
+    start = (round(-bursts[0].part * clock.rate_hz) - MARGIN) % len(period)
     low = period.repeat(clock.count // len(period) + 2)[start : start + clock.count]
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
@@ -191,21 +184,20 @@ def _sweep(clock, length, sweep_hz, shape):
     return oscillate((ramp * (sweep_hz / clock.rate_hz)).cumsum(0))
 
 
-def _pulsed(stretch, rng, stream, *, sweep_hz, burst_s, gap_s, shape):
+def _pulsed(stretch, rng, bursts, *, sweep_hz, burst_s, gap_s, shape):
     """Chirped radar pulses, "up" or "down"."""
     clock = stretch.clock(1.4 * sweep_hz)
     pulse = _sweep(clock, max(8, round(burst_s * clock.rate_hz)), sweep_hz, shape)
     low = clock.zeros()
-    for start_s, _ in clock.bursts(rng, burst_s, gap_s):
-        clock.write(low, clock.index(start_s), pulse)
+    for burst in bursts:
+        clock.write(low, clock.index(burst.start_s), pulse)
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-GSM_BIT_RATE_HZ = 13e6 / 48  # 3GPP TS 45.002 5.2; a slot has 156.25 bits and sends 148; a frame has 8 slots
 _FCCH_FRAMES = (0, 10, 20, 30, 40)  # of 51: TS 45.002 table 3
 
 
-def gsm(stretch, rng, stream, *, carriers, spacing_hz, slots, beacon):
+def gsm(stretch, rng, stream, bursts, *, carriers, spacing_hz, slots, beacon):
     """GMSK carriers. slots: each one's mask of 8 slots. beacon: the first never pauses and sends FCCH."""
     bandwidth_hz = (carriers - 1) * spacing_hz + GSM_BIT_RATE_HZ
     quarter = max(1, math.ceil(1.3 * bandwidth_hz / (4 * GSM_BIT_RATE_HZ)))
@@ -225,17 +217,19 @@ def gsm(stretch, rng, stream, *, carriers, spacing_hz, slots, beacon):
         for number in range(frames):
             if (frame + number) % 51 in _FCCH_FRAMES:
                 bits[0, number * 1250 : number * 1250 + 156] = 1
-    start = rng.integers(8 * slot)
+    _, first_s = bursts[0].part
+    start = (round(-first_s * clock.rate_hz) - MARGIN) % (8 * slot)
+    levels_db = {burst.part[0]: burst.level_db for burst in bursts}
     samples = (gaussian_fsk(bits, 4 * quarter, 0.5, 0.3) * gate)[:, start : start + clock.count]
     low = torch.zeros_like(samples[0])
     for number in range(carriers):
         offset = (number - (carriers - 1) / 2) * spacing_hz / clock.rate_hz
-        level = 10 ** (-rng.uniform(0, 10 if number else 0.1) / 20)
+        level = 10 ** (levels_db.get(number, 0.0) / 20)
         low += samples[number] * phasor(offset, len(low), clock.device) * level
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def noise_burst(stretch, rng, stream, *, noise_hz, edge, tilt_db, burst_s, gap_s, step_db):
+def noise_burst(stretch, rng, stream, bursts, *, noise_hz, edge, tilt_db, step_db, **_):
     """Gaussian noise within `noise_hz`.
 
     edge: width of each band edge / band. tilt_db: power at the upper edge over the lower edge.
@@ -244,14 +238,10 @@ def noise_burst(stretch, rng, stream, *, noise_hz, edge, tilt_db, burst_s, gap_s
     clock = stretch.clock(1.02 * noise_hz)
     half = 0.5 / 1.02
     low = stream.complex_normal(clock.count, clock.device)
-    if step_db:
-        start = -rng.random() * burst_s - MARGIN / clock.rate_hz
-        starts = np.arange(start, stretch.duration_s + burst_s, burst_s)
-        levels = 10 ** (-rng.uniform(0, step_db, len(starts)) / 20)
-        # Levels overlap; the later one is written last.
-        low *= clock.gate([(start, 1.1 * burst_s) for start in starts], 0.0, levels)
+    if step_db:  # levels overlap, so that no sample between them is silent
+        low *= clock.gate([burst._replace(length_s=1.1 * burst.length_s) for burst in bursts], 0.0)
     else:
-        low = clock.keyed(low, rng, burst_s, gap_s, 0.5)
+        low = clock.keyed(low, bursts)
     shape = flat_response(half * (1 - 2 * edge), half)
 
     def response(frequency):
@@ -261,49 +251,45 @@ def noise_burst(stretch, rng, stream, *, noise_hz, edge, tilt_db, burst_s, gap_s
     return Baseband(clock.rate_hz, [(0, 0.0, low)], response, 0.5, float((response(grid) ** 2).mean()))
 
 
-def pulses(stretch, rng, stream, *, system, **settings):
+def pulses(stretch, rng, stream, bursts, *, system, **settings):
     """Unmodulated pulses: `system` "mode_s", "dme" or "radar"."""
-    return {"mode_s": _mode_s, "dme": _dme, "radar": _radar}[system](stretch, rng, stream, **settings)
+    return {"mode_s": _mode_s, "dme": _dme, "radar": _radar}[system](stretch, rng, bursts, **settings)
 
 
 # ICAO Annex 10 volume IV 3.1.2.2: pulses at 0, 1, 3.5 and 4.5 µs; data from 8 µs
 MODE_S_PREAMBLE_CHIPS = (0, 2, 7, 9)
 
 
-def _mode_s(stretch, rng, stream, *, messages_a_s):
+def _mode_s(stretch, rng, bursts, **_):
     """Mode S replies: a preamble, 56 or 112 bits: a pulse in the first (1) or second (0) half of 1 µs."""
     clock = stretch.clock(16e6)
     chip = 8
     low = clock.zeros()
-    starts = rng.uniform(-60e-6, stretch.duration_s, rng.poisson(messages_a_s * stretch.duration_s))
-    starts = np.append(starts, rng.uniform(0, max(stretch.duration_s - 120e-6, 0)))
-    nearest = rng.integers(len(starts))  # the strongest aircraft
-    for number, start_s in enumerate(starts):
-        bits = rng.integers(0, 2, rng.choice([56, 112]))
+    for burst in bursts:
+        bits = rng.integers(0, 2, burst.part)
         chips = np.zeros(16 + 2 * len(bits))
         chips[list(MODE_S_PREAMBLE_CHIPS)] = 1
         chips[16 + 2 * np.arange(len(bits)) + (1 - bits)] = 1
         shape = np.convolve(chips.repeat(chip), [0.25, 0.5, 0.25])
-        level = 1.0 if number == nearest else 10 ** (-rng.uniform(0, 8) / 20)
-        samples = shape * (level * np.exp(2j * np.pi * rng.random()))
-        clock.write(low, clock.index(start_s), clock.tensor(samples))
+        samples = shape * (10 ** (burst.level_db / 20) * np.exp(2j * np.pi * rng.random()))
+        clock.write(low, clock.index(burst.start_s), clock.tensor(samples))
     return Baseband(clock.rate_hz, [(0, 0.0, low)], flat_response(0.22, 0.28), 0.28)
 
 
-def _dme(stretch, rng, stream, *, pairs_a_s, spacing_s):
+def _dme(stretch, rng, bursts, *, spacing_s, **_):
     """Pairs of Gaussian pulses, 3.5 µs wide at half amplitude (ICAO Annex 10 volume I 3.5)."""
     clock = stretch.clock(2e6)
     time_s = np.arange(-8e-6, spacing_s + 8e-6, 1 / clock.rate_hz)
     pair = sum(np.exp2(-(((time_s - t) / 1.75e-6) ** 2)) for t in (0.0, spacing_s))
-    count = 1 + rng.poisson(pairs_a_s * stretch.duration_s)
     low = clock.zeros()
-    for start_s in rng.uniform(0, max(stretch.duration_s - 2 * spacing_s, 0), count):
-        clock.write(low, clock.index(start_s), clock.tensor(pair * np.exp(2j * np.pi * rng.random())))
+    for burst in bursts:
+        first = clock.index(burst.start_s - DME_LEAD_S)
+        clock.write(low, first, clock.tensor(pair * np.exp(2j * np.pi * rng.random())))
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
 
 
-def _radar(stretch, rng, stream, *, burst_s, gap_s, stagger):
-    """Pulses with sin² edges of a fifth of their length. stagger: share by which gaps vary."""
+def _radar(stretch, rng, bursts, *, burst_s, **_):
+    """Pulses with sin² edges of a fifth of their length."""
     clock = stretch.clock(16 / burst_s)
-    low = clock.gate(clock.bursts(rng, burst_s, gap_s, stagger), burst_s / 5).to(torch.complex64)
+    low = clock.gate(bursts, burst_s / 5).to(torch.complex64)
     return Baseband(clock.rate_hz, [(0, 0.0, low)])
