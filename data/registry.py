@@ -277,6 +277,8 @@ def _cells(settings):
 def _shown(key, value):
     if key == "duration_s":
         return f"{value * 1e3:g}"
+    if key == "narrow_row_khz":
+        return f"narrow rows of {value:g}" if value else "no narrow rows"
     return ",".join(value) if key == "channels" else value
 
 

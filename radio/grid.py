@@ -128,12 +128,11 @@ class Grid(nn.Module):
         return [round(number * (total - rows) / (count - 1)) for number in range(count)]
 
     def draw_first_row(self, sample_rate_hz, rng, is_real=False):
-        """The first row of a training image: anywhere in the plane, of real samples in its upper half."""
-        total = self.num_rows(sample_rate_hz)
-        spare = total - self.image_size[0]
+        """The first row of a training image: anywhere, of real samples with half of the rows or more inside."""
+        spare = self.num_rows(sample_rate_hz) - self.image_size[0]
         if spare <= 0:
             return self.first_rows(sample_rate_hz)[0]
-        least = min(total // 2, spare) if is_real else 0
+        least = spare // 2 if is_real else 0
         return least + int(rng.integers(spare - least + 1))
 
     # Planes and images

@@ -188,7 +188,16 @@ def test_recordings_of_several_rates_are_labelled(made, tmp_path, monkeypatch):
     assert label(tmp_path / "real.iq", tmp_path / "real", *flags, weights=weights) == 0
     [about] = labels_of(tmp_path / "real").values()
     row_hz = 180e3  # of 11 rows, the middle one straddles DC
-    assert all(carrier["freq_lower_hz"] >= -row_hz / 2 for carrier in about["carriers"])
+    assert min((one["freq_lower_hz"] for one in about["carriers"]), default=0.0) > -row_hz
+
+
+def test_a_recording_of_a_single_row_is_refused(made, tmp_path, capsys):
+    (tmp_path / "low.iq").write_bytes(bytes(20_000))
+    flags = ("--sample_rate", 40e3, "--datatype", "ci8")
+    assert (
+        label(tmp_path / "low.iq", tmp_path / "out", *flags, weights=made / "finetune" / checkpoint.LAST) == 2
+    )
+    assert "expected a sample rate of 45000 Hz or more; found 40000 Hz" in capsys.readouterr().err
 
 
 def test_a_stream_of_real_samples_is_labelled_as_the_file(made, tmp_path, monkeypatch, capsys):
