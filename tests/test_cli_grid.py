@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from matplotlib.figure import Figure
-from support import NANO, call, command, loaded, log_of, results
+from support import NANO, call, command, finish, loaded, log_of, results
 
 import engine_evaluate
 import engine_label
@@ -420,6 +420,25 @@ def test_sets_and_weights_of_another_front_end_are_refused(made, tmp_path, capsy
     flags = ("--weights", grid, "--output", tmp_path / "f.npz", "--front_end", "band")
     assert call(main_embed, made / "air" / "iq", *flags) == 2
     assert "--front_end: expected grid, which the weights were trained with" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_training_does_not_depend_on_how_it_is_spread(made, tmp_path):
+    """A step of several processes or batches is that of one large batch, whatever lies outside."""
+    data = ("--data_path", made / "sets", "--num_workers", 0, "--device", "cpu", "--amp", "off", "--blr", 0.1)
+    flags = (*data, "--epochs", 2, "--warmup_epochs", 1)
+    weighted = ("--task", "segmentation", "--class_weights", "median_frequency", "--model", "vit_nano")
+    for module, more in (("main_pretrain", ("--model", "mae_vit_nano")), ("main_finetune", weighted)):
+        logs = []
+        for count, batch, accumulate in ((1, 8, 1), (2, 4, 1), (1, 4, 2)):
+            output = tmp_path / f"{module}-{count}-{batch}"
+            spread = ("--output_dir", output, "--batch_size", batch, "--accum_iter", accumulate)
+            finish(tmp_path, count, module, *flags, *more, *spread)
+            logs.append(log_of(output))
+        for others in logs[1:]:
+            for ours, theirs in zip(logs[0], others, strict=True):
+                for key in ("train_loss", "val_loss"):
+                    assert theirs[key] == pytest.approx(ours[key], rel=1e-5)
 
 
 @pytest.mark.slow
