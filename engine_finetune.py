@@ -265,7 +265,8 @@ def train_one_epoch(model, batches, optimizer, run, epoch, progress, objective):
         # step
         scaler.unscale_(optimizer)
         if isinstance(weight, torch.Tensor):  # the mean is over the weights of the whole step
-            factor = step_samples * cells / distributed.all_reduce_sum_(step_weight.clone())
+            total = distributed.all_reduce_sum_(step_weight.clone()).clamp_min(1e-12)  # 0: nothing inside
+            factor = step_samples * cells / total
             for parameter in parameters:
                 parameter.grad.mul_(factor)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip_grad or math.inf)

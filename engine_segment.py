@@ -200,6 +200,9 @@ class Segmenter:
         center, half = center_freq_hz or 0.0, sample_rate_hz / 2
         column_s = window / max(1, self.front_end.num_columns(window, sample_rate_hz)) / sample_rate_hz
         rows_hz = self.front_end.frequency_axis_hz(sample_rate_hz, center).numpy()
+        if len(rows_hz) < 2:
+            least = 1.5 * self.front_end.row_hz(sample_rate_hz)
+            raise UserError(f"expected a sample rate of {least:g} Hz or more; found {sample_rate_hz:g} Hz")
         band_hz, duration_s = (center - half, center + half), num_samples / sample_rate_hz
         return CarrierFinder(self.class_names, rows_hz, column_s, limits, band_hz, duration_s)
 

@@ -169,6 +169,9 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         refuse_front_end(args, found.images[0])
     known = [one.front_end_settings for one in found.sets] or ([pretrained] if pretrained else [])
     kind = args.front_end or (kind_of(known[0]) if known else "band")
+    if pretrained and kind != kind_of(pretrained) and not (flags_decide or found.sets):
+        expected = f"{kind_of(pretrained)}, which the weights were trained with"
+        raise UserError(f"--front_end: expected {expected}; found {kind}")
     settings = _given(found, args, kind)
     for spectrogram_set in found.sets:
         theirs = spectrogram_set.front_end_settings
@@ -178,10 +181,8 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
                     f"{spectrogram_set.path}: expected a spectrogram set made with {FLAG_OF[key]} "
                     f"{_shown(key, settings[key])}; found {_shown(key, value)}"
                 )
-    for key, value in ({"kind": kind_of(pretrained)} | pretrained if pretrained else {}).items():
+    for key, value in pretrained.items() if pretrained and kind == kind_of(pretrained) else ():
         free = flags_decide or found.sets or key == "image_size"
-        if kind != kind_of(pretrained) and free:
-            continue  # nothing of it fits
         if settings.setdefault(key, value) != value and not free:
             raise UserError(
                 f"{FLAG_OF[key]}: expected {_shown(key, value)}, which the weights were trained with; "
@@ -276,6 +277,8 @@ def _cells(settings):
 def _shown(key, value):
     if key == "duration_s":
         return f"{value * 1e3:g}"
+    if key == "narrow_row_khz":
+        return f"narrow rows of {value:g}" if value else "no narrow rows"
     return ",".join(value) if key == "channels" else value
 
 

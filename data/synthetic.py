@@ -111,10 +111,8 @@ def first_row(scene, front_end):
     """The first row of a scene's image in its plane; 0 without a plane of rows."""
     if not front_end.pads:
         return 0
-    row = front_end.draw_first_row(scene.sample_rate_hz, scene.stream.child(VIEW).generator())
-    if scene.is_real and row > 0:  # half of the image at least is in the upper half of the band
-        row = max(row, (front_end.num_rows(scene.sample_rate_hz) - front_end.image_size[0]) // 2)
-    return row
+    rng = scene.stream.child(VIEW).generator()
+    return front_end.draw_first_row(scene.sample_rate_hz, rng, scene.is_real)
 
 
 def image_of(scene, iq, front_end):
@@ -132,7 +130,7 @@ def scene_metadata(scene, front_end):
         "sample_rate_hz": scene.sample_rate_hz,
         "num_samples": scene.num_samples,
         "center_freq_hz": scene.center_freq_hz,
-        **({"first_row": first_row(scene, front_end)} if front_end.pads else {}),
+        **({"first_row": first_row(scene, front_end), "is_real": scene.is_real} if front_end.pads else {}),
     }
 
 

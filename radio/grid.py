@@ -128,12 +128,11 @@ class Grid(nn.Module):
         return [round(number * (total - rows) / (count - 1)) for number in range(count)]
 
     def draw_first_row(self, sample_rate_hz, rng, is_real=False):
-        """The first row of a training image: anywhere in the plane, of real samples in its upper half."""
-        total = self.num_rows(sample_rate_hz)
-        spare = total - self.image_size[0]
+        """The first row of a training image: anywhere, of real samples with half of the rows or more inside."""
+        spare = self.num_rows(sample_rate_hz) - self.image_size[0]
         if spare <= 0:
             return self.first_rows(sample_rate_hz)[0]
-        least = min(total // 2, spare) if is_real else 0
+        least = spare // 2 if is_real else 0
         return least + int(rng.integers(spare - least + 1))
 
     # Planes and images
@@ -149,8 +148,7 @@ class Grid(nn.Module):
             first_row: of the plane; None: of the first image that covers it.
             iq, is_real: see `planes`.
         """
-        if first_row is None:
-            first_row = self.first_rows(sample_rate_hz)[0]
+        first_row = self.first_rows(sample_rate_hz)[0] if first_row is None else first_row
         return self.cut(self.planes(iq, sample_rate_hz, is_real), first_row)
 
     def cut(self, planes, first_row):
@@ -183,7 +181,7 @@ class Grid(nn.Module):
             iq = torch.view_as_real(iq.to(torch.complex64).resolve_conj())
         if iq.stride()[1:] != (2, 1) or iq.stride(0) % 2:
             iq = iq.contiguous()
-        scale = _scale(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us)
+        scale = _Scale(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us)
         columns = max(1, self.num_columns(iq.shape[1], sample_rate_hz))
         with torch.autocast(iq.device.type, enabled=False):
             power, exponent = scale.power(iq, columns)
@@ -267,15 +265,13 @@ class Grid(nn.Module):
         edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz, first_row, rows)
         return (edges[1:] + edges[:-1]) / 2
 
-    def time_axis_s(self, sample_rate_hz=None, num_samples=None, columns=None):
+    def time_axis_s(self, sample_rate_hz=None, num_samples=None):
         """Centres of an image's columns in seconds after the window's first sample: float64 [columns]."""
-        columns = columns or self.image_size[1]
-        return (torch.arange(columns, dtype=torch.float64) + 0.5) * (self.column_us * 1e-6)
+        return (torch.arange(self.image_size[1], dtype=torch.float64) + 0.5) * (self.column_us * 1e-6)
 
     def extent(self, sample_rate_hz, center_freq_hz=0.0, num_samples=None, first_row=None):
         """Outer borders of an image for matplotlib's `extent`: (first s, last s, lowest Hz, highest Hz)."""
-        if first_row is None:
-            first_row = self.first_rows(sample_rate_hz)[0]
+        first_row = self.first_rows(sample_rate_hz)[0] if first_row is None else first_row
         edges = self.frequency_edges_hz(sample_rate_hz, center_freq_hz, first_row, self.image_size[0])
         return 0.0, self.duration_s, float(edges[0]), float(edges[-1])
 
@@ -290,11 +286,15 @@ def _frame_samples(sample_rate_hz, row_hz, column_us):
     return next_fast_len(max(2, math.ceil(frame_s * sample_rate_hz)))
 
 
+@lru_cache(maxsize=64)
+def _frame_starts(num_samples, columns, hop, n_fft, device):
+    """Kept on the device: a copy would make a GPU wait."""
+    middles = (torch.arange(2 * columns, dtype=torch.float64) + 0.5) * hop
+    starts = (middles - n_fft / 2).round().long().clamp_(0, num_samples - n_fft)
+    return starts.view(columns, 2).to(device)
+
+
 @lru_cache(maxsize=32)
-def _scale(sample_rate_hz, row_hz, column_us):
-    return _Scale(sample_rate_hz, row_hz, column_us)
-
-
 class _Scale:
     """The tables of one sample rate."""
 
@@ -335,9 +335,9 @@ class _Scale:
         peak = torch.maximum(components.amax(dim=1).float(), -components.amin(dim=1).float())  # (B,)
         exponent = torch.frexp(peak).exponent.clamp(-100, 100)
         window = torch.ldexp(torch.ones_like(peak), -exponent)[:, None] * table  # (B, 2 * n_fft)
-        middles = (torch.arange(2 * columns, dtype=torch.float64) + 0.5) * (self.column_s * self.rate_hz / 2)
-        starts = (middles - self.n_fft / 2).round().long().clamp_(0, iq.shape[1] - self.n_fft)
-        bins = column_power(iq, window, starts.view(columns, 2).to(iq.device))  # (B, columns, n_fft)
+        hop = self.column_s * self.rate_hz / 2
+        starts = _frame_starts(iq.shape[1], columns, hop, self.n_fft, iq.device)  # (columns, 2)
+        bins = column_power(iq, window, starts)  # (B, columns, n_fft)
         if not iq.is_floating_point():  # integers, not yet in [-1, 1)
             exponent = exponent - (8 * iq.element_size() - 1)
         if iq.device.type != "cpu":

@@ -116,6 +116,8 @@ def user(tmp_path, monkeypatch):
 def short(module, flags):
     """What is put behind the flags of a command."""
     more = SHORT[module.__name__].split()
+    if "--front_end" in flags:  # the other flags are of `band`
+        more = SHORT[module.__name__].replace("--n_fft 64 --window_ms 2", "--column_us 100").split()
     if module.__name__ == "main_synthesize" and "--iq" not in flags:
         more += ["--set", "duration_ms=2", *(["sample_rates_hz=1.92e6"] * ("classic" not in flags))]
     if module.__name__ == "main_finetune" and "--eval" not in flags:

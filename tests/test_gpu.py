@@ -15,6 +15,7 @@ import main_pretrain
 from data.batches import Batches, MaskedSamples
 from data.sampling import IQ, Source
 from models_mae import MaskedAutoencoderViT
+from radio.grid import Grid, View
 from radio.spectrogram import Spectrogram
 from util import attention, compiling, progress
 from util.progress import Progress
@@ -65,11 +66,28 @@ class NeverStop:
         return None
 
 
-def training(way="off", samples=SAMPLES):
+class PaddedNoise(Noise):
+    """Windows of noise for the front end `grid`: narrow and short, each in its way."""
+
+    def load(self, index, rng, epoch=0):
+        _, iq = super().load(index, rng)
+        return View((2e6, 6e6)[index % 2], 0), iq[: 4096 - 512 * (index % 4 > 1)]
+
+
+FRONT_ENDS = {
+    Noise: Spectrogram(n_fft=64, duration_s=4096 / 1e6, image_size=(64, 64)),
+    PaddedNoise: Grid(
+        row_khz=50, narrow_row_khz=None, column_us=20, image_size=(64, 64), channels=("power", "cp")
+    ),
+}
+
+
+def training(way="off", samples=SAMPLES, noise=Noise):
     """(model, function that trains an epoch of a number)."""
     torch.manual_seed(0)
-    model = MaskedAutoencoderViT(**SIZES).to(GPU)
-    front_end = Spectrogram(n_fft=64, duration_s=4096 / 1e6, image_size=(64, 64)).to(GPU)
+    front_end = FRONT_ENDS[noise].to(GPU)
+    model = MaskedAutoencoderViT(**SIZES | {"in_chans": front_end.in_chans}).to(GPU)
+    model.pads = front_end.pads
     flags = [
         "--batch_size",
         str(BATCH),
@@ -87,7 +105,7 @@ def training(way="off", samples=SAMPLES):
     )
     run = prepare(args, GPU, NeverStop(), None, 64, {})
     run = dataclasses.replace(run, record=SimpleNamespace(steps=lambda *_: None, scalars=lambda *_: None))
-    dataset = MaskedSamples(Noise(samples), model.num_patches, 0, training=True)
+    dataset = MaskedSamples(noise(samples), model.num_patches, 0, training=True)
     batches = Batches(dataset, front_end, GPU, args, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, fused=True)
     compiling.compile_model(model, way, BATCH, "bf16", model.num_visible(0.75))
@@ -100,13 +118,14 @@ def training(way="off", samples=SAMPLES):
     return model, epoch
 
 
+@pytest.mark.parametrize("noise", [Noise, PaddedNoise])
 @pytest.mark.parametrize("way", ["off", "on"])
-def test_a_step_never_waits_for_the_gpu(monkeypatch, way):
+def test_a_step_never_waits_for_the_gpu(monkeypatch, way, noise):
     """Between prints nothing is read on the host: torch makes an error of it, from the second step to the
     last.
     """
     monkeypatch.setattr(progress, "PRINT_EVERY_STEPS", 10**6)
-    _, epoch = training(way)
+    _, epoch = training(way, noise=noise)
     epoch(0)  # compiles, and makes what is made once
     steps = []
     end_step = progress.Reporter.end_step
@@ -192,3 +211,11 @@ def test_the_command_says_how_long_compiling_took_and_the_mfu(tmp_path, capsys):
     assert "compile on" in shown
     assert "compiled in " in shown
     assert "mfu " in shown
+
+
+def test_the_front_end_grid_computes_what_it_computes_on_a_cpu():
+    front_end = Grid(image_size=(112, 60), channels=("power", "cp"))
+    for rate_hz in (1.92e6, 10e6, 61.44e6):
+        iq = torch.randn(2, front_end.num_samples(rate_hz), dtype=torch.complex64)
+        expected, found = front_end.planes(iq, rate_hz), front_end.planes(iq.to(GPU), rate_hz).cpu()
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)

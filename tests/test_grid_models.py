@@ -21,6 +21,7 @@ from radio.spectrogram import Spectrogram
 from util import attention, compiling
 from util.masking import MASK_KINDS, removal_order
 from util.metrics import IGNORED, Confusion, foreground_iou
+from util.plots import prediction_sheet
 
 SIZES = {"img_size": (24, 40), "patch_size": 8, "in_chans": 2, "embed_dim": 32, "depth": 2, "num_heads": 4}
 DECODER = {"decoder_embed_dim": 16, "decoder_num_heads": 2}
@@ -347,6 +348,15 @@ def test_a_reconstruction_keeps_what_is_visible_and_what_is_outside(norm_pix_los
     assert not (removed & outside).any()
     assert torch.equal(rebuilt[~removed], images[~removed])
     assert not torch.isclose(rebuilt[removed], images[removed]).all()
+
+
+def test_pictures_show_no_class_outside():
+    image = padded()[1, 0].numpy()
+    row = {"title": "short", "image": image, "extent": None}
+    classes = np.zeros(image.shape, np.uint8)
+    figure = prediction_sheet([row | {"target": classes, "prediction": classes}], ["Noise", "NR"], "")
+    for axis in figure.axes[1:]:
+        assert np.array_equal(np.ma.getmaskarray(axis.images[0].get_array()), image == OUTSIDE)
 
 
 # Labels

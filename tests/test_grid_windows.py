@@ -123,7 +123,7 @@ def test_training_windows_start_anywhere_in_time_and_frequency(tmp_path):
     assert len({start for _, start, _, _ in drawn}) > 300
     real = RecordingWindows.from_recordings([write(tmp_path, "wide real")], GRID)
     rows = {real.window(0, rng)[3] for _ in range(400)}
-    assert rows == set(range(30, 60 - ROWS + 1))  # the lower half is outside
+    assert rows == set(range(22, 60 - ROWS + 1))  # half of an image at most is outside
     [narrow] = {RecordingWindows.from_recordings([write(tmp_path, "narrow")], GRID).window(0, rng)[3]}
     assert narrow == -3
 

@@ -205,7 +205,8 @@ def _show_spectrogram(axis, row):
 
 def _show_classes(axis, row, name, colours, title):
     axis.set_title(title, fontsize=9)
-    _show(axis, row[name], row["extent"], cmap=colours, vmin=0, vmax=colours.N - 1)
+    inside = np.ma.masked_where(np.isneginf(row["image"]), row[name])
+    _show(axis, inside, row["extent"], cmap=colours, vmin=0, vmax=colours.N - 1)
 
 
 def _show(axis, image, extent, **colours):
