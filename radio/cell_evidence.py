@@ -25,6 +25,7 @@ _PERIODS = (8, 4, 2, 1)  # half-frames between NR's SSBs; the longest stands for
 _MOST_DRIFT = 50e-6  # of the clocks against each other
 _STEPS = (-0.25, -0.125, 0.0, 0.125, 0.25)  # of frequency, in subcarriers
 _EXACT = 0.1  # between the three frequencies whose parabola has its top at the exact one
+_TRIES = 3
 _HEARD = 3.0  # decades of one PSS with its SSS, where a cell is known
 _BATCH_VALUES = 2**22  # samples looked at together
 _TINY = 1e-30
@@ -69,18 +70,22 @@ def exact_freq_hz(iq, sample_rate_hz, sync, found):
     steps = (-_EXACT, 0.0, _EXACT)
     symbols = Demodulator(iq, sample_rate_hz, sync.spacing_hz, sync.tones, steps)
     sides = (found.half + np.arange(starts_s.shape[1])) % sync.sss.shape[1]
-    power = 0.0
-    for after_s, known in (
+    known = (
         (0.0, sync.pss[root].conj()[None]),
         (sync.after_s[found.duplex], sync.sss[root, sides, id_1]),
-    ):
-        values = symbols(starts_s + after_s, torch.tensor([found.freq_hz], dtype=torch.double))[0]
-        values = values * torch.from_numpy(known)[:, None]  # (halves, steps, tones)
-        power += sum(_power(part.sum(2)).sum(0) for part in values.tensor_split(_PARTS, 2))
-    left, middle, right = power.tolist()
-    bend = 2 * middle - left - right
-    top = min(max((right - left) / (2 * bend), -1.0), 1.0) if bend > 0 else 0.0
-    return found.freq_hz + top * _EXACT * sync.spacing_hz
+    )
+    freq_hz = found.freq_hz
+    for _ in range(_TRIES):
+        power = 0.0
+        for after_s, sequence in known:
+            values = symbols(starts_s + after_s, torch.tensor([freq_hz], dtype=torch.double))[0]
+            values = values * torch.from_numpy(sequence)[:, None]  # (halves, steps, tones)
+            power += sum(_power(part.sum(2)).sum(0) for part in values.tensor_split(_PARTS, 2))
+        left, middle, right = power.tolist()
+        bend = 2 * middle - left - right
+        top = (right - left) / (2 * bend) if bend > 0 else math.copysign(1, right - left)
+        freq_hz += min(max(top, -1), 1) * _EXACT * sync.spacing_hz
+    return freq_hz
 
 
 def decades(count, total):
@@ -204,7 +209,7 @@ class _Pairs:
         window = torch.arange(2 * near + 1) + far
         sums = []
         for drift in drifts:
-            index = (drift * since).round().long()[..., None, None] + window
+            index = (drift * since).round().long().clamp(-far, far)[..., None, None] + window
             moved = evidence.gather(3, index.expand(*index.shape[:2], len(_STEPS), -1))
             sums.append(torch.einsum("pch,chsd->pcsd", counted.float(), moved).flatten(2).max(2))
         total, drift = torch.stack([one.values for one in sums]).max(0)  # (periods, places)
@@ -214,7 +219,7 @@ class _Pairs:
         period = decades(counted.sum(2), total).argmax(0)[None]
         drift, place = drift.gather(0, period)[0], place.gather(0, period)[0]
         step, delay = place // len(window), place % len(window)
-        moved = (drifts[drift, None] * since).round() + (delay - near)[:, None]
+        moved = (drifts[drift, None] * since).round().clamp(-far, far) + (delay - near)[:, None]
         freq_hz = freq_hz + torch.tensor(_STEPS, dtype=torch.double)[step] * self.sync.spacing_hz
         return starts_s + moved * delay_s, freq_hz, counted[period[0], torch.arange(len(root))]
 
