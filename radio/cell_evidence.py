@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from radio.cell_signals import Demodulator, turned
+from radio.cell_signals import NUM_ROOTS, Demodulator, turned
 
 WIDTHS = (5, 17, None)  # subcarriers over which the channel is averaged; None: all
 _PARTS = 3  # of the PSS, whose evidence is summed where the channel varies within it
@@ -59,8 +59,13 @@ def weigh(iq, sample_rate_hz, sync, peaks):
     """`Candidate`s at the places in `radio.cell_peaks.Peaks`; none where no PSS with SSS is whole."""
     pairs = _Pairs(iq, sample_rate_hz, sync)
     count = max(1, _BATCH_VALUES // (pairs.halves * pairs.symbols.count))
-    parts = zip(*(one.split(count) for one in peaks[1:]), strict=True)
-    return [candidate for part in parts for candidate in pairs.candidates(*part)]
+    found = []
+    for root in range(NUM_ROOTS):
+        places = torch.nonzero(peaks.root == root)[:, 0]
+        for some in places.split(count):
+            if len(some):
+                found += pairs.candidates(peaks.start_s[some].double(), peaks.freq_hz[some].double(), root)
+    return found
 
 
 def exact_freq_hz(iq, sample_rate_hz, sync, found):
@@ -149,35 +154,29 @@ class _Pairs:
         self.periods = (1,) if sync.period_s else _PERIODS
 
     def candidates(self, start_s, freq_hz, root):
-        starts_s, freq_hz, counted = self._refined(start_s.double(), freq_hz.double(), root)
-        pss = self.symbols(starts_s, freq_hz)[:, :, 0] * self.pss[root, None]
+        starts_s, freq_hz, counted = self._refined(start_s, freq_hz, root)
+        pss = self.symbols(starts_s, freq_hz)[:, :, 0] * self.pss[root]
         best = None
         for number, after_s in enumerate(self.sync.after_s.values()):
             usable = counted & self._is_whole(starts_s) & self._is_whole(starts_s + after_s)
             found = self._judged(pss, self.symbols(starts_s + after_s, freq_hz)[:, :, 0], usable, root)
-            found |= {"usable": usable, "duplex": torch.full_like(root, number)}
+            found |= {"usable": usable, "duplex": torch.full((len(pss),), number)}
             best = _where(best is None or found["sss"] > best["sss"], found, best)
+        best |= {"freq_hz": freq_hz, "starts_s": starts_s}
+        rows = zip(*(one.tolist() for one in best.values()), strict=True)
+        rows = (dict(zip(best, row, strict=True)) for row in rows)
+        return [self._candidate(row, root) for row in rows if any(row["usable"])]
 
-        candidates = []
-        for at in torch.nonzero(best["usable"].any(1)).flatten().tolist():
-            usable = best["usable"][at]
-            heard = usable & (best["alone"][at] >= _HEARD)
-            first = int(torch.nonzero(usable)[0])
-            candidates.append(
-                Candidate(
-                    pss=float(best["pss"][at]),
-                    sss=float(best["sss"][at]),
-                    both=float(best["both"][at]),
-                    cell_id=int(3 * best["id_1"][at] + root[at]),
-                    duplex=list(self.sync.after_s)[best["duplex"][at]],
-                    freq_hz=float(freq_hz[at]),
-                    starts_s=tuple(starts_s[at, usable].tolist()),
-                    heard_s=tuple(starts_s[at, heard].tolist()),
-                    half=int(best["side"][at] + first) % 2,
-                    snr_db=float(best["snr_db"][at]),
-                )
-            )
-        return candidates
+    def _candidate(self, row, root):
+        counted = [at for at, usable in enumerate(row["usable"]) if usable]
+        return Candidate(
+            **{name: row[name] for name in ("pss", "sss", "both", "freq_hz", "snr_db")},
+            cell_id=3 * row["id_1"] + root,
+            duplex=list(self.sync.after_s)[row["duplex"]],
+            starts_s=tuple(row["starts_s"][at] for at in counted),
+            heard_s=tuple(row["starts_s"][at] for at in counted if row["alone"][at] >= _HEARD),
+            half=(row["side"] + counted[0]) % 2,
+        )
 
     def _is_whole(self, start_s):
         return (start_s >= self.first_s) & (start_s <= self.last_s)
@@ -196,7 +195,7 @@ class _Pairs:
         near = math.ceil(1.5 * self.sync.symbol_s / self.sync.points / delay_s)
         far = math.ceil(_MOST_DRIFT * (self.halves - 1) * _HALF_FRAME_S / delay_s)
         delays = torch.arange(-near - far, near + far + 1)
-        pss = self.stepped(starts_s, freq_hz) * self.pss[root, None, None]
+        pss = self.stepped(starts_s, freq_hz) * self.pss[root]
         steering = turned(torch.outer(self.tones, delays * (delay_s * self.sync.spacing_hz)))
         energy = _power(pss).sum(-1, keepdim=True)
         evidence = _from_likeness(_power(pss @ steering), energy, len(self.tones))
@@ -221,7 +220,7 @@ class _Pairs:
         step, delay = place // len(window), place % len(window)
         moved = (drifts[drift, None] * since).round().clamp(-far, far) + (delay - near)[:, None]
         freq_hz = freq_hz + torch.tensor(_STEPS, dtype=torch.double)[step] * self.sync.spacing_hz
-        return starts_s + moved * delay_s, freq_hz, counted[period[0], torch.arange(len(root))]
+        return starts_s + moved * delay_s, freq_hz, counted[period[0], torch.arange(len(starts_s))]
 
     def _judged(self, pss, sss, usable, root):
         """The evidence of PSS (freed of its sequence) and SSS, with the best identity: a dict of tensors."""
@@ -243,7 +242,7 @@ class _Pairs:
             found = self._best_sss(sss * (channel.conj() / channel.abs().clamp(min=_TINY)), usable, root)
             best = _where(best is None or found["total"] > best["total"], found, best)
         sides = (best["side"][:, None] + self.number) % self.sss.shape[1]
-        sss = sss * self.sss[root[:, None], sides, best["id_1"][:, None]]
+        sss = sss * self.sss[root, sides, best["id_1"][:, None]]
 
         # what repeats, and the SNR: what PSS and SSS have in common is the channel
         repeats = torch.maximum(
@@ -264,19 +263,16 @@ class _Pairs:
     def _best_sss(self, sss, usable, root):
         """For symbols freed of the channel: the evidence of the best identity and the side of half-frame 0."""
         codes = self.sss[root]  # (places, sides of a frame, N_ID_1, tones)
-        parts = torch.view_as_real(sss).transpose(2, 3).flatten(1, 2)  # (places, halves * 2, tones)
-        power = (
-            (parts @ codes.flatten(1, 2).mT).unflatten(1, (-1, 2)).square().sum(2)
-        )  # (places, halves, codes)
+        power = sum((part @ codes.flatten(0, 1).mT).square() for part in (sss.real, sss.imag))
         evidence = _from_likeness(power, _power(sss).sum(2, keepdim=True), len(self.tones))
-        evidence = evidence.unflatten(2, codes.shape[1:3])
-        sides = codes.shape[1]
+        evidence = evidence.unflatten(2, codes.shape[:2])
+        sides = len(codes)
         by_side = [evidence[:, self.number, (side + self.number) % sides] for side in range(sides)]
         by_side = torch.stack(by_side, 1)  # (places, sides, halves, N_ID_1)
         totals = torch.einsum("csht,ch->cst", by_side, usable.float())
         total, which = totals.flatten(1).max(1)
         side, id_1 = which // totals.shape[2], which % totals.shape[2]
-        evidence = by_side[torch.arange(len(root)), side, :, id_1]
+        evidence = by_side[torch.arange(len(sss)), side, :, id_1]
         return {"total": total, "side": side, "id_1": id_1, "evidence": evidence}
 
     def _repeats(self, rest, usable):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import pad
 
-from radio.carriers import LTE
+from radio.carriers import LTE, NR
 from radio.cell_bandwidth import lte_num_rb
 from radio.cell_evidence import WIDTHS, exact_freq_hz, weigh
 from radio.cell_peaks import find_peaks
@@ -30,7 +30,7 @@ FALSE_ALARMS = 1e-3  # captures without a cell in which one is found, at most
 LONGEST_S = 0.04  # of a stretch that is searched, from its start
 _NR_FIRST_S = 0.0204  # an SSB every 20 ms, the period that a UE assumes (TS 38.213 4.1), and the SSB itself
 _LTE_FIRST_S = 0.02  # where PSS are looked for; all of the stretch then counts
-_PLACES = 128  # weighed, of each standard
+_PLACES = {LTE: 64, NR: 128}  # weighed; of LTE's, which may be images, with those that they may be images of
 _STANDARDS = 3  # LTE, NR with 15 and 30 kHz
 _AGAIN = 3.0  # decades of SSS that make another SSB of a known identity and frequency
 _EDGE = 0.1  # of the PSS' width that may lie beyond the band
@@ -101,7 +101,7 @@ def search(iq, sample_rate_hz, center_freq_hz=None, is_real=False, near_hz=None)
     near_hz = [(low - origin_hz, high - origin_hz) for low, high in near_hz] if near_hz is not None else None
     if near_hz is not None and not all(low <= high for low, high in near_hz):
         raise ValueError(f"expected (low, high) pairs in Hz: {near_hz=}")
-    channels = iq.to("cpu", torch.complex64).reshape(-1, iq.shape[-1])
+    channels = iq.to("cpu", torch.complex64).view(-1, *iq.shape[-1:]) if iq.numel() else []
     found = [cell for one in channels for cell in _search(one, sample_rate_hz, is_real, near_hz)]
     found = _distinct(sorted(found, key=lambda cell: -cell.metric))
     return [replace(cell, center_freq_hz=origin_hz + cell.center_freq_hz) for cell in found]
@@ -135,7 +135,7 @@ def _bands(sync, sample_rate_hz, is_real, near_hz):
 def _of_standard(iq, sample_rate_hz, sync, bands):
     is_lte = sync.technology == LTE
     first = iq[: round((_LTE_FIRST_S if is_lte else _NR_FIRST_S) * sample_rate_hz)]
-    peaks = find_peaks(first, sample_rate_hz, sync, bands, _PLACES)
+    peaks = find_peaks(first, sample_rate_hz, sync, bands, _PLACES[sync.technology])
     candidates = weigh(iq, sample_rate_hz, sync, peaks)
     cells = []
     for one in _sure(candidates, sync):
