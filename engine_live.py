@@ -33,6 +33,7 @@ class Windows:
 
     def __init__(self, stream, sample_rate_hz, every=1):
         self.stream, self.rate_hz, self.every = stream, sample_rate_hz, every
+        self.components = stream.components
         self.start, self.utc = 0, None
         self._ready = queue.Queue(WAITING)
         self._thread = None
