@@ -137,7 +137,7 @@ def label_stretches(
         judge = truth(first, finder) if truth else None
         segmenter.find(channels, tiling, finder, [overview, judge] if judge else [overview], progress)
         boxes, image = finder.boxes(), overview.image
-        found, dropped = without_parts(boxes, (NR, LTE)), finder.dropped | {UNCONFIRMED: []}
+        found, dropped = without_parts(boxes), finder.dropped | {UNCONFIRMED: []}
         if hear:
             with segmenter.timings.part("cell search"):
                 cells, spans = hear(first, found)

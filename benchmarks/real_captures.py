@@ -18,7 +18,7 @@ does not count.
   box meets at most one annotation. Boxes that lie mostly outside of all annotations are unknown, and counted
   apart. In a capture without a carrier each box is false.
 - *Cells*: of the image cells in NR and LTE annotations, the share with that class; of those of a capture
-  that holds neither, the share of noise. *Band*: intersection over union of an annotated carrier's band and
+  that holds neither, the share that is called neither. *Band*: intersection over union of an annotated carrier's band and
   that of the found one that meets it best, median over the carriers. *Strong*: see `labelling.detection`.
 
 The captures are divided by site. Half A may guide choices; half B is for reports only.
@@ -126,6 +126,18 @@ def boxes_of(expected, found):
     }
 
 
+def share_of_cells(cells, labels):
+    """Share of the cells of these classes that are called so; without classes, of all that are called neither."""
+    names = list(cells["classes"])
+    rows = {
+        name: dict(zip(names, row, strict=True)) for name, row in zip(names, cells["confusion"], strict=True)
+    }
+    neither = [name for name in names if name not in TECHNOLOGIES]
+    good = {label: [label] for label in labels} or dict.fromkeys(names, neither)
+    hits = sum(rows[true][called] for true, right in good.items() for called in right)
+    return hits / sum(sum(rows[true].values()) for true in good)
+
+
 def verdict(expected, found, cells, strong=None):
     """The verdict on a capture.
 
@@ -140,14 +152,11 @@ def verdict(expected, found, cells, strong=None):
     """
     rows = [judged(one, found) for one in expected]
     labels = {one.label for one in expected if one.label in TECHNOLOGIES}
-    counted = [cells["classes"][label] for label in labels or {NOISE}]
-    counted = [one for one in counted if one["samples"]]
-    hits = sum(one["accuracy"] * one["samples"] for one in counted)
     return {
         "expected": rows,
         "found": dict(sorted(Counter(one.label for one in found).items())),
         "boxes": boxes_of(expected, found),
-        "cells": hits / sum(one["samples"] for one in counted),
+        "cells": share_of_cells(cells, labels),
         "strong": strong or {"cells": 0, "noise": 0},
         "right": all(row["right"] for row in rows)
         and (bool(labels) or all(one.label not in TECHNOLOGIES for one in found)),

@@ -99,7 +99,7 @@ def confirm(found, weak, cells, energy, spans, min_confidence):
         others = [_certain_band(other) for other in cells if other is not cell]
         confirmed.append(_carrier_of(cell, others, [*found, *weak], energy))
     alone, weak = ([rest for one in boxes if (rest := _without(one, confirmed))] for boxes in (found, weak))
-    alone = [_doubted(one, energy, spans) for one in without_parts(alone, (NR, LTE))]
+    alone = [_doubted(one, energy, spans) for one in without_parts(alone)]
     kept = [one for one in alone if one.confidence >= min_confidence]
     fallen = [one for one in alone if one.confidence < min_confidence]
     return in_order([*confirmed, *kept]), weak, fallen

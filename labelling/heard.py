@@ -44,8 +44,7 @@ def _search(recording, start_s, end_s, near_hz=None):
     rate_hz = recording.sample_rate_hz
     first = min(round(start_s * rate_hz), recording.num_samples)
     iq = recording.read(first, min(round(end_s * rate_hz), recording.num_samples) - first)
-    is_real = recording.datatype.startswith("r")
-    cells = search(iq, rate_hz, recording.center_freq_hz, is_real=is_real, near_hz=near_hz)
+    cells = search(iq, rate_hz, recording.center_freq_hz, recording.is_real, near_hz)
     return [_later(cell, first / rate_hz) for cell in cells]
 
 

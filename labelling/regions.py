@@ -9,7 +9,7 @@ import numpy as np
 
 from labelling.detection import area, overlap
 from labelling.rectangles import regions_of
-from radio.carriers import LTE, NR, Carrier
+from radio.carriers import LTE, NR, OTHER, Carrier
 
 SAME_BAND = 0.5  # least intersection over union of the bands of consecutive rectangles of one carrier
 # A radio frame of LTE and NR (TS 36.211, clause 4; TS 38.211, clause 4.3.1), the shortest carrier of either.
@@ -20,6 +20,7 @@ DEFAULT_BRIDGE_S = 0.02
 DEFAULT_CONFIDENCE = 0.6  # most regions below are errors
 DEFAULT_ROWS, DEFAULT_COLUMNS = 2, 2  # least size of a carrier
 DEFAULT_DURATION_S = FRAME_S / 2  # of NR and LTE: LTE repeats its synchronisation after half a frame
+APART = {NR, LTE, OTHER}  # signals that do not overlap
 LIMITS = ("min_bandwidth_hz", "min_duration_s", "min_confidence")
 
 
@@ -41,8 +42,8 @@ class CarrierFinder:
     2. Consecutive rectangles in one band become one carrier, unless the silence between them is longer than
        `limits.bridge_s` or their labels differ and both are sure.
     3. An NR or LTE region shorter than one frame (10 ms) joins the longest carrier that covers its band.
-    4. Of the carriers within the limits, one that lies half or more in a larger one of its class joins it. NR
-       and LTE are one class here, as their carriers do not overlap.
+    4. Of the carriers within the limits, one that lies half or more in a larger one of its class joins it. NR,
+       LTE and Other are one class here, as they do not overlap.
 
     Args:
         class_names: by class id; class 0 is the background.
@@ -86,7 +87,7 @@ class CarrierFinder:
 
     def finish(self):
         """All carriers, sorted by start; times from the beginning of the first column."""
-        return without_parts(self.boxes(), (NR, LTE))
+        return without_parts(self.boxes())
 
     def boxes(self):
         """All carriers within the limits, also those that are parts of others; in no order.
@@ -156,14 +157,10 @@ class CarrierFinder:
         return next(compress(LIMITS, (narrow, short, weak)), None)
 
 
-def without_parts(carriers, one_signal=()):
+def without_parts(carriers):
     """Carriers without those that lie half or more in a larger one, which then lasts as long as both.
 
-    Args:
-        one_signal: labels of signals that never overlap; others are compared with those of the same label.
-
-    Returns:
-        A list, sorted by start.
+    Only carriers of one label are compared, or all of `APART`. Returns a list, sorted by start.
     """
     near = defaultdict(list)  # places of carriers at the same time
     active = []
@@ -179,7 +176,7 @@ def without_parts(carriers, one_signal=()):
         part = carriers[place]
         for other in near[place]:
             whole = kept.get(other)
-            may_be = whole and (whole.label == part.label or {whole.label, part.label} <= set(one_signal))
+            may_be = whole and (whole.label == part.label or {whole.label, part.label} <= APART)
             if may_be and overlap(part, whole) >= WITHIN * area(part):
                 start_s, end_s = min(part.start_s, whole.start_s), max(part.end_s, whole.end_s)
                 kept[other] = replace(whole, start_s=start_s, duration_s=end_s - start_s)

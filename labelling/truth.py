@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from radio.carriers import Carrier, from_annotation, paint_cells
+from radio.carriers import Carrier, class_of, from_annotation, paint_cells
 
 
 class Truth:
@@ -23,13 +23,14 @@ class Truth:
         self._painted = []  # cut to the stretch and its band
         for annotation in recording.annotations or ():
             carrier = from_annotation(annotation, recording.sample_rate_hz)
-            if carrier is None or carrier.label not in self.class_names:
+            label = carrier and class_of(carrier.label, self.class_names)
+            if label is None:
                 left_out[carrier.label if carrier else "without frequency edges"] += 1
                 continue
             low, high = np.clip((carrier.freq_lower_hz, carrier.freq_upper_hz), *finder.band_hz).tolist()
             start, end = max(0.0, carrier.start_s), min(recording.duration_s, carrier.end_s)
             if low < high and start < end:
-                cut = Carrier(carrier.label, start, end - start, low, high, carrier.confidence)
+                cut = Carrier(label, start, end - start, low, high, carrier.confidence)
                 self._painted.append(cut)
 
     @property

@@ -14,8 +14,8 @@ _PSS_S = {"FDD": _PREFIX_S + 6 * _SYMBOL_S, "TDD": 1e-3 + _PREFIX_S + 2 * _SYMBO
 _PORTS = (0, 1)
 _INSIDE = 0.98  # of the band: where subcarriers are looked for
 _LEAST_PAIRS = 3  # of reference signals in a ring
-_SURE = 5.0  # standard deviations of what noise gives
-_THERE, _GONE = 0.3, 0.15  # coherence, as a share of the middle's
+_SURE = 3.5  # standard deviations of a sum of random phasors: more is seen in 1 of 200,000
+_THERE, _GONE = 0.3, 0.25  # coherence, as a share of the middle's: at least, at most
 
 
 def lte_num_rb(iq, sample_rate_hz, cell_id, duplex, freq_hz, pss_s, half):

@@ -9,58 +9,50 @@ sum of n equal terms with correlations k has a variance of n (1 + mean sum of k)
 are divided by that factor (Satterthwaite).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import gammaincc, gammaln
 from torch.nn.functional import pad
 
 from radio.cell_signals import Demodulator, turned
 
-HALF_FRAME_S = 5e-3
-MOST_DRIFT = 50e-6  # of the clocks against each other
-_STEPS = (-0.25, -0.125, 0.0, 0.125, 0.25)  # of frequency, in subcarriers
 WIDTHS = (5, 17, None)  # subcarriers over which the channel is averaged; None: all
-_PARTS = 3  # of the PSS that are summed in power where the channel varies within it
-_NARROW = WIDTHS[0]
-_SINGLE = 3.0  # decades of one PSS with its SSS, at a known place, that count as heard
+_PARTS = 3  # of the PSS, whose evidence is summed where the channel varies within it
+_HALF_FRAME_S = 5e-3
+_PERIODS = (8, 4, 2, 1)  # half-frames between NR's SSBs; the longest stands for a single one
+_MOST_DRIFT = 50e-6  # of the clocks against each other
+_STEPS = (-0.25, -0.125, 0.0, 0.125, 0.25)  # of frequency, in subcarriers
+_EXACT = 0.1  # between the three frequencies whose parabola has its top at the exact one
+_TRIES = 3
+_HEARD = 3.0  # decades of one PSS with its SSS, where a cell is known
 _BATCH_VALUES = 2**22  # samples looked at together
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A PSS with its best SSS.
+    """A PSS with its best SSS. Decades are -log10 of the probability that noise gives as much evidence.
 
     Attributes:
-        metric: decades (-log10 of the probability in noise) of PSS and SSS.
-        pss_metric, sss_metric: of PSS and of SSS alone.
-        freq_hz: of the centre's subcarrier.
-        starts_s: of the PSS in each half-frame that counts; heard: those whose PSS and SSS alone count.
-        half: of the frame that the first of them is in.
+        pss, sss, both: decades of PSS, of SSS, and of the two together.
+        freq_hz: of the subcarrier at the centre.
+        starts_s: of the PSS in each half-frame that counts, ascending.
+        heard_s: of those that count alone.
+        half: of the frame that the first of `starts_s` is in.
     """
 
-    metric: float
-    pss_metric: float
-    sss_metric: float
+    pss: float
+    sss: float
+    both: float
     cell_id: int
     duplex: str
     freq_hz: float
     starts_s: tuple
-    heard: tuple
+    heard_s: tuple
     half: int
     snr_db: float
-
-
-def decades(count, total):
-    """-log10 of the probability that `count` exponentials of mean 1 sum up to `total`: float64 arrays."""
-    count, total = np.maximum(count, 1e-6), np.maximum(total, 1e-6)
-    probability = gammaincc(count, total)
-    # far out, where that underflows: the first terms of its asymptotic series
-    beyond = (
-        total - (count - 1) * np.log(total) + gammaln(count) - np.log1p(np.clip((count - 1) / total, 0, 1))
-    )
-    return np.where(probability > 1e-280, -np.log10(np.maximum(probability, 1e-300)), beyond / np.log(10))
 
 
 def weigh(iq, sample_rate_hz, sync, peaks):
@@ -71,9 +63,48 @@ def weigh(iq, sample_rate_hz, sync, peaks):
     return [candidate for part in parts for candidate in pairs.candidates(*part)]
 
 
-def _evidence(correlation, energy, count):
-    """Of |<y, s>|² and n |y|² with n = count."""
-    likeness = correlation / energy.clamp(min=torch.finfo(torch.float32).tiny)
+def exact_freq_hz(iq, sample_rate_hz, sync, found):
+    """The frequency of a `Candidate`, where the power of all of its known symbols is highest."""
+    id_1, root = divmod(found.cell_id, 3)
+    starts_s = torch.tensor([found.starts_s], dtype=torch.double)
+    steps = (-_EXACT, 0.0, _EXACT)
+    symbols = Demodulator(iq, sample_rate_hz, sync.spacing_hz, sync.tones, steps)
+    sides = (found.half + np.arange(starts_s.shape[1])) % sync.sss.shape[1]
+    known = (
+        (0.0, sync.pss[root].conj()[None]),
+        (sync.after_s[found.duplex], sync.sss[root, sides, id_1]),
+    )
+    freq_hz = found.freq_hz
+    for _ in range(_TRIES):
+        power = 0.0
+        for after_s, sequence in known:
+            values = symbols(starts_s + after_s, torch.tensor([freq_hz], dtype=torch.double))[0]
+            values = values * torch.from_numpy(sequence)[:, None]  # (halves, steps, tones)
+            power += sum(_power(part.sum(2)).sum(0) for part in values.tensor_split(_PARTS, 2))
+        left, middle, right = power.tolist()
+        bend = 2 * middle - left - right
+        top = (right - left) / (2 * bend) if bend > 0 else math.copysign(1, right - left)
+        freq_hz += min(max(top, -1), 1) * _EXACT * sync.spacing_hz
+    return freq_hz
+
+
+def decades(count, total):
+    """-log10 of the probability that `count` exponentials of mean 1 sum up to `total`: float64 tensors."""
+    count, total = torch.broadcast_tensors(count.double().clamp(min=1e-3), total.double().clamp(min=1e-3))
+    probability = torch.special.gammaincc(count, total)
+    # far out, where that underflows, the first terms of its asymptotic series
+    beyond = total - (count - 1) * total.log() + torch.lgamma(count) - torch.log1p((count - 1) / total)
+    far = probability < 1e-280
+    return torch.where(far, beyond / math.log(10), -probability.masked_fill(far, 1.0).log10())
+
+
+def _evidence(values, energy):
+    """Of symbols freed of the expected signal, [..., tones], with energies |y|² [...]."""
+    return _from_likeness(_power(values.sum(-1)), energy, values.shape[-1])
+
+
+def _from_likeness(power, energy, count):
+    likeness = power / (count * energy).clamp(min=_TINY)
     return torch.log1p(-likeness.clamp(max=1 - 1e-6)).mul_(1 - count)
 
 
@@ -86,187 +117,172 @@ def _averaged(values, width):
     if width is None:
         return values.mean(-1, keepdim=True)
     count = values.shape[-1]
-    sums = pad(values.cumsum(-1), (1, 0))
-    places = torch.arange(count)
+    sums, places = pad(values.cumsum(-1), (1, 0)), torch.arange(count)
     first, end = (places - width // 2).clamp(min=0), (places + width // 2 + 1).clamp(max=count)
     return (sums[..., end] - sums[..., first]) / (end - first)
 
 
+def _where(chosen, new, old):
+    """Rows of `new` where chosen [rows], else of `old`; both dicts of tensors, or None for an empty `old`."""
+    if old is None:
+        return new
+    return {
+        name: torch.where(chosen.view(-1, *[1] * (one.dim() - 1)), one, old[name])
+        for name, one in new.items()
+    }
+
+
 class _Pairs:
-    """PSS and SSS of a stretch. Arrays are [places, half-frames, ...]."""
+    """PSS and SSS of a stretch. Tensors are [places, half-frames, ...]."""
 
     def __init__(self, iq, sample_rate_hz, sync):
-        self.iq, self.rate_hz, self.sync = iq, sample_rate_hz, sync
-        self.whole_s = len(iq) / sample_rate_hz
-        self.halves = int(np.ceil(self.whole_s / HALF_FRAME_S))
+        self.sync = sync
+        self.first_s = -0.5 / sample_rate_hz
+        self.last_s = (len(iq) + 0.5) / sample_rate_hz - sync.symbol_s  # start of a whole symbol
+        self.halves = math.ceil(len(iq) / sample_rate_hz / _HALF_FRAME_S)
+        self.number = torch.arange(self.halves)
         self.tones = torch.from_numpy(sync.tones)
         self.symbols = Demodulator(iq, sample_rate_hz, sync.spacing_hz, sync.tones)
         self.stepped = Demodulator(iq, sample_rate_hz, sync.spacing_hz, sync.tones, _STEPS)
         self.pss = torch.from_numpy(sync.pss).conj()
-        self.sss = torch.from_numpy(sync.sss)  # (roots, halves, N_ID_1, tones)
-        # LTE repeats after a half-frame, NR's SSB after 5, 10 or 20 ms or not at all
-        self.periods = (1,) if sync.period_s else (self.halves, 4, 2, 1)
+        self.sss = torch.from_numpy(sync.sss)  # (roots, sides of a frame, N_ID_1, tones)
+        self.periods = (1,) if sync.period_s else _PERIODS
 
     def candidates(self, start_s, freq_hz, root):
         starts_s, freq_hz, counted = self._refined(start_s.double(), freq_hz.double(), root)
         pss = self.symbols(starts_s, freq_hz)[:, :, 0] * self.pss[root, None]
         best = None
-        for duplex, after_s in self.sync.after_s.items():
-            usable = counted & self._inside(starts_s) & self._inside(starts_s + after_s)
+        for number, after_s in enumerate(self.sync.after_s.values()):
+            usable = counted & self._is_whole(starts_s) & self._is_whole(starts_s + after_s)
             found = self._judged(pss, self.symbols(starts_s + after_s, freq_hz)[:, :, 0], usable, root)
-            found["duplex"] = np.full(len(root), duplex)
-            better = found["metric"] > best["metric"] if best else np.full(len(root), True)
-            best = {
-                name: np.where(better.reshape(-1, *[1] * (values.ndim - 1)), values, best[name])
-                if best
-                else values
-                for name, values in found.items()
-            }
+            found |= {"usable": usable, "duplex": torch.full_like(root, number)}
+            best = _where(best is None or found["sss"] > best["sss"], found, best)
+
         candidates = []
-        for at in np.flatnonzero(best["usable"].any(1)):
-            places = np.flatnonzero(best["usable"][at])
-            heard = places[best["single"][at, places] >= _SINGLE]
+        for at in torch.nonzero(best["usable"].any(1)).flatten().tolist():
+            usable = best["usable"][at]
+            heard = usable & (best["alone"][at] >= _HEARD)
+            first = int(torch.nonzero(usable)[0])
             candidates.append(
                 Candidate(
-                    float(best["metric"][at]),
-                    float(best["pss_metric"][at]),
-                    float(best["sss_metric"][at]),
-                    int(best["cell_id"][at]),
-                    str(best["duplex"][at]),
-                    float(freq_hz[at]),
-                    tuple(starts_s[at, places].tolist()),
-                    tuple(starts_s[at, heard].tolist()),
-                    int(best["half"][at] + places[0]) % 2,
-                    float(best["snr_db"][at]),
+                    pss=float(best["pss"][at]),
+                    sss=float(best["sss"][at]),
+                    both=float(best["both"][at]),
+                    cell_id=int(3 * best["id_1"][at] + root[at]),
+                    duplex=list(self.sync.after_s)[best["duplex"][at]],
+                    freq_hz=float(freq_hz[at]),
+                    starts_s=tuple(starts_s[at, usable].tolist()),
+                    heard_s=tuple(starts_s[at, heard].tolist()),
+                    half=int(best["side"][at] + first) % 2,
+                    snr_db=float(best["snr_db"][at]),
                 )
             )
         return candidates
 
-    def _inside(self, start_s):
-        return (start_s > -0.5 / self.rate_hz) & (
-            start_s + self.sync.symbol_s < self.whole_s + 0.5 / self.rate_hz
-        )
+    def _is_whole(self, start_s):
+        return (start_s >= self.first_s) & (start_s <= self.last_s)
 
     def _refined(self, start_s, freq_hz, root):
-        """Starts and frequency where the PSS fits best, and which half-frames count.
+        """Starts and frequency where the PSS fits best, and the half-frames that count: all, or every period.
 
         Clocks that differ move the PSS from one half-frame to the next.
         """
-        own = (start_s / HALF_FRAME_S).floor()
-        number = torch.arange(self.halves)
-        starts_s = (start_s - own * HALF_FRAME_S)[:, None] + number * HALF_FRAME_S  # (places, halves)
-        inside = self._inside(starts_s)
-        since = (number - own[:, None]).long()
+        own = (start_s / _HALF_FRAME_S).floor()
+        since = self.number - own[:, None].long()
+        starts_s = start_s[:, None] + since * _HALF_FRAME_S  # (places, halves)
 
         # evidence at each frequency and delay: (places, halves, steps, delays)
-        step_s = 1 / (4 * len(self.tones) * self.sync.spacing_hz)
-        near = int(np.ceil(1.5 * self.sync.symbol_s / self.sync.points / step_s))
-        far = int(np.ceil(MOST_DRIFT * (self.halves - 1) * HALF_FRAME_S / step_s))
+        delay_s = 1 / (4 * len(self.tones) * self.sync.spacing_hz)
+        near = math.ceil(1.5 * self.sync.symbol_s / self.sync.points / delay_s)
+        far = math.ceil(_MOST_DRIFT * (self.halves - 1) * _HALF_FRAME_S / delay_s)
         delays = torch.arange(-near - far, near + far + 1)
-        steering = turned(torch.outer(self.tones, delays * (step_s * self.sync.spacing_hz)))
         pss = self.stepped(starts_s, freq_hz) * self.pss[root, None, None]
-        energy = len(self.tones) * _power(pss).sum(-1, keepdim=True)
-        evidence = _evidence(_power(pss @ steering), energy, len(self.tones))
+        steering = turned(torch.outer(self.tones, delays * (delay_s * self.sync.spacing_hz)))
+        energy = _power(pss).sum(-1, keepdim=True)
+        evidence = _from_likeness(_power(pss @ steering), energy, len(self.tones))
 
         # the best sum over half-frames, for each drift and period
-        masks = torch.stack([inside & (since % period == 0) for period in self.periods]).float()
-        drifts = torch.arange(-(far // 2), far // 2 + 1) * (2 / max(self.halves - 1, 1))  # steps a half-frame
-        window = torch.arange(near + far - near, near + far + near + 1)
-        totals, places = [], []
+        counted = torch.stack([since % period == 0 for period in self.periods]) & self._is_whole(starts_s)
+        drifts = torch.arange(-(far // 2), far // 2 + 1) * (
+            2 / max(self.halves - 1, 1)
+        )  # delays a half-frame
+        window = torch.arange(2 * near + 1) + far
+        sums = []
         for drift in drifts:
-            index = (drift * since).round().long()[..., None, None] + window
+            index = (drift * since).round().long().clamp(-far, far)[..., None, None] + window
             moved = evidence.gather(3, index.expand(*index.shape[:2], len(_STEPS), -1))
-            sums = torch.einsum("pch,chsd->pcsd", masks, moved).flatten(2).max(2)
-            totals.append(sums.values)
-            places.append(sums.indices)
-        totals, places = torch.stack(totals), torch.stack(places)  # (drifts, periods, places)
-        total, which = totals.max(0)
-        found = torch.from_numpy(decades(masks.sum(2).numpy(), total.numpy()))
-        period = found.argmax(0)
-        rows = torch.arange(len(root))
-        which = which[period, rows]
-        step, delay = torch.unravel_index(places[which, period, rows], (len(_STEPS), len(window)))
-        moved = (drifts[which, None] * since).round() + (delay - near)[:, None]
+            sums.append(torch.einsum("pch,chsd->pcsd", counted.float(), moved).flatten(2).max(2))
+        total, drift = torch.stack([one.values for one in sums]).max(0)  # (periods, places)
+        place = torch.stack([one.indices for one in sums]).gather(0, drift[None])[0]
+
+        # the most improbable period
+        period = decades(counted.sum(2), total).argmax(0)[None]
+        drift, place = drift.gather(0, period)[0], place.gather(0, period)[0]
+        step, delay = place // len(window), place % len(window)
+        moved = (drifts[drift, None] * since).round().clamp(-far, far) + (delay - near)[:, None]
         freq_hz = freq_hz + torch.tensor(_STEPS, dtype=torch.double)[step] * self.sync.spacing_hz
-        return starts_s + moved * step_s, freq_hz, masks[period, rows] > 0
+        return starts_s + moved * delay_s, freq_hz, counted[period[0], torch.arange(len(root))]
 
     def _judged(self, pss, sss, usable, root):
-        """PSS (times its conjugate) and SSS with the best identity: a dict of arrays by place."""
-        count = usable.sum(1).numpy()
-
-        # PSS, whole or in parts
-        energy = _power(pss)
-        whole = _evidence(_power(pss.sum(2)), len(self.tones) * energy.sum(2), len(self.tones))
-        parts = [
-            _evidence(_power(part.sum(2)), part.shape[2] * power.sum(2), part.shape[2])
-            for part, power in zip(pss.tensor_split(_PARTS, 2), energy.tensor_split(_PARTS, 2), strict=True)
-        ]
-        parts = sum(parts)
-        totals = [(one * usable).sum(1).numpy() for one in (whole, parts)]
+        """The evidence of PSS (freed of its sequence) and SSS, with the best identity: a dict of tensors."""
+        count = usable.sum(1)
+        energy = _power(pss).sum(2)
+        whole = _evidence(pss, energy)
+        parts = sum(_evidence(part, _power(part).sum(2)) for part in pss.tensor_split(_PARTS, 2))
+        totals = [(one * usable).sum(1) for one in (whole, parts)]
         in_parts = decades(_PARTS * count, totals[1]) > decades(count, totals[0])
-        shape, total = np.where(in_parts, _PARTS * count, count), np.where(in_parts, totals[1], totals[0])
+        pss_count, pss_total = (
+            count * torch.where(in_parts, _PARTS, 1),
+            torch.where(in_parts, totals[1], totals[0]),
+        )
 
-        # SSS of every identity, on the channel that the PSS saw
+        # the SSS of every identity, on the channel that the PSS saw
         best = None
         for width in WIDTHS:
             channel = _averaged(pss, width)
-            turned = sss * torch.polar(torch.ones_like(channel.real), -channel.angle())
-            found = self._best_sss(turned, usable, root)
-            if best is None:
-                best = found
-            else:
-                better = found[0] > best[0]
-                best = [
-                    torch.where(better.view(-1, *[1] * (one.dim() - 1)), other, one)
-                    for one, other in zip(best, found, strict=True)
-                ]
-        sss_total, half, id_1, single = best
-        sequence = self.sss[
-            root[:, None], (half[:, None] + torch.arange(self.halves)) % self.sss.shape[1], id_1[:, None]
-        ]
+            found = self._best_sss(sss * (channel.conj() / channel.abs().clamp(min=_TINY)), usable, root)
+            best = _where(best is None or found["total"] > best["total"], found, best)
+        sides = (best["side"][:, None] + self.number) % self.sss.shape[1]
+        sss = sss * self.sss[root[:, None], sides, best["id_1"][:, None]]
 
-        # repetition
-        rest = [pss - _averaged(pss, _NARROW), sss * sequence - _averaged(sss * sequence, _NARROW)]
-        repeated = np.maximum(*(self._repeated(one, usable) for one in rest))
-        sss_total = sss_total.numpy()
-        metric = decades((shape + count) / repeated, (total + sss_total) / repeated)
-        alone = torch.where(torch.from_numpy(in_parts)[:, None], parts, whole)
-
-        # SNR: what the channels of both have in common
-        mean = [(_power(one) * usable[..., None]).sum((1, 2)) / 2 for one in (pss, sss)]
-        common = ((pss * (sss * sequence).conj()).sum(2).abs() * usable).sum(1)
-        snr = common / (sum(mean) - common).clamp(min=1e-6 * sum(mean) + 1e-30)
-        return {
-            "metric": metric,
-            "pss_metric": decades(shape / repeated, total / repeated),
-            "sss_metric": decades(count / repeated, sss_total / repeated),
-            "cell_id": (3 * id_1 + root).numpy(),
-            "half": half.numpy(),
-            "usable": usable.numpy(),
-            "single": decades(np.where(in_parts, _PARTS + 1, 2)[:, None], (alone + single).numpy()),
-            "snr_db": 10 * torch.log10(snr.clamp(min=1e-6)).numpy(),
+        # what repeats, and the SNR: what PSS and SSS have in common is the channel
+        repeats = torch.maximum(
+            *(self._repeats(one - _averaged(one, WIDTHS[0]), usable) for one in (pss, sss))
+        )
+        common = ((pss * sss.conj()).sum(2).abs() * usable).sum(1)
+        power = ((energy + _power(sss).sum(2)) / 2 * usable).sum(1)
+        snr = common / torch.maximum(power - common, 1e-6 * power + _TINY)
+        alone = torch.where(in_parts[:, None], parts, whole) + best.pop("evidence")
+        return best | {
+            "pss": decades(pss_count / repeats, pss_total / repeats),
+            "sss": decades(count / repeats, best["total"] / repeats),
+            "both": decades((pss_count + count) / repeats, (pss_total + best["total"]) / repeats),
+            "alone": decades(torch.where(in_parts, _PARTS + 1, 2)[:, None], alone),
+            "snr_db": 10 * snr.clamp(min=1e-6).log10(),
         }
 
-    def _best_sss(self, turned, usable, root):
-        """(total, half of the frame of the first half-frame, N_ID_1, evidence by half-frame)."""
-        parts = torch.view_as_real(turned).transpose(2, 3).flatten(1, 2)  # (places, halves * 2, tones)
-        codes = self.sss[root]  # (places, halves of a frame, N_ID_1, tones)
-        products = parts @ codes.flatten(1, 2).mT
-        power = products.unflatten(1, (-1, 2)).square().sum(2)  # (places, halves, codes)
-        energy = len(self.tones) * _power(turned).sum(2)
-        evidence = _evidence(power, energy[..., None], len(self.tones)).unflatten(2, codes.shape[1:3])
-        number, sides = torch.arange(self.halves), codes.shape[1]
-        ordered = torch.stack([evidence[:, number, (side + number) % sides] for side in range(sides)], 1)
-        totals = (ordered * usable[:, None, :, None]).sum(2)  # (places, sides, N_ID_1)
+    def _best_sss(self, sss, usable, root):
+        """For symbols freed of the channel: the evidence of the best identity and the side of half-frame 0."""
+        codes = self.sss[root]  # (places, sides of a frame, N_ID_1, tones)
+        parts = torch.view_as_real(sss).transpose(2, 3).flatten(1, 2)  # (places, halves * 2, tones)
+        power = (
+            (parts @ codes.flatten(1, 2).mT).unflatten(1, (-1, 2)).square().sum(2)
+        )  # (places, halves, codes)
+        evidence = _from_likeness(power, _power(sss).sum(2, keepdim=True), len(self.tones))
+        evidence = evidence.unflatten(2, codes.shape[1:3])
+        sides = codes.shape[1]
+        by_side = [evidence[:, self.number, (side + self.number) % sides] for side in range(sides)]
+        by_side = torch.stack(by_side, 1)  # (places, sides, halves, N_ID_1)
+        totals = torch.einsum("csht,ch->cst", by_side, usable.float())
         total, which = totals.flatten(1).max(1)
-        half, id_1 = torch.unravel_index(which, totals.shape[1:])
-        return [total, half, id_1, ordered[torch.arange(len(root)), half, :, id_1]]
+        side, id_1 = which // totals.shape[2], which % totals.shape[2]
+        evidence = by_side[torch.arange(len(root)), side, :, id_1]
+        return {"total": total, "side": side, "id_1": id_1, "evidence": evidence}
 
-    def _repeated(self, rest, usable):
-        """1 + the mean sum of correlations between half-frames: float64 [places]."""
-        rest = rest / torch.linalg.vector_norm(rest, dim=2, keepdim=True).clamp(min=1e-30) * usable[..., None]
-        likeness = _power(rest @ rest.mH)
-        chance = 1 / (len(self.tones) * (1 - 1 / _NARROW))
+    def _repeats(self, rest, usable):
+        """1 + the mean sum of the half-frames' correlations: float32 [places]."""
+        rest = rest * (usable / torch.linalg.vector_norm(rest, dim=2).clamp(min=_TINY))[..., None]
+        chance = 1 / (len(self.tones) * (1 - 1 / WIDTHS[0]))
         pairs = usable[:, :, None] & usable[:, None] & ~torch.eye(self.halves, dtype=bool)
-        total = ((likeness - chance) * pairs).sum((1, 2)).clamp(min=0)
-        return (1 + total / usable.sum(1).clamp(min=1)).double().numpy()
+        total = ((_power(rest @ rest.mH) - chance) * pairs).sum((1, 2)).clamp(min=0)
+        return 1 + total / usable.sum(1).clamp(min=1)

@@ -1,26 +1,29 @@
 """Where a PSS of LTE or NR may be: the first, coarse stage of cell search.
 
 A stretch goes through overlapping FFTs of eight symbols. A slice of their bins, which mixes and decimates at
-once, times the spectrum of a known signal, and back through an FFT, is the correlation at every delay. The
-local power divides it: a strong signal looks no more like a PSS than a weak one. LTE's half-frames are summed.
+once, times the spectrum of a known signal, and back through an FFT, is the correlation at every delay. Its mean
+power around each delay divides it: strong signals look no more like a PSS than weak ones. LTE's half-frames are
+summed.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import max_pool1d, pad
 
 from radio.cell_signals import NUM_ROOTS
 
 _SYMBOLS = 8  # of a block
-_FRAMES = 2 * (_SYMBOLS - 1)  # parts of its delays with a local power of their own
+_FRAMES = 2 * (_SYMBOLS - 1)  # stretches of a block's delays with a mean power of their own
+_REGIONS = 2 * _FRAMES  # those of which one place is kept
 _STEPS = 2  # frequency hypotheses a subcarrier: halfway between two 0.9 dB are lost
-_FLOOR = 1e-3  # of the mean power: where there is less, as in padding, nothing is searched for
+_FLOOR = 1e-3  # of the mean power: where there is less, as in padding, nothing stands out
 _BEST_OF_TILE = 64
-_GROUP = 4  # hypotheses of which one is kept: 30 kHz away the PSS of LTE looks like itself a little earlier
-_CHUNK_ROWS = 128  # hypotheses whose evidence does
+_GROUP = 4  # frequencies of which one is kept
 _CHUNK_VALUES = 2**17  # complex values that stay in a CPU's cache
+_ROWS = 64  # frequencies that are next to each other in memory
+_CHUNK_ROWS = 256  # frequencies whose sums do
 
 
 class Peaks(NamedTuple):
@@ -32,8 +35,8 @@ class Peaks(NamedTuple):
     root: torch.Tensor
 
 
-def find_peaks(iq, sample_rate_hz, sync, bands_hz):
-    """PSS-like places: `Peaks`, one at most for each 4 subcarriers and half a symbol.
+def find_peaks(iq, sample_rate_hz, sync, bands_hz, count):
+    """The `count` places that look most like a PSS, as `Peaks`, and the places whose likeness they may be.
 
     Args:
         iq: complex64 [samples].
@@ -42,11 +45,19 @@ def find_peaks(iq, sample_rate_hz, sync, bands_hz):
     """
     blocks = _Blocks(iq, sample_rate_hz, sync)
     found = [blocks.peaks(tile, *band) for band in bands_hz for tile in blocks.tiles()]
-    if not found:
-        return Peaks(*torch.empty(4, 0))
-    merged = [torch.cat(one) for one in zip(*found, strict=True)]
-    order = merged[0].argsort(descending=True)
-    return Peaks(*(one[order] for one in merged))
+    merged = [torch.cat(one) for one in zip(*found, strict=True)] if found else torch.empty(4, 0)
+    best = merged[0].argsort(descending=True)[:count]
+    score, start_s, freq_hz, root = (one[best] for one in merged)
+
+    # a PSS some subcarriers higher looks like one a little later
+    tones, late = (torch.tensor(one)[root.long()] for one in zip(*sync.images, strict=True))
+    images = torch.tensor([0, 1, -1]) if any(tones) else torch.tensor([0])
+    start_s = start_s[:, None] - images * late[:, None] * sync.symbol_s
+    freq_hz = freq_hz[:, None] + images * tones[:, None] * sync.spacing_hz
+    step_hz = blocks.step_hz
+    inside = sum((low - step_hz <= freq_hz) & (freq_hz <= high + step_hz) for low, high in bands_hz) > 0
+    score, root = (one[:, None].expand_as(freq_hz) for one in (score, root))
+    return Peaks(*(one[inside] for one in (score, start_s, freq_hz, root)))
 
 
 class _Blocks:
@@ -56,9 +67,8 @@ class _Blocks:
         self.points = _SYMBOLS * sync.points
         self.kept = (_SYMBOLS - 1) * sync.points
         self.delay_s = self.size / sample_rate_hz / self.points
-        self.bin_hz = sample_rate_hz / self.size
         self.bins_a_step = _SYMBOLS // _STEPS
-        self.step_hz = self.bins_a_step * self.bin_hz
+        self.step_hz = self.bins_a_step * sample_rate_hz / self.size
         self.whole_s = len(iq) / sample_rate_hz - sync.symbol_s  # last start of a whole PSS
 
         # spectra of the parts
@@ -69,7 +79,7 @@ class _Blocks:
         for tones, values in sync.parts:
             signal = values @ np.exp(2j * np.pi * sync.spacing_hz * np.outer(tones, time_s))
             spectra.append(np.fft.fft(signal, self.size)[bins % self.size].conj() / self.size)
-        self.spectra = torch.from_numpy(np.array(spectra, np.complex64))[:, None]  # (parts, 1, points)
+        self.spectra = torch.from_numpy(np.array(spectra, np.complex64))
         noise_power = float(torch.linalg.vector_norm(iq)) ** 2 / max(1, len(iq)) * count
         self.least_power = 1e-9 * noise_power + 1e-30
 
@@ -80,93 +90,60 @@ class _Blocks:
 
     def tiles(self):
         """Starts in seconds of the blocks of each tile: those whose powers are summed."""
-        step_s, period_s = self.kept * self.delay_s, self.sync.period_s
-        end_s = max(self.whole_s, 0) + self.delay_s
+        if self.whole_s < 0:
+            return []
+        step_s, period_s, end_s = self.kept * self.delay_s, self.sync.period_s, self.whole_s + self.delay_s
         firsts = np.arange(0, min(period_s or end_s, end_s), step_s)
         repeats = np.arange(0, end_s, period_s) if period_s else np.zeros(1)
-        return [first + repeats[first + repeats < end_s] for first in firsts] if self.whole_s >= 0 else []
+        return [first + repeats[first + repeats < end_s] for first in firsts]
 
     def peaks(self, tile, low_hz, high_hz):
-        first, last = int(np.ceil(low_hz / self.step_hz)), int(np.floor(high_hz / self.step_hz))
-        if last < first:
-            first = last = round((low_hz + high_hz) / 2 / self.step_hz)
-        shifts = [[(part, _STEPS * middle) for part, middle in root] for root in self.sync.roots]
-        reach = [shift for root in shifts for _, shift in root]
-        lowest, count = first + min(reach), last - first + 1
-        energy = self._energy(tile, lowest, count + max(reach) - min(reach))
-
-        # sum parts to roots, keep the best hypothesis of each group and each small region
-        regions = torch.full((NUM_ROOTS, -(-count // _GROUP), _FRAMES), -torch.inf)
-        sums = torch.full((_CHUNK_ROWS, self.kept), -torch.inf)
-        for begin in range(0, count, _CHUNK_ROWS):
-            rows = min(_CHUNK_ROWS, count - begin)
-            sums[rows:] = -torch.inf
-            for root in range(NUM_ROOTS):
-                self._sum(energy, root, begin - lowest + first, sums[:rows])
-                best = sums.unflatten(0, (-1, _GROUP)).amax(1).unflatten(1, (_FRAMES, -1)).amax(2)
-                done = regions[root, begin // _GROUP :][: len(best)]
-                done.copy_(best[: len(done)])
-
-        # evidence of places that were heard in different numbers of half-frames
-        length = self.kept // _FRAMES
-        delays_s = torch.arange(_FRAMES) * (length * self.delay_s)
-        heard = (torch.from_numpy(tile)[:, None] + delays_s <= self.whole_s).sum(0).float() * len(shifts[0])
-        regions.sub_(heard).mul_(heard.rsqrt()).masked_fill_(heard == 0, -torch.inf)
-
-        # the best places
-        best, index = regions.flatten().topk(min(_BEST_OF_TILE, regions.numel()))
-        root, group, frame = torch.unravel_index(index, regions.shape)
-        peaks = []
-        for one, low, at in zip(
-            root.tolist(), (group * _GROUP).tolist(), (frame * length).tolist(), strict=True
-        ):
-            rows = min(_GROUP, count - low)
-            patch = sums[:rows, :length]
-            self._sum(energy[:, :, at : at + length], one, low - lowest + first, patch)
-            peaks.append(int(patch.argmax()))
-        step, delay = torch.unravel_index(torch.tensor(peaks, dtype=torch.int64), (_GROUP, length))
-        start_s = float(tile[0]) + (frame * length + delay) * self.delay_s
-        freq_hz = (first + group * _GROUP + step) * self.step_hz
-        heard = best > -torch.inf
-        return [one[heard] for one in (best, start_s, freq_hz, root)]
-
-    def _sum(self, energy, root, first, out):
-        """Add the energies of a root's parts, from the frequency numbered `first` on: out [frequencies, delays]."""
-        views = [
-            energy[part, first + _STEPS * middle :][: len(out)] for part, middle in self.sync.roots[root]
-        ]
-        if len(views) == 1:
-            out.copy_(views[0])
+        """The best places of a tile with centres in a band: [score, start_s, freq_hz, root]."""
+        first = int(np.floor(low_hz / self.step_hz))
+        count = int(np.ceil(high_hz / self.step_hz)) - first + 1
+        starts = np.round(tile * self.rate_hz).astype(int)
+        blocks = [pad(self.iq[start : start + self.size], (0, self.size))[: self.size] for start in starts]
+        spectra = torch.fft.fft(torch.stack(blocks))
+        if self.sync.period_s:  # a third of the frequencies where there are many, as each PSS has its images
+            steps = [_Steps.thirds(first, count, _STEPS * tones) for tones, _ in self.sync.images]
+            steps = steps if count > _ROWS else [_Steps.all(first, count)] * NUM_ROOTS
+            energies = [[self._energy(spectra, part, one)] for part, one in enumerate(steps)]
         else:
-            torch.add(*views[:2], out=out)
-            for view in views[2:]:
-                out.add_(view)
+            reach = [_STEPS * middle for root in self.sync.roots for _, middle in root]
+            wide = _Steps.all(first + min(reach), count + max(reach) - min(reach))
+            parts = [self._energy(spectra, part, wide) for part in range(len(self.spectra))]
+            steps = [_Steps.all(first, count)] * NUM_ROOTS
+            energies = [
+                [parts[part][_STEPS * middle - min(reach) :][:count] for part, middle in root]
+                for root in self.sync.roots
+            ]
+        found = [self._best(tile, one, steps[root].numbers, root) for root, one in enumerate(energies)]
+        return [torch.cat(one) for one in zip(*found, strict=True)]
 
-    def _energy(self, tile, lowest, count):
-        """Correlation power over local power, summed over a tile's blocks: [parts, frequencies, delays].
+    def _energy(self, spectra, part, steps):
+        """Correlation power over its mean around, summed over the blocks: float32 [frequencies, delays].
 
         The mean for noise is the number of blocks.
         """
-        reach = (lowest * self.bins_a_step - self.points // 2, (count - 1) * self.bins_a_step + self.points)
-        index = torch.arange(reach[0], reach[0] + reach[1]) % self.size
-        blocks = [self.iq[start : start + self.size] for start in np.round(tile * self.rate_hz).astype(int)]
-        blocks = torch.stack([pad(block, (0, self.size - len(block))) for block in blocks])
-        spectra = torch.fft.fft(blocks)[:, index]
-        slices = spectra.as_strided((len(tile), count, self.points), (spectra.shape[1], self.bins_a_step, 1))
-        parts = len(self.spectra)
-        energy = torch.empty(parts, count, self.kept)
-        rows = max(1, _CHUNK_VALUES // (parts * self.points))
-        product = torch.empty(parts, rows, self.points, dtype=torch.complex64)
-        power = torch.empty(parts, rows, self.kept)
-        for begin in range(0, count, rows):
-            some = min(rows, count - begin)
-            sums = energy[:, begin : begin + some].unflatten(2, (_FRAMES, -1))
-            for block in range(len(tile)):
-                mixed = torch.mul(slices[block, begin : begin + some], self.spectra, out=product[:, :some])
+        low = steps.first * self.bins_a_step - self.points // 2
+        width = ((steps.periods - 1) * steps.period + steps.tested - 1) * self.bins_a_step + self.points
+        wanted = spectra[:, torch.arange(low, low + width) % self.size]
+        strides = (width, steps.period * self.bins_a_step, self.bins_a_step, 1)
+        slices = wanted.as_strided((len(spectra), steps.periods, steps.tested, self.points), strides)
+
+        energy = torch.empty(steps.periods, steps.tested, self.kept)
+        some = max(1, _CHUNK_VALUES // (steps.tested * self.points))  # periods
+        product = torch.empty(some, steps.tested, self.points, dtype=torch.complex64)
+        power = torch.empty(some, steps.tested, self.kept)
+        for begin in range(0, steps.periods, some):
+            sums = energy[begin : begin + some].unflatten(2, (_FRAMES, -1))
+            for block, one in enumerate(slices[:, begin : begin + some]):
+                mixed = torch.mul(one, self.spectra[part], out=product[: len(one)])
                 correlation = torch.view_as_real(torch.fft.ifft(mixed, norm="forward"))
                 squares = correlation.mul_(correlation)[:, :, : self.kept]
-                values = torch.add(squares[..., 0], squares[..., 1], out=power[:, :some])
-                mean = values @ self.means  # (parts, some, frames)
+                values = torch.add(squares[..., 0], squares[..., 1], out=power[: len(one)])
+                # the highest mean nearby, so that echoes of a PSS into silence do not stand out more than itself
+                mean = max_pool1d(values @ self.means, 3, 1, 1)
                 floor = _FLOOR * mean.mean(2, keepdim=True) + self.least_power
                 scale = (1 / torch.maximum(mean, floor))[..., None]
                 values = values.unflatten(2, (_FRAMES, -1))
@@ -174,4 +151,55 @@ class _Blocks:
                     sums.addcmul_(values, scale)
                 else:
                     torch.mul(values, scale, out=sums)
-        return energy
+        return energy.flatten(0, 1)
+
+    def _best(self, tile, energies, numbers, root):
+        """The best places by the sum of energies [frequencies, delays]: [score, start_s, freq_hz, root]."""
+        count, length = len(energies[0]), self.kept // _REGIONS
+        best = []
+        for begin in range(0, count, _CHUNK_ROWS):
+            rows = slice(begin, begin + _CHUNK_ROWS)
+            sums = energies[0][rows]
+            for other, one in enumerate(energies[1:]):
+                sums = sums.add_(one[rows]) if other else sums + one[rows]
+            sums = pad(sums, (0, 0, 0, -len(sums) % _GROUP), value=-torch.inf)
+            best.append(sums.unflatten(0, (-1, _GROUP)).amax(1).unflatten(1, (_REGIONS, -1)).amax(2))
+        best = torch.cat(best)  # (groups, regions)
+
+        # in standard deviations, as places are heard in different numbers of half-frames
+        late_s = torch.arange(_REGIONS) * (length * self.delay_s)
+        heard = (torch.from_numpy(tile)[:, None] + late_s <= self.whole_s).sum(0).float() * len(energies)
+        best = ((best - heard) * heard.rsqrt()).masked_fill_(heard == 0, -torch.inf)
+
+        score, index = best.flatten().topk(min(_BEST_OF_TILE, best.numel()))
+        group, region = index // _REGIONS, index % _REGIONS
+        row = (group[:, None] * _GROUP + torch.arange(_GROUP)).clamp(max=count - 1)
+        delay = region[:, None] * length + torch.arange(length)
+        patches = sum(one[row[:, :, None], delay[:, None]] for one in energies)
+        within = patches.flatten(1).argmax(1)
+        start_s = float(tile[0]) + delay.gather(1, within[:, None] % length)[:, 0] * self.delay_s
+        step = numbers[row.gather(1, within[:, None] // length)[:, 0]]
+        return [score, start_s, step * self.step_hz, torch.full_like(index, root)]
+
+
+class _Steps(NamedTuple):
+    """Frequencies by number: `tested` ones of each period."""
+
+    first: int
+    periods: int
+    tested: int
+    period: int
+
+    @classmethod
+    def all(cls, first, count):
+        return cls(first, -(-count // _ROWS), _ROWS, _ROWS)
+
+    @classmethod
+    def thirds(cls, first, count, third):
+        return cls(first + third, -(-count // (3 * third)), third, 3 * third)
+
+    @property
+    def numbers(self):
+        return (
+            self.first + self.period * torch.arange(self.periods)[:, None] + torch.arange(self.tested)
+        ).flatten()

@@ -22,17 +22,16 @@ from torch.nn.functional import pad
 
 from radio.carriers import LTE
 from radio.cell_bandwidth import lte_num_rb
-from radio.cell_evidence import WIDTHS, weigh
-from radio.cell_peaks import Peaks, find_peaks
+from radio.cell_evidence import WIDTHS, exact_freq_hz, weigh
+from radio.cell_peaks import find_peaks
 from radio.cell_signals import lte_sync, nr_sync
 
 FALSE_ALARMS = 1e-3  # captures without a cell in which one is found, at most
 LONGEST_S = 0.04  # of a stretch that is searched, from its start
 _NR_FIRST_S = 0.0204  # an SSB every 20 ms, the period that a UE assumes (TS 38.213 4.1), and the SSB itself
 _LTE_FIRST_S = 0.02  # where PSS are looked for; all of the stretch then counts
-_PLACES = 256  # weighed, of each standard
+_PLACES = 128  # weighed, of each standard
 _STANDARDS = 3  # LTE, NR with 15 and 30 kHz
-_HARMONIC = sum(1 / rank for rank in range(1, _PLACES + 1))
 _AGAIN = 3.0  # decades of SSS that make another SSB of a known identity and frequency
 _EDGE = 0.1  # of the PSS' width that may lie beyond the band
 
@@ -135,53 +134,62 @@ def _bands(sync, sample_rate_hz, is_real, near_hz):
 
 def _of_standard(iq, sample_rate_hz, sync, bands):
     is_lte = sync.technology == LTE
-    first_s = _LTE_FIRST_S if is_lte else _NR_FIRST_S
-    peaks = find_peaks(iq[: round(first_s * sample_rate_hz)], sample_rate_hz, sync, bands)
-    candidates = weigh(iq, sample_rate_hz, sync, Peaks(*(one[:_PLACES] for one in peaks)))
-    candidates.sort(key=lambda one: -one.pss_metric)
-    looks = sync.sss[0, ..., 0].size * len(sync.after_s) * len(WIDTHS)
-    needed = math.log10(looks * _HARMONIC * _STANDARDS / FALSE_ALARMS)
-    sure = [one for rank, one in enumerate(candidates, 1) if one.sss_metric >= needed + math.log10(rank)]
+    first = iq[: round((_LTE_FIRST_S if is_lte else _NR_FIRST_S) * sample_rate_hz)]
+    peaks = find_peaks(first, sample_rate_hz, sync, bands, _PLACES)
+    candidates = weigh(iq, sample_rate_hz, sync, peaks)
     cells = []
-    for one in sorted(sure, key=lambda one: -one.metric):
-        if any(
-            cell.cell_id == one.cell_id and abs(cell.center_freq_hz - one.freq_hz) < sync.spacing_hz
-            for cell in cells
-        ):
-            continue
-        num_rb, starts_s = None, one.starts_s
+    for one in _sure(candidates, sync):
+        starts_s, num_rb = one.starts_s, None
+        freq_hz = exact_freq_hz(iq, sample_rate_hz, sync, one)
         if is_lte:
-            num_rb = lte_num_rb(
-                iq, sample_rate_hz, one.cell_id, one.duplex, one.freq_hz, one.starts_s[0], one.half
-            )
+            known = (one.cell_id, one.duplex, freq_hz, one.starts_s[0], one.half)
+            num_rb = lte_num_rb(iq, sample_rate_hz, *known)
         else:
             starts_s = _occasions(one, candidates, sync)
         cells.append(
             Cell(
-                sync.technology,
-                one.cell_id,
-                one.freq_hz,
-                sync.spacing_hz,
-                one.duplex,
-                max(0.0, starts_s[0]),
-                num_rb,
-                one.metric,
-                one.snr_db,
-                () if is_lte else starts_s,
+                technology=sync.technology,
+                cell_id=one.cell_id,
+                center_freq_hz=freq_hz - (0 if is_lte else sync.spacing_hz / 2),
+                spacing_hz=sync.spacing_hz,
+                duplex=one.duplex,
+                start_s=starts_s[0],
+                num_rb=num_rb,
+                metric=one.both,
+                snr_db=one.snr_db,
+                occasions_s=() if is_lte else starts_s,
             )
         )
-    offset_hz = 0.0 if is_lte else sync.spacing_hz / 2
-    return [replace(cell, center_freq_hz=cell.center_freq_hz - offset_hz) for cell in cells]
+    return cells
+
+
+def _sure(candidates, sync):
+    """The candidates that count as cells, strongest first, one for each identity and frequency."""
+    looks = sync.sss[0, ..., 0].size * len(sync.after_s) * len(WIDTHS)
+    harmonic = sum(1 / rank for rank in range(1, len(candidates) + 1))
+    kept = []
+    for rank, one in enumerate(sorted(candidates, key=lambda one: -one.pss), 1):
+        if one.sss >= math.log10(looks * rank * harmonic * _STANDARDS / FALSE_ALARMS):
+            kept.append(one)
+    distinct = []
+    for one in sorted(kept, key=lambda one: -one.both):
+        if not any(_is_same(one, other, sync) for other in distinct):
+            distinct.append(one)
+    return distinct
+
+
+def _is_same(one, other, sync):
+    return one.cell_id == other.cell_id and abs(one.freq_hz - other.freq_hz) < sync.spacing_hz
 
 
 def _occasions(found, candidates, sync):
     """Starts of the SSBs with a cell's identity and frequency, ascending."""
-    same = [one for one in candidates if one.cell_id == found.cell_id and one.sss_metric >= _AGAIN]
-    near = [one for one in same if abs(one.freq_hz - found.freq_hz) < sync.spacing_hz / 2]
-    starts_s = sorted({*found.heard, *(start for one in near for start in one.heard)} or found.starts_s)
-    return tuple(
-        one for one, before in zip(starts_s, [-1.0, *starts_s], strict=False) if one - before > sync.symbol_s
+    same = [one for one in candidates if _is_same(one, found, sync) and one.sss >= _AGAIN]
+    starts_s = sorted(
+        {*found.heard_s, *(start_s for one in same for start_s in one.heard_s)} or found.starts_s
     )
+    later = zip(starts_s, [-math.inf, *starts_s], strict=False)
+    return tuple(start_s for start_s, before_s in later if start_s - before_s > sync.symbol_s)
 
 
 def _without_lines(iq, sample_rate_hz):

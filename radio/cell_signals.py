@@ -26,6 +26,8 @@ class Sync:
         period_s: from PSS to PSS; None if only single ones count.
         parts: what a correlator looks for: ((subcarriers from the part's middle, values), ...).
         roots: each PSS as ((part, where its middle lies from the centre), ...), in subcarriers.
+        images: of each PSS: the subcarriers by which it is shifted to look like itself, but later, and by how much
+            of a symbol; (0, 0.0) for none.
         points: delays a symbol that resolve the parts.
     """
 
@@ -38,6 +40,7 @@ class Sync:
     period_s: float | None
     parts: tuple
     roots: tuple
+    images: tuple
     points: int
 
     @property
@@ -59,7 +62,9 @@ def lte_sync():
     after_s = {"FDD": -2192 / 30.72e6, "TDD": -(3 * 2192 + 16) / 30.72e6}
     parts = tuple((tones, values) for values in pss)
     roots = tuple(((root, 0),) for root in range(NUM_ROOTS))
-    return Sync(LTE, 15e3, tones, pss, np.array(sss), after_s, 5e-3, parts, roots, 80)
+    # A Zadoff-Chu sequence of root u, shifted by m places, has a phase that turns by u m / 63 from place to place.
+    images = ((5, 1 / 63), (2, 5 / 63), (2, -5 / 63))  # u m = 2 · 63 - 1, 63 - 5, 63 + 5
+    return Sync(LTE, 15e3, tones, pss, np.array(sss), after_s, 5e-3, parts, roots, images, 80)
 
 
 @lru_cache(maxsize=2)
@@ -77,9 +82,19 @@ def nr_sync(spacing_hz):
     parts = tuple((np.arange(len(part)) - middle, part) for part in np.split(pss[0], starts[1:]))
     first = (starts - np.arange(NUM_ROOTS)[:, None] * _NR_SHIFT) % len(tones)  # (roots, parts)
     roots = tuple(tuple(enumerate((tones[0] + one + middle).tolist())) for one in first)
-    after_s = {"": 2 * 2192 / (2048 * spacing_hz)}
+    after_s, images = {"": 2 * 2192 / (2048 * spacing_hz)}, ((0, 0.0),) * NUM_ROOTS
     return Sync(
-        NR, spacing_hz, tones, pss.astype(np.complex64), np.array(sss), after_s, None, parts, roots, 64
+        NR,
+        spacing_hz,
+        tones,
+        pss.astype(np.complex64),
+        np.array(sss),
+        after_s,
+        None,
+        parts,
+        roots,
+        images,
+        64,
     )
 
 

@@ -28,13 +28,14 @@ LTE = box("LTE", 0.0, 1.0, -9e6, 9e6)
 
 
 def cells(noise=0.9, nr=None, lte=None, count=100):
-    shares = {"Noise": noise, "NR": nr, "LTE": lte}
-    return {
-        "classes": {
-            name: {"accuracy": share, "samples": count * (share is not None)}
-            for name, share in shares.items()
-        }
-    }
+    """Figures of a confusion matrix; what is not of a class is called NR, or NR noise."""
+    shares = [noise, nr, lte]
+    confusion = np.zeros((3, 3))
+    for true, share in enumerate(shares):
+        if share is not None:
+            confusion[true, true] = share * count
+            confusion[true, 0 if true == 1 else 1] = (1 - share) * count
+    return {"classes": dict.fromkeys(("Noise", "NR", "LTE")), "confusion": confusion.tolist()}
 
 
 @pytest.mark.parametrize(
