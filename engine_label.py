@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from labelling.confirm import Energy, confirm
+from labelling.heard import heard
 from labelling.outputs import by_stretch, tuned
 from labelling.planes import Overview
-from labelling.regions import Limits
-from radio.carriers import Carrier, from_annotation, paint_cells
+from labelling.regions import Limits, without_parts
+from radio.carriers import LTE, NR
 from radio.iq_array import recording_of
 from radio.recordings import Recording, open_recording
 from util.errors import UserError, warn
@@ -23,6 +24,7 @@ DEFAULT_OVERLAP = 0.25
 GREATEST = dict.fromkeys(("min_bandwidth_hz", "min_duration_s", "bridge_s"), math.inf)
 GREATEST |= {"min_confidence": 1, "overlap": 0.95}
 PICTURE_STRETCHES = 8  # most stretches in a picture
+WEAK, UNCONFIRMED = "min_confidence", "unconfirmed"  # why carriers are dropped, beside the other limits
 
 
 def check_ranges(values, prefix=""):
@@ -42,6 +44,7 @@ class LabelledStretch:
     # of each cell, row 0 the lowest frequency, in at most `labelling.planes.PICTURE_COLUMNS` columns
     image: np.ndarray  # mean dB: float32 [rows, columns]
     class_map: np.ndarray  # the likeliest class: uint8 [rows, columns]
+    dropped: dict  # lists of `Carrier`s that were left out, by the limit's name or "unconfirmed"
     true: list | None = None  # `Carrier`s of the annotations, if they were asked for
 
     @property
@@ -52,7 +55,20 @@ class LabelledStretch:
     @property
     def carriers(self):
         """The found carriers, times from the file's first sample."""
-        return [replace(one, start_s=self.start_s + one.start_s) for one in self.found]
+        return self._in_file(self.found)
+
+    def _in_file(self, carriers):
+        return [replace(one, start_s=self.start_s + one.start_s) for one in carriers]
+
+    @property
+    def column_s(self):
+        return self.recording.duration_s / self.image.shape[1]
+
+    def only_confirmed(self):
+        """The same stretch; carriers without a cell are dropped."""
+        alone = [one for one in self.found if not one.confirmed]
+        dropped = self.dropped | {UNCONFIRMED: self.dropped[UNCONFIRMED] + alone}
+        return replace(self, found=[one for one in self.found if one.confirmed], dropped=dropped)
 
     @property
     def extent(self):
@@ -67,10 +83,21 @@ class LabelledStretch:
         known = "" if one.center_freq_hz is not None else "; frequencies from the centre"
         about = f"{one.duration_s * 1e3:.6g} ms at {one.sample_rate_hz / 1e6:.6g} Msps"
         row = {"title": f"{one.name}: {about}{known}", "image": self.image, "classes": self.class_map}
-        return row | {"carriers": self.carriers, "extent": self.extent}
+        return row | {
+            "carriers": self.carriers,
+            "true": self._in_file(self.true or ()),
+            "extent": self.extent,
+        }
 
 
-def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth=None, progress=None):
+def hears_cells(class_names):
+    """Whether a cell search can confirm what a model with these classes finds."""
+    return {NR, LTE} <= set(class_names)
+
+
+def label_stretches(
+    segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth=None, progress=None, hear=None
+):
     """Yield the `LabelledStretch` of each stretch of a file. Skip those shorter than an FFT, with a warning.
 
     Args:
@@ -78,22 +105,24 @@ def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth
         stretches: lists of `Recording`s, the channels of each stretch.
         limits: `labelling.regions.Limits`.
         overlap: share of a window that the next window covers too.
-        truth: makes a `Truth` from (recording, finder); None: do not read the annotations.
+        truth: makes a `labelling.truth.Truth` from (recording, finder); None: do not read the annotations.
         progress: called with the number of samples done since the last call.
+        hear: `labelling.heard.heard`, to confirm carriers by a cell search; None: the model alone.
 
     Raises:
         UserError: all stretches are shorter than an FFT, or a file cannot be read.
     """
     front_end = segmenter.front_end
-    n_fft = max(front_end.least_samples(channels[0].sample_rate_hz) for channels in stretches)
-    longest = max(channels[0].num_samples for channels in stretches)
-    if longest < n_fft:
-        path = stretches[0][0].path
-        raise UserError(f"{path}: expected at least {n_fft} samples, an FFT; found {longest}")
+    longest = max((channels[0] for channels in stretches), key=lambda one: one.num_samples)
+    least = front_end.least_samples(longest.sample_rate_hz)
+    if longest.num_samples < least:
+        found = f"expected at least {least} samples, an FFT; found {longest.num_samples}"
+        raise UserError(f"{longest.path}: {found}")
     for channels in stretches:
         first = channels[0]
-        if first.num_samples < n_fft:
-            warn(f"{first.name}: skipped, {first.num_samples} samples are less than an FFT of {n_fft}")
+        least = front_end.least_samples(first.sample_rate_hz)
+        if first.num_samples < least:
+            warn(f"{first.name}: skipped, {first.num_samples} samples are less than an FFT of {least}")
             if progress:
                 progress(first.num_samples)
             continue
@@ -107,8 +136,25 @@ def label_stretches(segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth
         overview = Overview(tiling.total, len(segmenter.class_names), rows, segmenter.device)
         judge = truth(first, finder) if truth else None
         segmenter.find(channels, tiling, finder, [overview, judge] if judge else [overview], progress)
-        true = judge and judge.carriers
-        yield LabelledStretch(first, finder.finish(), overview.image, overview.classes, true)
+        boxes, image = finder.boxes(), overview.image
+        found, dropped = without_parts(boxes, (NR, LTE)), finder.dropped | {UNCONFIRMED: []}
+        if hear:
+            with segmenter.timings.part("cell search"):
+                cells, spans = hear(first, found)
+            edges_hz = finder.rows_hz[[0, -1]] + finder.row_hz * np.array([-0.5, 0.5])
+            column_s = finder.column_s * overview.per_column
+            energy = Energy(image, tuple(edges_hz.tolist()), column_s, first.duration_s)
+            weak = dropped[WEAK]
+            found, dropped[WEAK], dropped[UNCONFIRMED] = confirm(
+                boxes, weak, cells, energy, spans, limits.min_confidence
+            )
+            found = [_cut(one, *finder.band_hz) for one in found]  # the outer rows may reach beyond the band
+        yield LabelledStretch(first, found, image, overview.classes, dropped, judge and judge.carriers)
+
+
+def _cut(carrier, low_hz, high_hz):
+    edges = max(low_hz, carrier.freq_lower_hz), min(high_hz, carrier.freq_upper_hz)
+    return replace(carrier, freq_lower_hz=edges[0], freq_upper_hz=edges[1])
 
 
 def picture(rows, num_stretches, class_names, recording, weights):
@@ -169,14 +215,16 @@ class Labeller:
         segmenter: `engine_segment.Segmenter`.
         weights: a name for them.
         overlap: share of a window that the next window covers too, 0 to 0.95.
+        confirm: search for LTE and NR cells, if the model has these classes.
         limits: the fields of `labelling.regions.Limits`.
 
     Raises:
         UserError: a value is out of range.
     """
 
-    def __init__(self, segmenter, weights, overlap=DEFAULT_OVERLAP, **limits):
+    def __init__(self, segmenter, weights, overlap=DEFAULT_OVERLAP, confirm=True, **limits):
         check_ranges(limits | {"overlap": overlap})
+        self.hear = heard if confirm and hears_cells(segmenter.class_names) else None
         self.segmenter, self.weights = segmenter, Path(weights).name
         self.overlap, self.limits = overlap, Limits(**limits)
 
@@ -205,43 +253,6 @@ class Labeller:
         else:
             found = [recording_of(recording, sample_rate_hz, center_freq_hz)]
         with self.segmenter.on_its_cores():
-            stretches = list(label_stretches(self.segmenter, by_stretch(found), self.limits, self.overlap))
+            settings = {"overlap": self.overlap, "hear": self.hear}
+            stretches = list(label_stretches(self.segmenter, by_stretch(found), self.limits, **settings))
         return Labels(stretches, self.class_names, self.weights)
-
-
-class Truth:
-    """Compares the annotations of a stretch with the model's classes, cell by cell.
-
-    Cells of unknown labels and of annotations without frequency edges count as class 0, as in training.
-
-    Args:
-        recording: any channel of the stretch.
-        finder: the stretch's `CarrierFinder`, for its cells and band.
-        confusion: a `util.metrics.Confusion`, which gets the cells of every run.
-        left_out: a Counter of the labels left out.
-    """
-
-    def __init__(self, recording, finder, confusion, left_out):
-        self.finder, self.class_names, self.confusion = finder, finder.class_names, confusion
-        self._painted = []  # cut to the stretch and its band
-        for annotation in recording.annotations or ():
-            carrier = from_annotation(annotation, recording.sample_rate_hz)
-            if carrier is None or carrier.label not in self.class_names:
-                left_out[carrier.label if carrier else "without frequency edges"] += 1
-                continue
-            low, high = np.clip((carrier.freq_lower_hz, carrier.freq_upper_hz), *finder.band_hz).tolist()
-            start, end = max(0.0, carrier.start_s), min(recording.duration_s, carrier.end_s)
-            if low < high and start < end:
-                cut = Carrier(carrier.label, start, end - start, low, high, carrier.confidence)
-                self._painted.append(cut)
-
-    @property
-    def carriers(self):
-        """The annotated carriers, without the background."""
-        return [one for one in self._painted if one.label != self.class_names[0]]
-
-    def add(self, run):
-        columns_s = (np.arange(run.first, run.ends[-1]) + 0.5) * self.finder.column_s
-        target = paint_cells(self._painted, self.finder.rows_hz, columns_s, self.class_names)
-        pred = run.probabilities.argmax(dim=0).cpu()
-        self.confusion.update(pred[None], torch.from_numpy(target.astype(np.int64))[None])

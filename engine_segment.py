@@ -47,12 +47,12 @@ class Segmenter:
     def on_its_cores(self, pool=None):
         """Use all cores in this context; `pool` is a `RegionPool` for a GPU, or None."""
         if self.device.type == "cpu":
-            self.workers = torch.get_num_threads()
+            threads = self.workers = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
                 yield
             finally:
-                torch.set_num_threads(self.workers)
+                torch.set_num_threads(threads)
         else:
             self.workers, self.pool = min(READERS, -(-3 * len(usable_cores()) // 4)), pool
             with torch.accelerator.device_index(self.device.index):  # for streams and events
@@ -214,6 +214,9 @@ class Segmenter:
         """
         window, start = self.front_end.num_samples(sample_rate_hz), 0
         least = self.front_end.least_samples(sample_rate_hz)
+        if self.device.type == "cpu":  # one window at a time has all cores
+            torch.set_num_threads(self.workers)
+            self.workers = 1
         while True:
             with self.timings.part("reading"):
                 iq = source.read(window)

@@ -55,6 +55,7 @@ def labeller(
     offline=None,
     classes=None,
     norm_eps=None,
+    confirm=True,
     **limits,
 ):
     """Finds carriers in recordings and arrays of IQ, as main_segment.py does.
@@ -71,6 +72,7 @@ def labeller(
         offline: do not use the network; None: as HF_HUB_OFFLINE says.
         classes: class names, the background first, a list or "Noise,NR,LTE"; for weights without names.
         norm_eps: epsilon of the norms inside blocks; None: as the weights say, else 1e-6.
+        confirm: search for LTE and NR cells; False: the model alone.
         limits: flags of main_segment.py: `min_bandwidth_hz`, `min_duration_s`, `min_confidence`, `bridge_s`,
             `overlap`.
 
@@ -86,7 +88,7 @@ def labeller(
 
     classes = classes.split(",") if isinstance(classes, str) else classes
     segmenter = open_segmenter(weights, pick_device(device), amp, classes, norm_eps, offline)
-    return Labeller(segmenter, weights, **limits)
+    return Labeller(segmenter, weights, confirm=confirm, **limits)
 
 
 def _front_end_of(weights, name):

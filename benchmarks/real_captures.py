@@ -1,6 +1,7 @@
 """Real captures as the judge: what a segmentation model finds in each of them, against what is known of it.
 
     python benchmarks/real_captures.py --weights weights/radio_seg_vit_tiny.safetensors
+    python benchmarks/real_captures.py --weights model.safetensors --half a
     python benchmarks/real_captures.py --weights model.safetensors --recordings captures/
 
 The captures are SigMF with annotations: NR and LTE where a carrier is known, other labels for signals that
@@ -9,13 +10,18 @@ does not count.
 
 - A found carrier *meets* an annotated one if it shares half or more of the narrower one's band. (A quiet NR
   cell shows only a part of its band, and of some only the band of the SSB is known.)
-- An annotated carrier is *right* if carriers of its technology meet it for at least half of its time, and
-  those of the other technology for at most a tenth. A signal that is neither is right if carriers meet it
-  for at most a tenth.
-- A capture is right if all its annotations are, and if one without a carrier has nothing found in it.
+- An annotated carrier is *right* if carriers of its technology meet it for at least half of its time, those
+  of other classes for at most a tenth, and no more than two boxes of a class meet it. A signal that is
+  neither is right if NR and LTE carriers meet it for at most a tenth.
+- A capture is right if all its annotations are, and if one without a carrier has no NR and LTE found in it.
+- *Boxes*: precision and recall of carriers at an intersection over union of 0.5 in time and frequency; each
+  box meets at most one annotation. Boxes that lie mostly outside of all annotations are unknown, and counted
+  apart. In a capture without a carrier each box is false.
 - *Cells*: of the image cells in NR and LTE annotations, the share with that class; of those of a capture
   that holds neither, the share of noise. *Band*: intersection over union of an annotated carrier's band and
-  that of the found one that meets it best, median over the carriers.
+  that of the found one that meets it best, median over the carriers. *Strong*: see `labelling.detection`.
+
+The captures are divided by site. Half A may guide choices; half B is for reports only.
 """
 
 import contextlib
@@ -30,16 +36,21 @@ from pathlib import Path
 import common
 
 import main_segment
+from labelling.detection import area, match, overlap
 from radio.carriers import CLASS_NAMES, Carrier, from_annotation
 from radio.recordings import find_recordings
 from util.device import pick_device
-from util.errors import reported
+from util.errors import UserError, reported
 from util.files import writable_folder
 from util.metrics import aligned
 
 RECORDINGS = common.ROOT.parent / "shared" / "data" / "recordings"
 NOISE, *TECHNOLOGIES = CLASS_NAMES
-MEETS, RIGHT_FOR, WRONG_FOR = 0.5, 0.5, 0.1
+# The recordings of each half begin with these names.
+HALF_A = "lte-f1815.3- lte-signal. noise-f2646- noise-noise other-wifi- other-adsb- nr-srsran- nr-amarisoft-"
+HALF_B = "lte-f796- lte-f806- lte-capbuf- nr-cyberx- nr-effnet- nr-oai- other-v16- noise-f826-"
+HALVES = {"a": tuple(HALF_A.split()), "b": tuple(HALF_B.split()), "all": ("",)}
+MEETS, RIGHT_FOR, WRONG_FOR, MOST_BOXES = 0.5, 0.5, 0.1, 2
 HEADER = ("capture", "expected", "found", "right for", "wrong for", "band", "cells", "verdict")
 
 
@@ -72,11 +83,14 @@ def judged(expected, found):
 
     Returns:
         dict of `label`, the edges, `right_for` and `wrong_for` (shares of its time; `right_for` is None for a
-        signal that is neither), `band_iou` (None where nothing right meets it) and `right`.
+        signal that is neither), `boxes` (most of one class that meet it), `band_iou` (None where nothing
+        right meets it) and `right`.
     """
-    meeting = [one for one in found if meet(one, expected)]
+    is_carrier = expected.label in TECHNOLOGIES
+    meeting = [one for one in found if meet(one, expected) and (is_carrier or one.label in TECHNOLOGIES)]
+    boxes = max(Counter(one.label for one in meeting).values(), default=0)
     same = [one for one in meeting if one.label == expected.label]
-    right_for = time_share(expected, same) if expected.label in TECHNOLOGIES else None
+    right_for = time_share(expected, same) if is_carrier else None
     wrong_for = time_share(expected, [one for one in meeting if one.label != expected.label])
     return {
         "label": expected.label,
@@ -84,20 +98,45 @@ def judged(expected, found):
         "freq_upper_hz": expected.freq_upper_hz,
         "right_for": right_for,
         "wrong_for": wrong_for,
+        "boxes": boxes,
         "band_iou": max((band_iou(one, expected) for one in same), default=None),
-        "right": wrong_for <= WRONG_FOR and (right_for is None or right_for >= RIGHT_FOR),
+        "right": wrong_for <= WRONG_FOR
+        and (right_for is None or (right_for >= RIGHT_FOR and boxes <= MOST_BOXES)),
     }
 
 
-def verdict(expected, found, cells):
+def boxes_of(expected, found):
+    """{technology: how many are `true`, `found`, `matched`, and `outside` of all annotations}."""
+    outside = [
+        one for one in found if expected and sum(overlap(one, each) for each in expected) < area(one) / 2
+    ]
+    pairs = match(found, expected)
+
+    def count(carriers, label):
+        return sum(one.label == label for one in carriers)
+
+    return {
+        label: {
+            "true": count(expected, label),
+            "found": count(found, label),
+            "matched": count([one for one, _ in pairs], label),
+            "outside": count([one for one in outside if all(one is not each for each, _ in pairs)], label),
+        }
+        for label in TECHNOLOGIES
+    }
+
+
+def verdict(expected, found, cells, strong=None):
     """The verdict on a capture.
 
     Args:
         expected, found: `Carrier`s.
         cells: `util.metrics.figures` of the capture with its annotations as the truth.
+        strong: `labelling.detection.strong_cells` of it.
 
     Returns:
-        dict of `expected` (a `judged` for each), `found` (counts by label), `cells` (a share) and `right`.
+        dict of `expected` (a `judged` for each), `found` (counts by label), `boxes`, `cells` (a share),
+        `strong` and `right`.
     """
     rows = [judged(one, found) for one in expected]
     labels = {one.label for one in expected if one.label in TECHNOLOGIES}
@@ -106,9 +145,12 @@ def verdict(expected, found, cells):
     hits = sum(one["accuracy"] * one["samples"] for one in counted)
     return {
         "expected": rows,
-        "found": {label: sum(one.label == label for one in found) for label in TECHNOLOGIES},
+        "found": dict(sorted(Counter(one.label for one in found).items())),
+        "boxes": boxes_of(expected, found),
         "cells": hits / sum(one["samples"] for one in counted),
-        "right": all(row["right"] for row in rows) and bool(labels or not found),
+        "strong": strong or {"cells": 0, "noise": 0},
+        "right": all(row["right"] for row in rows)
+        and (bool(labels) or all(one.label not in TECHNOLOGIES for one in found)),
     }
 
 
@@ -145,8 +187,10 @@ def judge(recordings, weights, device="auto"):
     verdicts = {}
     for name, stretches in files.items():
         carriers = [Carrier(*map(one.get, fields)) for one in labelled[name]["carriers"]]
-        cells = labelled[name]["truth"]["cells"]
-        verdicts[name.removesuffix(".sigmf-meta")] = verdict(expected_carriers(stretches), carriers, cells)
+        truth = labelled[name]["truth"]
+        expected = expected_carriers(stretches)
+        short = name.removesuffix(".sigmf-meta")
+        verdicts[short] = verdict(expected, carriers, truth["cells"], truth["strong"])
     return verdicts
 
 
@@ -170,24 +214,51 @@ def named(numbers):
 
 
 def totals(verdicts):
-    """[right ones, all] of captures, of carriers by technology, and of captures without a carrier."""
+    """[right ones, all] of captures, of carriers by technology, and of captures without a carrier.
+
+    And `boxes`, the sums of `boxes_of`, and `strong`, those of `strong_cells`.
+    """
     rows = [row for one in verdicts.values() for row in one["expected"]]
     empty = [one for one in verdicts.values() if all(row["right_for"] is None for row in one["expected"])]
     groups = {"captures": list(verdicts.values())}
     groups |= {label: [row for row in rows if row["label"] == label] for label in TECHNOLOGIES}
     groups["without_carriers"] = empty
-    return {name: [sum(one["right"] for one in group), len(group)] for name, group in groups.items()}
+    found = {name: [sum(one["right"] for one in group), len(group)] for name, group in groups.items()}
+    boxes = {label: sum_of(one["boxes"][label] for one in verdicts.values()) for label in TECHNOLOGIES}
+    return found | {"boxes": boxes, "strong": sum_of(one["strong"] for one in verdicts.values())}
+
+
+def sum_of(counts):
+    total = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def counts(found):
-    texts = (f"{name}: {right} of {count}" for name, (right, count) in found.items())
+    texts = [
+        f"{name}: {found[name][0]} of {found[name][1]}" for name in found if name not in ("boxes", "strong")
+    ]
     return "; ".join(texts).replace("_", " ")
+
+
+def box_counts(found):
+    texts = []
+    for label, one in found["boxes"].items():
+        inside = one["found"] - one["outside"]
+        precision, recall = (f"{one['matched']} of {count}" for count in (inside, one["true"]))
+        texts.append(f"{label}: precision {precision}, recall {recall}, outside {one['outside']}")
+    noise, cells = found["strong"]["noise"], found["strong"]["cells"]
+    return (
+        f"{'; '.join(texts)}; strong cells called {NOISE}: {100 * noise / max(1, cells):.1f} % of {cells:,}"
+    )
 
 
 def get_args_parser():
     parser = common.get_parser("Label real captures and compare.")
     parser.add_argument("--weights", required=True, metavar="FILE|NAME", help="of a segmentation model")
     parser.add_argument("--recordings", nargs="+", metavar="PATH", help="SigMF; not given: the shared ones")
+    parser.add_argument("--half", default="all", choices=sorted(HALVES), help="of the captures, by site")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
@@ -198,10 +269,15 @@ def main(args):
         print(f"skipped: {missing}", file=sys.stderr)
         return
     with writable_folder(args.output, f"--output {args.output}"):
-        verdicts = judge(args.recordings or [RECORDINGS], args.weights, args.device)
+        paths = {one.path for one in find_recordings(args.recordings or [RECORDINGS])}
+        paths = sorted(path for path in paths if path.name.startswith(HALVES[args.half]))
+        if not paths:
+            raise UserError(f"--half {args.half}: expected captures of this half; found none")
+        verdicts = judge(paths, args.weights, args.device)
         results = {"totals": totals(verdicts), "captures": verdicts}
         print(aligned([HEADER, *rows_of(verdicts)]))
         print(f"right: {counts(results['totals'])}")
+        print(f"boxes: {box_counts(results['totals'])}")
         common.write_record("real_captures", args, pick_device(args.device), results)
 
 

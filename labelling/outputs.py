@@ -1,6 +1,8 @@
 """The files that labelling writes, planned for all recordings before the first one is labelled."""
 
+import filecmp
 import os
+import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -9,6 +11,9 @@ from pathlib import Path
 from labelling import sigmf_output
 from radio.recordings import META_SUFFIX
 from util.errors import UserError
+from util.files import atomic_path
+
+SUFFIXES = (META_SUFFIX, ".json", ".png")
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,7 @@ class LabelledRecording:
     stretches: list  # lists of `Recording`s, the channels of each stretch
     metadata: dict  # SigMF
     output: Path  # of the files to write, without suffix
+    copy: bool = False  # the data, instead of a link to them
 
     @property
     def first(self):
@@ -28,18 +34,37 @@ class LabelledRecording:
         return self.output.with_name(self.output.name + suffix)
 
     @property
-    def link(self):
-        """The link to the data beside the new metadata; None if the metadata stand alone."""
+    def data(self):
+        """The link to the data, or their copy, beside the new metadata; None if the metadata stand alone."""
         name = sigmf_output.dataset_name(self.metadata, self.output.name)
         return name and self.output.with_name(name)
 
-    def make_link(self):
-        """Link to the data; replace an older link."""
-        data = self.first.layout.data_file.resolve()
-        if self.link is None or self.link.resolve() == data:
+    def is_free(self):
+        """Whether nothing is at the place of `data` but a link or the same data."""
+        data, source = self.data, self.first.layout.data_file
+        if data is None or data.is_symlink() or not data.exists() or data.samefile(source):
+            return True
+        return data.is_file() and filecmp.cmp(data, source, shallow=False)
+
+    def remove(self):
+        """Remove what an earlier run wrote."""
+        for suffix in SUFFIXES:
+            self.file(suffix).unlink(missing_ok=True)
+        data = self.data
+        if data and (data.is_symlink() or (data.exists() and not data.samefile(self.first.layout.data_file))):
+            data.unlink()  # a link, or a copy of the same data: `plan` has checked
+
+    def provide_data(self):
+        """Link to the data or copy them; replace an older link. A copy that is there already stays."""
+        data, source = self.data, self.first.layout.data_file.resolve()
+        if data is None or (data.exists() and not data.is_symlink()):
             return
-        self.link.unlink(missing_ok=True)
-        self.link.symlink_to(os.path.relpath(data, self.link.parent.resolve()))
+        if self.copy:
+            with atomic_path(data) as temporary:
+                shutil.copyfile(source, temporary)
+        elif data.resolve() != source:
+            data.unlink(missing_ok=True)
+            data.symlink_to(os.path.relpath(source, data.parent.resolve()))
 
 
 def tuned(recordings, center_freq_hz):
@@ -53,44 +78,48 @@ def by_stretch(recordings):
     return [list(channels) for _, channels in groupby(recordings, key=lambda one: one.sample_start)]
 
 
-def plan(recordings, names, output, center_freq_hz=None):
+def plan(recordings, names, output, center_freq_hz=None, copy=False):
     """A `LabelledRecording` for each file and archive member.
 
     Args:
         recordings: of `find_recordings`.
         names: relative path of each recording's file, for its place in the folder `output`.
         center_freq_hz: for captures that do not say theirs.
+        copy: the data too, instead of a link to them.
 
     Raises:
         UserError: two recordings would write the same file, or an existing file would be lost: a recording's
-            metadata, or a file where a link must be.
+            metadata, or a file where the data must be.
     """
     members = Counter(path for path, _ in {(one.path, one.member) for one in recordings})
     planned, taken = [], {}
     pairs = zip(recordings, names, strict=True)
     for _, group in groupby(pairs, key=lambda pair: (pair[0].path, pair[0].member)):
         found, (name, *_) = (list(side) for side in zip(*group, strict=True))
-        one = _labelled(found, Path(name), Path(output), members[found[0].path] > 1, center_freq_hz)
-        path, data = one.first.path, one.first.layout.data_file
+        planned_output = _output(found, Path(name), Path(output), members[found[0].path] > 1)
+        metadata = sigmf_output.metadata_of(found, center_freq_hz)
+        one = LabelledRecording(by_stretch(found), metadata, planned_output, copy)
+        path = one.first.path
         if one.file(META_SUFFIX).resolve() == path.resolve():
             expected = f"another folder than that of {path}, whose metadata would be overwritten"
             raise UserError(f"--output {output}: expected {expected}")
-        for file in {one.file(META_SUFFIX), one.link} - {None}:
+        for file in {one.file(META_SUFFIX), one.data} - {None}:
             if other := taken.get(file):
                 expected = f"an output file of its own; found {file} for {other} too"
                 raise UserError(f"{path}: expected {expected}: label them into two --output folders")
             taken[file] = path
-        if one.link and one.link.exists() and not one.link.is_symlink() and not one.link.samefile(data):
-            raise UserError(f"{one.link}: expected a free name for a link to {data}; found another file")
+        if not one.is_free():
+            free = f"a free name for the data of {path}"
+            raise UserError(f"{one.data}: expected {free}; found another file")
         planned.append(one)
     return planned
 
 
-def _labelled(found, name, output, several_members, center_freq_hz):
+def _output(found, name, output, several_members):
+    """Where the files of a recording go, without suffix."""
     first, stem = found[0], name.stem
     if first.annotations is not None and first.member is None:
         stem = name.name.removesuffix(META_SUFFIX)
     if several_members:
         stem += f"-{Path(first.member).name.removesuffix(META_SUFFIX)}"
-    metadata = sigmf_output.metadata_of(found, center_freq_hz)
-    return LabelledRecording(by_stretch(found), metadata, output / name.parent / stem)
+    return output / name.parent / stem

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from labelling.regions import regions_of
+from labelling.rectangles import regions_of
 from util.host_copy import host_copy
 from util.processes import end_with_parent
 

@@ -9,10 +9,11 @@ import warnings
 
 from sigmf.validate import validate
 
-from radio.carriers import to_annotation
+from radio.carriers import NR, to_annotation
 from util.errors import UserError
 
 VERSION = "1.2.0"
+EXTENSION = {"name": "radio_mae", "version": "1.0.0", "optional": True}  # docs/DATA.md has its fields
 
 
 def metadata_of(recordings, center_freq_hz=None):
@@ -76,6 +77,8 @@ def _new_metadata(recordings):
 def annotated(metadata, stretches, replace=False):
     """A copy of the metadata with an annotation for each carrier, sorted by start as SigMF asks.
 
+    Fields of the extension `radio_mae` give confidence and cell.
+
     Args:
         stretches: pairs of a `Recording`, any channel of the stretch, and its carriers.
         replace: leave out the old annotations.
@@ -85,8 +88,34 @@ def annotated(metadata, stretches, replace=False):
     annotations = [] if replace else list(metadata.get("annotations", []))
     for one, carriers in stretches:
         start, count = one.sample_start + offset, one.num_samples
-        annotations += [to_annotation(each, one.sample_rate_hz, start, count) for each in carriers]
-    return {**metadata, "annotations": sorted(annotations, key=lambda one: one["core:sample_start"])}
+        for each in carriers:
+            annotation = to_annotation(each, one.sample_rate_hz, start, count)
+            annotations.append(annotation | _extension_fields(each))
+    info = dict(metadata["global"])
+    declared = [each for each in info.get("core:extensions", []) if each.get("name") != EXTENSION["name"]]
+    if any(carriers for _, carriers in stretches):
+        info["core:extensions"] = [*declared, EXTENSION]
+    in_order = sorted(annotations, key=lambda one: one["core:sample_start"])
+    return {**metadata, "global": info, "annotations": in_order}
+
+
+def _extension_fields(carrier):
+    fields = {"confidence": carrier.confidence, "confirmed": carrier.confirmed}
+    fields |= cell_fields(carrier) if carrier.confirmed else {}
+    return {f"{EXTENSION['name']}:{name}": value for name, value in fields.items() if value is not None}
+
+
+def cell_fields(carrier):
+    """The identity of a confirmed carrier, without what is unknown."""
+    cell = carrier.cell
+    fields = {
+        "cell_id": cell.cell_id,
+        "duplex": cell.duplex or None,
+        "ssb_center_freq": cell.center_freq_hz if cell.technology == NR else None,
+        "subcarrier_spacing": cell.spacing_hz,
+        "resource_blocks": cell.num_rb,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def dataset_name(metadata, stem):

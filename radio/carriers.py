@@ -6,8 +6,12 @@ Sections named here are those of the SigMF specification, version 1.2.
 import math
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from radio.cell_search import Cell
 
 NOISE, NR, LTE, OTHER = "Noise", "NR", "LTE", "Other"
 CLASS_NAMES = (NOISE, NR, LTE)  # by class id, of the published sets; OTHER follows where a set knows it
@@ -26,6 +30,7 @@ class Carrier:
     freq_lower_hz: float  # at RF if the centre frequency is known, else from the centre
     freq_upper_hz: float
     confidence: float | None = None  # 0 to 1, of a carrier that a model found
+    cell: "Cell | None" = None  # of a carrier in which a cell search heard one
 
     def __post_init__(self):
         if not (math.isfinite(self.start_s) and self.duration_s >= 0):
@@ -34,6 +39,11 @@ class Carrier:
             raise ValueError(f"expected finite, ascending edges: {self.freq_lower_hz=} {self.freq_upper_hz=}")
         if self.confidence is not None and not 0 <= self.confidence <= 1:
             raise ValueError(f"expected a confidence from 0 to 1: {self.confidence=}")
+
+    @property
+    def confirmed(self):
+        """Whether a cell search heard its cell."""
+        return self.cell is not None
 
     @property
     def end_s(self):

@@ -212,7 +212,7 @@ def test_a_stream_of_real_samples_is_labelled_as_the_file(made, tmp_path, monkey
     capsys.readouterr()
     with open(tmp_path / "a.iq", "rb") as file:
         monkeypatch.setattr(main_segment.sys, "stdin", type("Stdin", (), {"buffer": file}))
-        assert label("-", tmp_path / "none", *flags, weights=weights) == 0
+        assert label("-", tmp_path / "none", *flags, "--windows", weights=weights) == 0
     [line] = capsys.readouterr().out.splitlines()
     fields = ("label", "freq_lower_hz", "freq_upper_hz", "start_s")
     shown = [

@@ -3,6 +3,7 @@ is.
 """
 
 import argparse
+import io
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from support import ROOT, call, command, contents, largest_file, write_sigmf
 
+import engine_files
 import engine_label
 import engine_segment
 import main_finetune
@@ -31,6 +33,7 @@ from data.annotated import AnnotatedWindows
 from data.splits import Splits
 from labelling.detection import match
 from radio.carriers import from_annotation
+from radio.cell_search import Cell
 from radio.recordings import find_recordings, open_recording
 from radio.spectrogram import Spectrogram
 from util import checkpoint
@@ -72,8 +75,9 @@ def nano(patch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """A small model, and pictures without anything in them where none looks at them."""
+    """A small model, no cell heard, and pictures without anything in them where none looks at them."""
     nano(monkeypatch)
+    monkeypatch.setattr(engine_files, "heard", lambda recording, carriers: ([], []))
     if "picture" not in request.function.__name__:
         monkeypatch.setattr(engine_label, "labelled_figure", lambda *_: Figure(figsize=(1, 1)))
 
@@ -227,11 +231,12 @@ def test_a_scene_of_five_carriers(made, weights, scene, tmp_path, capsys):
     # the console says the same
     lines = shown.splitlines()
     start = lines.index(f"{scene.name}: {len(found)} carriers")
-    header = ["label", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]
+    header = ["label", "cell", "centre MHz", "bandwidth MHz", "start ms", "duration ms", "confidence"]
     assert re.split("  +", lines[start + 1]) == header
     for line, one in zip(lines[start + 2 : start + 2 + len(found)], found_in(tmp_path / "out"), strict=True):
         expected = [
             one["label"],
+            "-",
             f"{one['center_freq_hz'] / 1e6:.3f}",
             f"{one['bandwidth_hz'] / 1e6:.3f}",
             f"{one['start_s'] * 1e3:.2f}",
@@ -265,6 +270,19 @@ def test_the_original_stays_whole_and_its_data_are_referred_to(made, weights, sc
     assert (
         sigmf.fromfile(tmp_path / "out" / scene.name)[:10] == old.read(0, 10)
     ).all()  # the checksum holds too
+
+
+def test_copied_data_make_a_folder_that_stands_alone(made, weights, scene, tmp_path, capsys):
+    assert segment(weights, tmp_path / "out", scene) == 0
+    assert "; data: linked (--copy copies it)" in capsys.readouterr().out
+    for _ in range(2):  # in place of the link; and the copy stays
+        assert segment(weights, tmp_path / "out", scene, "--copy") == 0
+        assert "; data: copied" in capsys.readouterr().out
+        copied = tmp_path / "out" / "000003.sigmf-data"
+        assert not copied.is_symlink()
+        assert copied.read_bytes() == scene.with_suffix(".sigmf-data").read_bytes()
+    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+    assert len(sigmf.fromfile(tmp_path / "elsewhere" / scene.name)[:10]) == 10  # the checksum holds too
 
 
 def test_replace_leaves_the_own_annotations_out(weights, scene, tmp_path):
@@ -401,6 +419,7 @@ def test_what_the_metadata_say_beyond_the_standard_survives(weights, scene, tmp_
     assert segment(weights, tmp_path / "out", meta) == 0
     written = json.loads((tmp_path / "out" / "a.sigmf-meta").read_text())
     annotations = written.pop("annotations")
+    said["global"]["core:extensions"].append({"name": "radio_mae", "version": "1.0.0", "optional": True})
     assert written == {key: value for key, value in said.items() if key != "annotations"}
     assert [one for one in annotations if one in own] == [own[1], own[0]]  # sorted, as SigMF wants
     starts = [one["core:sample_start"] for one in annotations]
@@ -506,26 +525,142 @@ def test_the_picture_shows_waterfall_boxes_and_class_map(weights, scene, tmp_pat
     real = engine_label.labelled_figure
     monkeypatch.setattr(engine_label, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
     assert segment(weights, tmp_path / "out", scene) == 0
-    left, right = shown[0].axes[:2]
+    left, _, right = shown[0].axes
     assert left.get_ylabel() == right.get_ylabel() == "frequency (MHz)"
     assert left.get_xlabel() == "time (ms)"
     found = found_in(tmp_path / "out")
-    boxes = [(patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()) for patch in left.patches]
-    assert boxes == [
-        pytest.approx(
-            (
-                one["start_s"] * 1e3,
-                one["freq_lower_hz"] / 1e6,
-                one["duration_s"] * 1e3,
-                one["bandwidth_hz"] / 1e6,
-            )
-        )
-        for one in found
-    ]
+    for axis in (left, right):
+        for outline in axis.collections[:2]:  # dark, and white on it
+            boxes = [path.get_extents() for path in outline.get_paths()]
+            assert [(*box.p0, box.width, box.height) for box in boxes] == [
+                pytest.approx(
+                    (
+                        one["start_s"] * 1e3,
+                        one["freq_lower_hz"] / 1e6,
+                        one["duration_s"] * 1e3,
+                        one["bandwidth_hz"] / 1e6,
+                    )
+                )
+                for one in found
+            ]
     assert [text.get_text() for text in left.texts] == [
         f"{one['label']} {one['confidence']:.2f}" for one in found
     ]
     assert (tmp_path / "out" / "000003.png").stat().st_size > 10_000
+
+
+def test_the_picture_shows_the_truth_and_the_cells(weights, scene, tmp_path, monkeypatch):
+    shown = []
+    real = engine_label.labelled_figure
+    monkeypatch.setattr(engine_label, "labelled_figure", lambda *args: shown.append(real(*args)) or shown[-1])
+    hears(monkeypatch, [cell_of(0)])
+    assert segment(weights, tmp_path / "out", scene, "--truth") == 0
+    left = shown[0].axes[0]
+    assert [len(outline.get_paths()) for outline in left.collections][2:] == [5, 5]
+    assert left.collections[3].get_linestyle() != left.collections[1].get_linestyle()
+    assert "LTE cell 7" in [text.get_text() for text in left.texts]
+
+
+# Cells
+
+
+def cell_of(offset_hz, start_s=1e-3, num_rb=6):
+    return Cell("LTE", 7, 4e9 + offset_hz, 15e3, "FDD", start_s, num_rb, 30.0, 20.0, ())
+
+
+def hears(monkeypatch, cells):
+    """A search that hears these cells in every stretch."""
+    spans = [(0.0, 0.04, 4e9 - RATE / 2, 4e9 + RATE / 2)]
+    monkeypatch.setattr(engine_files, "heard", lambda recording, carriers: (list(cells), spans))
+
+
+def test_a_cell_is_told_in_annotations_json_and_table(weights, scene, tmp_path, capsys, monkeypatch):
+    """An NR cell where the model finds nothing, and an LTE cell."""
+    ssb = Cell("NR", 500, 4e9 - 9e6, 15e3, "", 1e-3, None, 20.0, 5.0, (1e-3,))
+    hears(monkeypatch, [cell_of(9e6), ssb])
+    assert segment(weights, tmp_path / "out", scene, "--replace") == 0
+    meta = json.loads((tmp_path / "out" / scene.name).read_text())
+    sigmf.fromfile(tmp_path / "out" / scene.name, skip_checksum=True).validate()
+    assert meta["global"]["core:extensions"] == [{"name": "radio_mae", "version": "1.0.0", "optional": True}]
+    own = [
+        {key: value for key, value in one.items() if key.startswith("radio_mae:")}
+        for one in meta["annotations"]
+        if one["radio_mae:confirmed"]
+    ]
+    assert own == [
+        {
+            "radio_mae:confidence": 0.999,
+            "radio_mae:confirmed": True,
+            "radio_mae:cell_id": 500,
+            "radio_mae:ssb_center_freq": 4e9 - 9e6,
+            "radio_mae:subcarrier_spacing": 15e3,
+        },
+        {
+            "radio_mae:confidence": 0.999,
+            "radio_mae:confirmed": True,
+            "radio_mae:cell_id": 7,
+            "radio_mae:duplex": "FDD",
+            "radio_mae:subcarrier_spacing": 15e3,
+            "radio_mae:resource_blocks": 6,
+        },
+    ]
+    others = [one for one in meta["annotations"] if not one["radio_mae:confirmed"]]
+    assert others
+    assert all(one["core:comment"] == f"confidence={one['radio_mae:confidence']}" for one in others)
+    found = found_in(tmp_path / "out")
+    assert [one["cell"] for one in found if one["confirmed"]] == [
+        {
+            key.removeprefix("radio_mae:"): one[key]
+            for key in one
+            if not key.endswith(("confidence", "confirmed"))
+        }
+        for one in own
+    ]
+    shown = capsys.readouterr().out
+    assert re.search(r"^LTE +7 FDD 6 RB +4009.000 +1.080 ", shown, re.MULTILINE)
+    assert re.search(r"^NR +500 SSB 15 kHz +3\d+\.\d+ ", shown, re.MULTILINE)
+    alone = tmp_path / "alone"
+    assert segment(weights, alone, scene, "--no-confirm") == 0
+    assert not any(one["confirmed"] for one in found_in(alone))
+
+
+def test_only_confirmed_carriers_are_labels_to_train_on(made, weights, tmp_path, capsys, monkeypatch):
+    """Half of the recordings have no cell: they get no files."""
+    hears(monkeypatch, [cell_of(0)])
+    real = engine_files.heard
+    monkeypatch.setattr(
+        engine_files, "heard", lambda one, found: real(one, found) if int(one.path.stem) % 2 else ([], [])
+    )
+    labelled = tmp_path / "labelled"
+    assert segment(weights, labelled, made / "iq", "--copy") == 0
+    assert len(list(labelled.iterdir())) == 24
+    capsys.readouterr()
+    assert segment(weights, labelled, made / "iq", "--only", "confirmed", "--replace") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("no files: nothing was confirmed") == 3
+    assert {path.name for path in labelled.iterdir()} == {
+        f"00000{number}{suffix}"
+        for number in (1, 3, 5)
+        for suffix in (".sigmf-meta", ".sigmf-data", ".json", ".png")
+    }
+    for path in labelled.glob("*.sigmf-meta"):
+        assert [(one.label, one.center_freq_hz) for one in carriers_of(path)] == [("LTE", 4e9)]
+    assert re.search(r"left out: \d+ not confirmed by a cell, best 0\.\d\d", shown)
+    training = ("--model", "vit_nano", "--n_fft", 512, "--window_ms", 1, "--input_size", ROWS, "--epochs", 1)
+    training += ("--num_workers", 0, "--device", "cpu", "--output_dir", tmp_path / "trained")
+    assert call(main_finetune, "--task", "segmentation", "--data_path", labelled, *training) == 0
+    test = json.loads((tmp_path / "trained" / "results.json").read_text())["test"]
+    assert test["classes"]["LTE"]["samples"] > 0
+
+
+def test_what_is_left_out_is_said(weights, scene, tmp_path, capsys):
+    assert segment(weights, tmp_path / "out", scene, "--min_confidence", 1) == 0
+    shown = capsys.readouterr().out
+    assert f"{scene.name}: 0 carriers" in shown
+    said = re.search(r"left out: .*\b(\d+) below --min_confidence, best (0\.\d\d)", shown)
+    left_out = json.loads((tmp_path / "out" / "000003.json").read_text())["left_out"]["min_confidence"]
+    assert left_out["count"] == int(said[1]) >= 5
+    assert f"{left_out['best_confidence']:.2f}" == said[2]
 
 
 # Weights of other projects
@@ -683,11 +818,14 @@ def stream(weights, data, *more):
 
 
 def test_a_stream_is_labelled_a_line_a_window(weights, scene, tmp_path):
-    """As the file of the same samples is; the last window is shorter, and what is left is no whole sample."""
+    """With --windows, as the file of the same samples is; the last window is shorter, and what is left is no
+    whole sample.
+    """
     window = round(DURATION_S * RATE)
     data = shifted(scene, tmp_path, times=3)[: 4 * (2 * window + 60_000)]
-    done = stream(weights, data + b"abc", "--center_freq", 4e9)
+    done = stream(weights, data + b"abc", "--center_freq", 4e9, "--windows")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["utc"]) for line in lines)
     assert [(line["start_s"], line["duration_s"]) for line in lines] == [
         (0.0, window / RATE),
         (window / RATE, window / RATE),
@@ -717,6 +855,30 @@ def test_a_stream_is_labelled_a_line_a_window(weights, scene, tmp_path):
         assert one["freq_lower_hz"] == pytest.approx(other["freq_lower_hz"], abs=ROW_HZ / 10)
 
 
+def test_carriers_of_a_stream_open_and_close(weights, scene, tmp_path, capsys, monkeypatch):
+    """A scene over and over; then each second of its windows is labelled."""
+    window = round(DURATION_S * RATE)
+    data = shifted(scene, tmp_path, times=4)[: 4 * 4 * window]
+    live = ("-", "--sample_rate", RATE, "--datatype", "ci16", "--center_freq", 4e9)
+    for every, last in (1, 4), (2, 3):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        capsys.readouterr()
+        assert segment(weights, tmp_path / "out", *live, "--every", every) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        opened = {line["carrier"]: line for line in lines if line["event"] == "open"}
+        closed = {line["carrier"]: line for line in lines if line["event"] == "close"}
+        assert opened.keys() == closed.keys()
+        through = [
+            number
+            for number, line in closed.items()
+            if line["start_s"] == 0 and line["stream_s"] == pytest.approx(last * window / RATE)
+        ]
+        assert len(through) >= 5
+        for number in through:
+            assert opened[number]["stream_s"] == 0
+            assert opened[number]["label"] == closed[number]["label"]
+
+
 @pytest.mark.slow
 def test_a_whole_stream_ends_well(weights, scene, tmp_path):
     done = stream(weights, shifted(scene, tmp_path)[: 4 * 200])  # less than an FFT: nothing to say
@@ -741,6 +903,7 @@ def test_a_stream_without_end_stops_when_it_is_enough(weights, end):
         "ci8",
         "--device",
         "cpu",
+        "--windows",
     ]
     with (
         open("/dev/zero", "rb") as air,
@@ -856,6 +1019,12 @@ def test_weights_that_cannot_be_used(weights, scene, tmp_path, capsys):
         (("--bridge_s", "-1"), "--bridge_s: expected 0"),
         (("--center_freq", "nan"), "--center_freq: expected a number of Hz"),
         (("-",), "-: expected a stream alone; found 1 recordings too"),
+        (("--every", "2"), "--every: expected -, a stream; found recordings"),
+        (("--windows",), "--windows: expected -, a stream; found recordings"),
+        (
+            ("--only", "confirmed", "--no-confirm"),
+            "--only confirmed: expected a cell search; found --no-confirm",
+        ),
     ],
 )
 def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expected):
@@ -872,6 +1041,11 @@ def test_values_that_make_no_sense(weights, scene, tmp_path, capsys, flags, expe
             "standard input: core:datatype or --datatype: expected one of",
         ),
         (("--sample_rate", "1e6", "--datatype", "ci8", "--truth"), "--truth, --replace: expected recordings"),
+        (("--sample_rate", "1e6", "--datatype", "ci8", "--copy"), "--copy: expected recordings; found -"),
+        (
+            ("--sample_rate", "1e6", "--datatype", "ci8", "--every", "0"),
+            "--every: expected 1 or more windows",
+        ),
     ],
 )
 def test_streams_that_do_not_say_what_they_are(weights, tmp_path, capsys, flags, expected):
@@ -897,7 +1071,7 @@ def test_nothing_is_written_over(made, weights, scene, tmp_path, capsys):
     (tmp_path / "out2").mkdir()
     (tmp_path / "out2" / "000003.sigmf-data").write_text("mine")
     assert segment(weights, tmp_path / "out2", scene) == 2
-    assert "expected a free name for a link" in capsys.readouterr().err
+    assert "expected a free name for the data of" in capsys.readouterr().err
     assert (tmp_path / "out2" / "000003.sigmf-data").read_text() == "mine"
 
 

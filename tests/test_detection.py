@@ -2,9 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from labelling.detection import detection_figures, detection_rows, intersection_over_union, match
+from labelling.detection import (
+    detection_figures,
+    detection_rows,
+    intersection_over_union,
+    match,
+    strong_cells,
+)
 from radio.carriers import Carrier
 
 A = Carrier("LTE", 0.0, 1.0, 0.0, 10e6)
@@ -62,3 +69,16 @@ def test_figures_of_several_stretches_do_not_mix_them():
     rows = detection_rows(figures)
     assert rows[1][:5] == ["NR", "0", "1", "0.0", "-"]
     assert rows[2][5] == "60.0 (at most 60.0)"
+
+
+def test_strong_cells_are_counted_where_a_signal_lasts():
+    """Columns of 0.5 ms: four make a block. 20 dB above a noisy floor."""
+    image = np.random.default_rng(0).normal(-90, 3, (64, 40))
+    classes = np.zeros((64, 40), np.uint8)
+    assert strong_cells(image, classes, 5e-4) == {"cells": 0, "noise": 0}
+    image[5:9, 8:24] += 25  # rows of 8 ms
+    image[50, 8] += 60  # a click is too short
+    image[30:34] += 60  # at the centre: a receiver's DC
+    classes[5:7] = 1
+    assert strong_cells(image, classes, 5e-4) == {"cells": 4 * 16, "noise": 2 * 16}
+    assert strong_cells(image[:, :3], classes[:, :3], 5e-4) == {"cells": 0, "noise": 0}

@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from support import NANO, ROOT, call, write_ci16, write_frames, write_ntu_fi, write_radioml
+from support import BAND, NANO, ROOT, call, write_ci16, write_frames, write_ntu_fi, write_radioml
 
 import models_mae
 import models_vit
@@ -166,6 +166,9 @@ def prepare(user, module, flags):
     if output and (user / output).exists():
         shutil.rmtree(user / f"{output}-before", ignore_errors=True)
         (user / output).rename(user / f"{output}-before")
+    if "labelled" in flags and module.__name__ == "main_finetune":  # the recordings of this test have no cell
+        for number in range(8):
+            write_ci16(user / "labelled", f"r{number}", 0.03, seed=number, annotations=[BAND])
     if module.__name__ == "main_synthesize":
         shutil.rmtree(user / flags[flags.index("--output") + 1], ignore_errors=True)
     for data in {"scenes", "made/scenes"} & set(flags):

@@ -34,7 +34,8 @@ def load(name, *args, **kwargs):
 
 @pytest.fixture(scope="module")
 def labeller():
-    return load("labeller", device="cpu", amp="off")
+    """The model alone, whose search for cells takes longer than all else."""
+    return load("labeller", device="cpu", amp="off", confirm=False)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def labelled_by_command(path, output, *flags):
             "off",
             "--output",
             output,
-            *flags,
+            *flags or ("--no-confirm",),
         )
         == 0
     )
@@ -222,8 +223,8 @@ def test_a_recording_is_labelled_as_main_segment_labels_it(labeller, iq, tmp_pat
     assert labels.class_map.dtype == np.uint8
     assert labels.class_map.shape[0] == 224
     assert labels.extent == (0.0, pytest.approx(400_000 / RATE), 1.8e9 - RATE / 2, 1.8e9 + RATE / 2)
-    left, right = labels.figure().axes[:2]
-    assert len(left.patches) == len(labels)
+    left, _, right = labels.figure().axes
+    assert len(left.collections[0].get_paths()) == len(labels)
     assert np.array_equal(right.images[0].get_array(), labels.class_map)
     assert torch.get_num_threads() == 1
 
@@ -237,10 +238,19 @@ def test_limits_are_those_of_main_segment(iq, tmp_path):
         "min_duration_s": 1e-3,
         "bridge_s": 0.0,
     }
-    about = labelled_by_command(
-        path, tmp_path / "out", *(part for name, value in flags.items() for part in (f"--{name}", value))
-    )
-    assert_same_carriers(load("labeller", device="cpu", amp="off", **flags).label(str(path)), about)
+    words = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    about = labelled_by_command(path, tmp_path / "out", *words, "--no-confirm")
+    other = load("labeller", device="cpu", amp="off", confirm=False, **flags)
+    assert_same_carriers(other.label(str(path)), about)
+
+
+@pytest.mark.slow
+def test_cells_confirm_carriers(iq):
+    """5 ms of an LTE carrier of 10 MHz."""
+    labels = load("labeller", device="cpu", amp="off").label(iq[:76_800], sample_rate_hz=RATE)
+    [carrier] = [one for one in labels if one.confirmed]
+    assert carrier.label == carrier.cell.technology == "LTE"
+    assert carrier.bandwidth_hz == pytest.approx(9e6, abs=RATE / 112)
 
 
 def test_a_retuned_recording(labeller, iq, tmp_path):

@@ -13,7 +13,7 @@ from radio.recordings import open_recording
 from radio.rng import Stream
 from radio.scenes import lte
 from radio.scenes.lte import LteCell, resource_grid
-from radio.scenes.sequences import gold
+from radio.sequences import gold
 
 CELLS = [
     LteCell(6, 1, control_symbols=2),

@@ -17,7 +17,7 @@ from util.pretrained import write_weights
 sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
 
 import real_captures
-from real_captures import judged, time_share, totals, verdict
+from real_captures import HALVES, box_counts, boxes_of, judged, time_share, totals, verdict
 
 
 def box(label, start_s, end_s, low_hz, high_hz):
@@ -49,6 +49,9 @@ def cells(noise=0.9, nr=None, lte=None, count=100):
         ([box("NR", 0.0, 1.0, -9e6, 9e6)], 0.0, 1.0, False),
         ([box("LTE", 0.0, 1.0, -9e6, 9e6), box("NR", 0.5, 0.55, 0.0, 5e6)], 1.0, 0.05, True),
         ([box("LTE", 0.0, 1.0, -9e6, 9e6), box("NR", 0.5, 0.65, 0.0, 5e6)], 1.0, 0.15, False),
+        ([box("LTE", 0.0, 1.0, -9e6, 9e6), box("LTE", 0.2, 0.3, -9e6, 0.0)], 1.0, 0.0, True),
+        ([box("LTE", start / 3, (start + 1) / 3, -9e6, 9e6) for start in range(3)], 1.0, 0.0, False),
+        ([box("LTE", 0.0, 1.0, -9e6, 9e6), box("Other", 0.5, 0.65, 0.0, 5e6)], 1.0, 0.15, False),
         ([], 0.0, 0.0, False),
     ],
 )
@@ -63,6 +66,7 @@ def test_a_carrier_is_right_where_its_technology_meets_it_for_most_of_its_time(
 def test_what_is_neither_must_not_be_called_either():
     other = box("other", 0.0, 1.0, 9.2e6, 9.4e6)
     assert judged(other, [LTE])["right"]
+    assert judged(other, [box("Other", 0.0, 1.0, 9.2e6, 9.4e6)])["right"]
     row = judged(other, [box("LTE", 0.0, 0.3, -9e6, 9.6e6)])
     assert (row["right_for"], row["wrong_for"], row["right"]) == (None, pytest.approx(0.3), False)
 
@@ -81,26 +85,66 @@ def test_time_in_which_several_are_counts_once():
     assert time_share(LTE, others) == pytest.approx(0.1 + 0.4 + 0.1)
 
 
-def test_captures_without_a_carrier_are_right_if_nothing_is_found():
+def test_captures_without_a_carrier_are_right_if_no_carrier_is_found():
+    none = {"true": 0, "found": 0, "matched": 0, "outside": 0}
     assert verdict([], [], cells(noise=0.99)) == {
         "expected": [],
-        "found": {"NR": 0, "LTE": 0},
+        "found": {},
+        "boxes": {"NR": none, "LTE": none},
         "cells": 0.99,
+        "strong": {"cells": 0, "noise": 0},
         "right": True,
     }
-    assert not verdict([], [box("NR", 0.0, 0.1, 0.0, 1e6)], cells())["right"]
+    assert verdict([], [box("Other", 0.0, 0.1, 0.0, 1e6)], cells())["right"]
+    wrong = verdict([], [box("NR", 0.0, 0.1, 0.0, 1e6)], cells())
+    assert not wrong["right"]
+    assert wrong["boxes"]["NR"] == none | {"found": 1}  # false: nothing is unknown there
+
+
+def test_boxes_match_once_and_those_outside_of_the_annotations_are_counted_apart():
+    found = [
+        LTE,
+        box("LTE", 0.0, 0.9, -9e6, 9e6),  # meets the same annotation again: false
+        box("LTE", 0.0, 1.0, 12e6, 20e6),  # nothing is known there
+        box("LTE", 0.0, 1.0, 4e6, 13e6),  # most of it lies on the annotation
+        box("NR", 0.0, 1.0, -9e6, 9e6),
+        box("Other", 0.0, 1.0, -9e6, 9e6),
+    ]
+    assert boxes_of([LTE, box("other", 0.0, 1.0, 9.2e6, 9.4e6)], found) == {
+        "NR": {"true": 0, "found": 1, "matched": 0, "outside": 0},
+        "LTE": {"true": 1, "found": 4, "matched": 1, "outside": 1},
+    }
+
+
+def test_each_shared_capture_is_in_one_half():
+    names = [path.name for path in real_captures.RECORDINGS.glob("*.sigmf-meta")]
+    if not names:
+        pytest.skip("the shared captures are not beside this repository")
+    for name in names:
+        assert sum(name.startswith(HALVES[half]) for half in ("a", "b")) == 1, name
 
 
 def test_totals_count_captures_and_carriers():
     empty, nr = verdict([], [], cells()), box("NR", 0.0, 1.0, 10e6, 20e6)
     both = verdict([LTE, nr], [LTE], cells(nr=0.0, lte=1.0))
     assert both["cells"] == 0.5
-    assert totals({"a": empty, "b": both}) == {
+    both["strong"] = {"cells": 2000, "noise": 500}
+    found = totals({"a": empty, "b": both})
+    assert found == {
         "captures": [1, 2],
         "NR": [0, 1],
         "LTE": [1, 1],
         "without_carriers": [1, 1],
+        "boxes": {
+            "NR": {"true": 1, "found": 0, "matched": 0, "outside": 0},
+            "LTE": {"true": 1, "found": 1, "matched": 1, "outside": 0},
+        },
+        "strong": {"cells": 2000, "noise": 500},
     }
+    assert box_counts(found) == (
+        "NR: precision 0 of 0, recall 0 of 1, outside 0; LTE: precision 1 of 1, recall 1 of 1, outside 0; "
+        "strong cells called Noise: 25.0 % of 2,000"
+    )
 
 
 def capture(folder, name, annotations):
@@ -163,11 +207,20 @@ def test_captures_are_labelled_judged_and_recorded(tmp_path, monkeypatch, capsys
     rows = {line.split()[0]: line.split()[-1] for line in said.splitlines()}
     assert (rows["lte"], rows["nr"], rows["empty"]) == ("right", "WRONG", "WRONG")
     assert "right: captures: 1 of 3; NR: 0 of 1; LTE: 1 of 1; without carriers: 0 of 1" in said
+    assert "LTE: precision 1 of 3, recall 1 of 1, outside 0" in said
     [path] = tmp_path.glob("*.json")
     record = json.loads(path.read_text())["real_captures"]
     assert record["captures"]["lte"]["expected"][0]["band_iou"] == pytest.approx(0.8, abs=0.02)
     assert record["captures"]["lte"]["cells"] == 1.0
     assert str(tmp_path) not in path.read_text()
+
+
+def test_a_half_without_captures_is_a_mistake(tmp_path, capsys):
+    (tmp_path / "captures").mkdir()
+    capture(tmp_path / "captures", "lte", [])
+    flags = "--weights", "a", "--recordings", tmp_path / "captures", "--output", tmp_path, "--half", "b"
+    assert call(real_captures, *flags) == 2
+    assert capsys.readouterr().err == "error: --half b: expected captures of this half; found none\n"
 
 
 def test_without_the_shared_captures_it_says_that_it_skips(tmp_path, monkeypatch, capsys):

@@ -4,12 +4,15 @@ cut.
 
 import itertools
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from labelling.detection import match
-from labelling.regions import CarrierFinder, Limits, regions_of
+from labelling import regions
+from labelling.detection import match, overlap
+from labelling.rectangles import regions_of
+from labelling.regions import CarrierFinder, Limits, without_parts
 from radio.carriers import Carrier, paint_cells
 
 CLASSES = ["Noise", "NR", "LTE"]
@@ -251,12 +254,60 @@ def test_what_lasts_less_than_a_frame_is_a_part_of_the_carrier_in_whose_band_it_
     assert 0.7 < longest.confidence < 0.9  # the cells of the other class count
 
 
-def test_a_frame_of_another_class_is_a_carrier():
-    found = find(with_scrap(2, (10, 40), (100, 110)), Limits(bridge_s=20e-3), (100, 110))
-    assert sorted((one.label, round(one.start_s, 3), round(one.duration_s, 3)) for one in found) == [
-        ("LTE", 0.1, 0.01),
-        ("NR", 0.02, 0.13),
+def test_nr_and_lte_do_not_overlap():
+    """Half or more of a smaller carrier in a larger one makes it a part, of whatever length and technology."""
+    for columns, rows, expected in (
+        ((100, 112), (10, 40), [("NR", 0.02, 0.13)]),
+        ((100, 112), (30, 49), [("NR", 0.02, 0.13)]),  # half of it
+        ((100, 112), (32, 54), [("LTE", 0.1, 0.012), ("NR", 0.02, 0.13)]),
+        ((138, 160), (10, 40), [("NR", 0.02, 0.14)]),  # which ends with its part
+    ):
+        finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(bridge_s=0), BAND)
+        whole = next(iter(regions_of(with_scrap(1, (10, 40), (20, 150)))))
+        finder.join([whole], 0, COLUMNS)
+        mask = np.zeros((ROWS, COLUMNS), np.uint8)
+        mask[slice(*rows), slice(*columns)] = 2
+        finder.join(regions_of(probabilities(mask)), 0, COLUMNS)
+        found = finder.finish()
+        assert (
+            sorted((one.label, round(one.start_s, 3), round(one.duration_s, 3)) for one in found) == expected
+        )
+
+
+def test_other_classes_may_overlap():
+    """A Bluetooth burst within Wi-Fi is a signal of its own; a piece of Wi-Fi within Wi-Fi is not."""
+    wide = Carrier("Wi-Fi", 0.0, 0.1, 0.0, 20e6, 0.9)
+    narrow = Carrier("Bluetooth", 0.02, 0.01, 5e6, 6e6, 0.8)
+    assert without_parts([narrow, wide], ("NR", "LTE")) == [wide, narrow]
+    assert without_parts([replace(narrow, label="Wi-Fi"), wide], ("NR", "LTE")) == [wide]
+    assert without_parts([replace(narrow, label="Wi-Fi", start_s=0.2), wide]) == [
+        wide,
+        replace(narrow, label="Wi-Fi", start_s=0.2),
     ]
+
+
+def test_what_is_outside_of_a_limit_is_told_apart():
+    mask = np.zeros((ROWS, COLUMNS), np.uint8)
+    mask[2, :] = mask[10:20, :3] = mask[30:40] = 1
+    chance = probabilities(mask)
+    chance[1, 30:40], chance[0, 30:40] = 0.55, 0.3
+    finder = CarrierFinder(CLASSES, ROWS_HZ, COLUMN_S, Limits(), BAND)
+    finder.add(chance, 0)
+    assert finder.finish() == []
+    dropped = {name: [one.confidence for one in some] for name, some in finder.dropped.items()}
+    assert dropped == {
+        "min_bandwidth_hz": [pytest.approx(0.9)],
+        "min_duration_s": [pytest.approx(0.9)],
+        "min_confidence": [pytest.approx(0.55)],
+    }
+
+
+def test_each_of_thousands_of_bursts_is_compared_with_few_others(monkeypatch):
+    compared = []
+    monkeypatch.setattr(regions, "overlap", lambda *pair: compared.append(pair) or overlap(*pair))
+    bursts_ = [Carrier("NR", number * 1e-3, 5e-4, 0.0, 1e6, 0.9) for number in range(1000)]
+    assert len(without_parts([*bursts_, Carrier("NR", 0.0, 2.0, 2e6, 20e6, 0.9)])) == 1001
+    assert len(compared) == 1000
 
 
 def test_a_scrap_beside_the_band_of_a_carrier_is_its_own():

@@ -4,9 +4,10 @@ from itertools import cycle, islice
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 MASK_COLOUR = "0.82"
 LABELLED_SHARE = 0.03  # of the time axis; shorter boxes get no label
@@ -79,30 +80,56 @@ def prediction_sheet(rows, class_names, caption):
 def labelled_figure(rows, class_names, caption):
     """Waterfalls with the carriers found, beside their class maps, high frequency at the top.
 
+    White boxes are found, dashed ones annotated. A carrier with a cell shows its identity, another its
+    confidence.
+
     Args:
         rows: list of dicts: `title`, `image` (dB [F, T]), `classes` (class ids [F, T]), `extent` as in
-            `reconstruction_figure`, `carriers` (a list of `radio.carriers.Carrier` on the same axes).
+            `reconstruction_figure`, `carriers` and `true` (lists of `radio.carriers.Carrier` on the same
+            axes; `true` may be missing).
     """
-    figure = Figure(figsize=(15, 4.2 * len(rows) + 0.8), layout="constrained")
+    height = 3.6 * len(rows) + 1.1  # inches; places are given, as a layout engine draws everything twice
+    figure = Figure(figsize=(12, height))
+    places = {"left": 0.06, "right": 0.985, "bottom": 0.85 / height, "top": 1 - 0.65 / height}
+    widths = (60, 0.5, 1, 11, 42)  # waterfall, gap, colour bar, gap, class map
+    grid = figure.add_gridspec(len(rows), 5, width_ratios=widths, wspace=0, hspace=0.3, **places)
     colours = _class_colours(class_names)
-    axes = np.atleast_2d(figure.subplots(len(rows), 2, width_ratios=(3, 2)))
-    style = {"xytext": (3, -3), "textcoords": "offset points", "va": "top", "fontsize": 8, "color": "white"}
-    for (left, right), row in zip(axes, rows, strict=True):
-        figure.colorbar(_show_spectrogram(left, row), ax=left, label="dB of full scale a cell", pad=0.01)
+    for number, row in enumerate(rows):
+        left, bar, right = (figure.add_subplot(grid[number, column]) for column in (0, 2, 4))
+        figure.colorbar(_show_spectrogram(left, row), cax=bar)
+        bar.set_title("dB", fontsize=8)
+        bar.tick_params(labelsize=8)
+        _show_classes(right, row, "classes", colours, "likeliest class of each cell")
+        for axis in (left, right):
+            axis.locator_params(nbins=6)  # text is what takes the most time
+            _draw_boxes(axis, row["carriers"])
+            _draw_boxes(axis, row.get("true") or (), (0, (4, 3)))
         for carrier in row["carriers"]:
-            colour = colours(class_names.index(carrier.label))
-            corner = (carrier.start_s * 1e3, carrier.freq_lower_hz / 1e6)
-            size = (carrier.duration_s * 1e3, carrier.bandwidth_hz / 1e6)
-            left.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.8))
             if row["extent"] and carrier.duration_s < LABELLED_SHARE * (row["extent"][1] - row["extent"][0]):
                 continue  # labels would cover hundreds of short bursts, and take seconds to draw
-            box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
-            top = (corner[0], carrier.freq_upper_hz / 1e6)
-            left.annotate(f"{carrier.label} {carrier.confidence:.2f}", top, bbox=box, clip_on=True, **style)
-        _show_classes(right, row, "classes", colours, "likeliest class of each cell")
-    _class_legend(figure, colours, class_names)
-    figure.suptitle(caption, fontsize=10)
+            says = f"cell {carrier.cell.cell_id}" if carrier.confirmed else f"{carrier.confidence:.2f}"
+            style = {"va": "top", "fontsize": 8, "color": "white", "xytext": (3, -3), "clip_on": True}
+            style["bbox"] = {"facecolor": colours(class_names.index(carrier.label)), "pad": 1, "linewidth": 0}
+            corner = (carrier.start_s * 1e3, carrier.freq_upper_hz / 1e6)
+            left.annotate(f"{carrier.label} {says}", corner, textcoords="offset points", **style)
+    patches = [Patch(color=colours(number), label=name) for number, name in enumerate(class_names)]
+    figure.legend(handles=patches, loc="lower center", ncols=len(class_names), fontsize=9)
+    figure.suptitle(caption, fontsize=10, y=1 - 0.15 / height)
     return figure
+
+
+def _draw_boxes(axis, carriers, dashes="solid"):
+    """White outlines on dark ones, which show on every colour."""
+    boxes = [
+        ((low, bottom), (high, bottom), (high, top), (low, top))
+        for one in carriers
+        for low, high in [(one.start_s * 1e3, one.end_s * 1e3)]
+        for bottom, top in [(one.freq_lower_hz / 1e6, one.freq_upper_hz / 1e6)]
+    ]
+    for colour, width in (("black", 3.0), ("white", 1.4)):
+        style = {"facecolors": "none", "edgecolors": colour, "linewidths": width}
+        style["linestyles"] = dashes if colour == "white" else "solid"
+        axis.add_collection(PolyCollection(boxes, **style), autolim=False)
 
 
 def confusion_figure(counts, class_names, caption):

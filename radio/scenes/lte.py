@@ -9,12 +9,14 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.signal import max_len_seq
 
 from radio.scenes import ofdm
 from radio.scenes.expect import expect
-from radio.scenes.sequences import gold, qpsk
 from radio.scenes.traffic import checked_schedule
+from radio.sequences import CRS_SYMBOLS
+from radio.sequences import lte_crs as crs
+from radio.sequences import lte_pss as pss
+from radio.sequences import lte_sss as sss
 
 SPACING_HZ = 15e3
 RESOURCE_BLOCKS = {1.4: 6, 3: 15, 5: 25, 10: 50, 15: 75, 20: 100}  # by bandwidth in MHz, TS 36.101
@@ -22,9 +24,6 @@ RESOURCE_BLOCKS = {1.4: 6, 3: 15, 5: 25, 10: 50, 15: 75, 20: 100}  # by bandwidt
 _PATTERNS = ("DSUUUDSUUU", "DSUUDDSUUD", "DSUDDDSUDD", "DSUUUDDDDD", "DSUUDDDDDD", "DSUDDDDDDD", "DSUUUDSUUD")
 # Table 4.2-1, normal cyclic prefix: DwPTS of 6592, 19760, ... T_s, in OFDM symbols.
 DWPTS_SYMBOLS = (3, 9, 10, 11, 12, 3, 9, 10, 11, 6)
-CRS_SYMBOLS = ((0, 4), (0, 4), (1,), (1,))  # 6.10.1.2: of a slot, for each antenna port
-_PSS_ROOTS = (25, 29, 34)  # table 6.11.1.1-1
-_MAX_RB = 110  # N_RB^max,DL: the reference signals' sequence spans the widest carrier
 _SUBFRAMES, _SYMBOLS = 10, 14  # of a frame, of a subframe
 _SILENT, _PDSCH, _CONTROL, _PCFICH, _PBCH = range(5)  # roles of resource elements; the last two carry QPSK
 
@@ -78,44 +77,6 @@ def downlink_symbols(cell, subframe):
     """OFDM symbols in which the cell sends, from a subframe's first: 14, the length of DwPTS, or 0 (4.2)."""
     kind = "D" if cell.duplex == "FDD" else _PATTERNS[cell.uldl_config][subframe % _SUBFRAMES]
     return {"D": _SYMBOLS, "S": DWPTS_SYMBOLS[cell.special_config], "U": 0}[kind]
-
-
-def pss(n_id_2):
-    """Primary synchronization signal of cells with `cell_id % 3 == n_id_2`: complex64 [62], 6.11.1.1."""
-    n = np.delete(np.arange(63), 31)  # element 31 of the Zadoff-Chu sequence would lie on DC
-    phase = _PSS_ROOTS[n_id_2] * n * (n + 1) % 126  # of 126 steps around the circle
-    return np.exp(-1j * np.pi / 63 * phase).astype(np.complex64)
-
-
-def sss(cell_id, subframe):
-    """Secondary synchronization signal in subframe 0 or 5 of each frame: float32 [62] of ±1, 6.11.2.1."""
-    n_id_1, n_id_2 = divmod(cell_id, 3)
-    q = n_id_1 // 30
-    q = (n_id_1 + q * (q + 1) // 2) // 30
-    m = n_id_1 + q * (q + 1) // 2
-    m0 = m % 31
-    m1 = (m0 + m // 31 + 1) % 31
-    even, odd = (m0, m1) if subframe == 0 else (m1, m0)
-
-    n = np.arange(31)
-    s, c, z = (1 - 2 * max_len_seq(5, (0, 0, 0, 0, 1), taps=taps)[0] for taps in ([2], [3], [4, 2, 1]))
-    signal = np.empty(62, np.float32)
-    signal[0::2] = s[(n + even) % 31] * c[(n + n_id_2) % 31]
-    signal[1::2] = s[(n + odd) % 31] * c[(n + n_id_2 + 3) % 31] * z[(n + even % 8) % 31]
-    return signal
-
-
-def crs(cell_id, num_rb, port, slot, symbol):
-    """Cell-specific reference signal of an antenna port in one symbol, a `CRS_SYMBOLS` of the port, 6.10.1.
-
-    slot: number in the frame, 0 to 19, or an array of numbers. Returns values, complex64, shape of `slot` +
-    [2 * num_rb], and offsets, int64, shape of `slot`: value m is on subcarrier 6 m + offset, DC not counted.
-    """
-    slot = np.asarray(slot)
-    c_init = 1024 * (7 * (slot + 1) + symbol + 1) * (2 * cell_id + 1) + 2 * cell_id + 1  # N_CP = 1
-    values = qpsk(gold(c_init, 4 * _MAX_RB))[..., _MAX_RB - num_rb : _MAX_RB + num_rb]
-    is_shifted = slot % 2 if port > 1 else np.full_like(slot, symbol > 0)
-    return values, (3 * (port + is_shifted) + cell_id) % 6
 
 
 def resource_grid(cell, first_subframe, schedule, stream, device="cpu", power_db=None):

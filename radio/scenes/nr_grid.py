@@ -15,8 +15,8 @@ from radio.scenes.expect import expect
 from radio.scenes.nr import DMRS_SHORTEST, dmrs_symbols
 from radio.scenes.nr_ssb import SsbRows, ssb_grid, ssb_rows
 from radio.scenes.ofdm import Grid, random_symbols, symbol_times
-from radio.scenes.sequences import gold, qpsk
 from radio.scenes.traffic import checked_schedule
+from radio.sequences import gold, qpsk
 
 # Subcarriers of reference signals: (step, first, length), runs of `length` that begin every `step`.
 _DMRS_COMBS = {1: (2, 0, 1), 2: (6, 0, 2)}  # 7.4.1.1.2, CDM group 0 of each type

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.signal import max_len_seq
 
 from radio.scenes.expect import expect
 from radio.scenes.ofdm import TC_PER_S, Grid, random_symbols, symbol_times
-from radio.scenes.sequences import gold, qpsk
+from radio.sequences import gold, qpsk
+from radio.sequences import nr_pss as pss
+from radio.sequences import nr_sss as sss
 
 # TS 38.213 4.1: {case: (spacing in kHz, first symbols, period of these in symbols)}.
 SSB_CASES = {"A": (15, (2, 8), 14), "B": (30, (4, 8, 16, 20), 28), "C": (30, (2, 8), 14)}
@@ -44,20 +45,6 @@ def downlink_beams(spacing_khz, tdd_pattern, ssb_case, num_ssb=8, ssb_period_ms=
         return not tdd_pattern or all(tdd_pattern[slot % len(tdd_pattern)] != "U" for slot in slots)
 
     return tuple(beam for beam, first in enumerate(firsts) if is_downlink(first))
-
-
-def pss(n_id_2):
-    """Primary synchronization signal, 7.4.2.2.1: float32 [127] of ±1. n_id_2: cell identity modulo 3."""
-    sequence = 1 - 2 * max_len_seq(7, (0, 1, 1, 0, 1, 1, 1), taps=[4])[0]
-    return np.roll(sequence, -43 * n_id_2).astype(np.float32)
-
-
-def sss(cell_id):
-    """Secondary synchronization signal, 7.4.2.3.1: float32 [127] of ±1."""
-    n_id_1, n_id_2 = divmod(cell_id, 3)
-    m_0, m_1 = 15 * (n_id_1 // 112) + 5 * n_id_2, n_id_1 % 112
-    first, second = (1 - 2 * max_len_seq(7, (1, 0, 0, 0, 0, 0, 0), taps=[tap])[0] for tap in (4, 1))
-    return (np.roll(first, -m_0) * np.roll(second, -m_1)).astype(np.float32)
 
 
 def pbch_dmrs(cell_id, ssb_index, half_frame, num_ssb):

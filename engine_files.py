@@ -1,0 +1,139 @@
+"""Label the recordings in files and folders: annotations, JSON, pictures, and tables on the console."""
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.splits import relative_paths
+from engine_label import PICTURE_STRETCHES, hears_cells, label_stretches, picture
+from labelling import report, sigmf_output
+from labelling.detection import detection_figures, detection_rows, strong_cells
+from labelling.heard import heard
+from labelling.outputs import SUFFIXES, plan, tuned
+from labelling.truth import Truth
+from radio.recordings import META_SUFFIX, find_recordings
+from util.compiling import can_compile, working_compiler
+from util.errors import UserError, warn
+from util.files import atomic_path, writable_folder
+from util.metrics import Confusion, aligned, table
+
+COMPILE_WINDOWS = 200_000  # compiling takes about a minute; it pays for more windows
+
+
+def label_files(segmenter, args, limits):
+    """Label all recordings; with `--truth`, print the figures over all of them. Return what became of the data.
+
+    Args:
+        args: flags of main_segment.py. limits: `labelling.regions.Limits`.
+
+    Raises:
+        UserError: a recording cannot be read, or a file cannot be written.
+    """
+    found = tuned(find_recordings(args.recordings, args.sample_rate, args.datatype), args.center_freq)
+    names = relative_paths([one.path for one in found])
+    recordings = plan(found, names, args.output, args.center_freq, args.copy)
+    signal_s = sum(channels[0].duration_s for one in recordings for channels in one.stretches)
+    pays = signal_s / segmenter.front_end.duration_s > COMPILE_WINDOWS
+    with writable_folder(args.output, f"--output {args.output}"), contextlib.ExitStack() as stack:
+        if args.compile == "on" or (args.compile == "auto" and pays and can_compile(segmenter.device)):
+            stack.enter_context(working_compiler("--compile"))
+            segmenter.compile()
+        pairs = [pair for one in recordings for pair in label_file(one, segmenter, args, limits)]
+    if args.truth and len(recordings) > 1:
+        figures = detection_figures(pairs, segmenter.class_names[1:])
+        print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
+    return _where_the_data_are(recordings, args.copy)
+
+
+def _where_the_data_are(recordings, copy):
+    """For the console: whether the output folder holds the data of its metadata."""
+    count = sum(one.data is not None for one in recordings)
+    if not count:
+        return "none, SigMF cannot refer to it there"
+    held = "copied" if copy else "linked (--copy copies it)"
+    return held if count == len(recordings) else f"{held} for {count} of {len(recordings)} recordings"
+
+
+def label_file(one, segmenter, args, limits):
+    """Find the carriers of a `LabelledRecording`, write its files and print its table.
+
+    Returns:
+        A pair (found, true) for each stretch, as for `detection_figures`; true is None without `--truth`.
+    """
+    stretches, rows, confusion, left_out = [], [], Confusion(segmenter.class_names), Counter()
+    strong = Counter(cells=0, noise=0)
+    truth = partial(Truth, confusion=confusion, left_out=left_out) if args.truth else None
+    hear = heard if args.confirm and hears_cells(segmenter.class_names) else None
+    total = sum(channels[0].num_samples for channels in one.stretches)
+    with tqdm(total=total, desc=one.first.path.name, unit=" samples", unit_scale=True, disable=None) as bar:
+        settings = {"truth": truth, "progress": bar.update, "hear": hear}
+        for stretch in label_stretches(segmenter, one.stretches, limits, args.overlap, **settings):
+            if args.only == "confirmed":
+                stretch = stretch.only_confirmed()
+            if len(rows) < PICTURE_STRETCHES:
+                rows.append(stretch.picture_row)
+            if args.truth:
+                strong.update(strong_cells(stretch.image, stretch.class_map, stretch.column_s))
+            stretches.append(replace(stretch, image=None, class_map=None))  # thousands would fill the memory
+
+    pairs, scores = [(stretch.found, stretch.true) for stretch in stretches], {}
+    if args.truth:
+        figures = detection_figures(pairs, segmenter.class_names[1:])
+        scores = {"cells": confusion.results(), "carriers": figures, "strong": dict(strong)}
+    print(report.shown(one.first.path.name, stretches), flush=True)
+    if args.only and not any(stretch.found for stretch in stretches):
+        one.remove()
+        print("no files: nothing was confirmed", flush=True)
+    else:
+        with segmenter.timings.part("writing"):
+            write(one, stretches, rows, scores, segmenter, args)
+    if args.truth:
+        if left_out:
+            named = ", ".join(f"{name or '(no label)'} ({count})" for name, count in sorted(left_out.items()))
+            warn(f"{one.first.path}: annotations left out of the truth: {named}")
+        print(f"\n{table(scores['cells'])}\n\n{aligned(detection_rows(scores['carriers']))}")
+        if strong["cells"]:
+            share = 100 * strong["noise"] / strong["cells"]
+            print(f"strong cells called {segmenter.class_names[0]}: {share:.1f} % of {strong['cells']:,}")
+    return pairs
+
+
+def write(one, stretches, rows, scores, segmenter, args):
+    """Write the three files of a recording, or none of them, and its data or a link to them."""
+    found = [(each.recording, each.found) for each in stretches]
+    metadata = sigmf_output.annotated(one.metadata, found, args.replace)
+    try:
+        one.output.parent.mkdir(parents=True, exist_ok=True)
+        one.provide_data()
+    except OSError as error:
+        expected = f"expected a folder that can be written; {error.strerror}"
+        raise UserError(f"--output {args.output}: {expected}") from error
+    if wrong := sigmf_output.problem(metadata):
+        warn(f"{one.file(META_SUFFIX)}: invalid SigMF, because of the metadata of {one.first.path}: {wrong}")
+    carriers = [(number, carrier) for number, each in enumerate(stretches) for carrier in each.carriers]
+    about = {
+        "recording": one.first.path.name,
+        "weights": Path(args.weights).name,
+        "classes": segmenter.class_names,
+        "front_end": segmenter.front_end.settings(),
+        "stretches": [report.stretch_fields(each.recording) for each in stretches],
+        "carriers": [{"stretch": number, **report.carrier_fields(carrier)} for number, carrier in carriers],
+        "left_out": report.dropped_fields(stretches),
+        **({"truth": scores} if scores else {}),
+    }
+    figure = picture(rows, len(stretches), segmenter.class_names, about["recording"], about["weights"])
+    try:
+        with contextlib.ExitStack() as stack:  # all files are written before any of them gets its name
+            files = [one.file(suffix) for suffix in SUFFIXES]
+            meta, plain, drawn = (stack.enter_context(atomic_path(file)) for file in files)
+            figure.savefig(drawn, format="png", dpi=100, pil_kwargs={"compress_level": 1})
+            plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            meta.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        problem = f"{one.output.name} could not be written: {error.strerror}"
+        raise UserError(f"--output {args.output}: {problem}") from error
