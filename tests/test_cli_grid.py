@@ -285,6 +285,9 @@ def test_features_of_recordings_and_sets(made, tmp_path):
             assert np.isfinite(found["cls"]).all()
             assert len(found["mean"]) == (8 if data.name == "joined" else len(found["file"]))
             assert json.loads(str(found["front_end"]))["kind"] == "grid"
+            assert np.isfinite(found["first_row"]).all()
+            places = zip(found["file"], found["start_s"], found["first_row"], strict=True)
+            assert data.name == "joined" or len(set(places)) == len(found["mean"])
 
 
 def test_weights_of_other_cells_are_adapted_and_that_is_said(made, tmp_path, capsys):
