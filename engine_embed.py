@@ -44,13 +44,14 @@ class Windows(Dataset):
         names: files; file: int64 [N], each window's place in `names`.
         group: int64 [N], equal for equal values of `leave_out`; k-NN finds no neighbours in a window's own
             group.
-        start_s, sample_rate_hz, center_freq_hz: float64 [N], NaN if unknown.
+        start_s, sample_rate_hz, center_freq_hz, first_row: float64 [N], NaN if unknown; first_row: of images
+            of `radio.grid`.
 
     Raises:
         UserError: the sources differ in channels or classes, or one has no such column.
     """
 
-    COLUMNS = ("start_s", "sample_rate_hz", "center_freq_hz")
+    COLUMNS = ("start_s", "sample_rate_hz", "center_freq_hz", "first_row")
 
     def __init__(self, sources, leave_out=None):
         self.source = Concatenated(sources)
@@ -60,7 +61,8 @@ class Windows(Dataset):
             raise UserError(f"DATA: expected one list of classes; found {self.class_names} and {other[0]}")
         places, groups, index = {}, {}, 0
         self.file, self.group = np.empty((2, len(self)), np.int64)
-        self.start_s, self.sample_rate_hz, self.center_freq_hz = values = np.full((3, len(self)), np.nan)
+        values = np.full((len(self.COLUMNS), len(self)), np.nan)
+        self.start_s, self.sample_rate_hz, self.center_freq_hz, self.first_row = values
         for number, source in enumerate(sources):
             columns = getattr(source, "groups", {})
             if leave_out and leave_out not in columns:

@@ -148,7 +148,13 @@ def label_stretches(
             found, dropped[WEAK], dropped[UNCONFIRMED] = confirm(
                 boxes, weak, cells, energy, spans, limits.min_confidence
             )
+            found = [_cut(one, *finder.band_hz) for one in found]  # the outer rows may reach beyond the band
         yield LabelledStretch(first, found, image, overview.classes, dropped, judge and judge.carriers)
+
+
+def _cut(carrier, low_hz, high_hz):
+    edges = max(low_hz, carrier.freq_lower_hz), min(high_hz, carrier.freq_upper_hz)
+    return replace(carrier, freq_lower_hz=edges[0], freq_upper_hz=edges[1])
 
 
 def picture(rows, num_stretches, class_names, recording, weights):

@@ -40,8 +40,8 @@ _DOC = """{about}
 
     Returns:
         The model, in train mode and float32. With weights, it has `load_report`, a `util.loading.LoadReport`;
-        `front_end` (`radio.front_end`), which makes its images, or None; and `class_names`. A
-        `radio.grid.Grid` is called with the sample rate too: `model(model.front_end(iq, sample_rate_hz))`.
+        `front_end` (`radio.front_end`), which makes its images, `model.front_end(iq, sample_rate_hz)`, or None;
+        and `class_names`.
 
     Raises:
         UserError: there is no such file or name, or its weights belong to another model.

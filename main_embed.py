@@ -9,8 +9,8 @@ picture.
 
 The same command resumes a stopped run. `np.load("features.npz")` has a row per window: `cls` (class token)
 and `mean` (of the patches), float32 [N, D]; `patches`, float16 [N, L, D]; `file`, `start_s`,
-`sample_rate_hz`, `center_freq_hz` (NaN if unknown); `label`, int64, a place in `classes` (-1 if unknown). It
-also has `weights`, `preset`, `front_end` (JSON).
+`sample_rate_hz`, `center_freq_hz`, `first_row` (of images of the front end `grid`; NaN if unknown); `label`,
+int64, a place in `classes` (-1 if unknown). It also has `weights`, `preset`, `front_end` (JSON).
 """
 
 import hashlib

@@ -26,8 +26,7 @@ from util.progress import peak_memory_bytes
 WEIGHTS = common.ROOT / "weights" / "radio_seg_vit_tiny.safetensors"
 RATES_HZ = (1.92e6, 20e6, 61.44e6, 122.88e6)
 SCENES, SCENE_S = 8, 0.02
-SIGNAL = {"cpu": 100e6, "cuda": 2e9}  # samples of a recording, or `MOST_S`
-MOST_S = 10.0
+SAMPLES, MOST_S = {"cpu": 100e6, "cuda": 2e9}, 10.0  # of a recording
 THREADS = torch.get_num_threads()  # the command changes them
 
 
@@ -35,17 +34,17 @@ def get_args_parser():
     parser = common.get_parser("Real-time factor of labelling.", repeats=5)
     parser.add_argument("--weights", default=str(WEIGHTS), help="of a segmentation model")
     parser.add_argument("--rates", type=float, nargs="+", metavar="HZ", default=RATES_HZ)
+    parser.add_argument("--seconds", type=float, help="of a recording; else 10, or fewer at high rates")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
 
-def write_recording(folder, rate_hz, device):
+def write_recording(folder, rate_hz, seconds):
     """A recording, and its seconds."""
     name = folder / f"{rate_hz / 1e6:g}"
     settings = f"sample_rates_hz={rate_hz:g} duration_ms={1e3 * SCENE_S:g} padded=0 real_valued=0"
     scenes = common.scenes_as_iq(folder / "scenes" / name.name, SCENES, "wild", settings)
     common.write_sigmf(name, b"", rate_hz)
-    seconds = min(MOST_S, SIGNAL[device.type] / rate_hz)
     with open(f"{name}.sigmf-data", "wb") as file:
         for number in range(round(seconds / SCENE_S)):
             file.write(scenes[number % SCENES])
@@ -76,7 +75,10 @@ def measure(args):
     device = pick_device(args.device)
     with tempfile.TemporaryDirectory(prefix="radio-mae-bench-") as name:
         folder = Path(name)
-        written = {rate_hz: write_recording(folder, rate_hz, device) for rate_hz in args.rates}
+        written = {}
+        for rate_hz in args.rates:
+            seconds = args.seconds or min(MOST_S, SAMPLES[device.type] / rate_hz)
+            written[rate_hz] = write_recording(folder, rate_hz, seconds)
         candidates = {
             rate_hz: partial(turn, path, folder, device, args.weights)
             for rate_hz, (path, _) in written.items()

@@ -7,8 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.feeding import make_loader
-from data.sampling import HELD_OUT_SAMPLE, IMAGE, IQ, ORDER, SAMPLE, stream
-from radio.grid import View
+from data.sampling import HELD_OUT_SAMPLE, IMAGE, IQ, ORDER, SAMPLE, View, stream
 from radio.samples import signed
 from util import distributed
 

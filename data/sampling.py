@@ -1,19 +1,38 @@
 """Sources of samples, and the random numbers of (seed, epoch, sample)."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from radio.grid import View
 from radio.rng import SAMPLING, VALIDATION, Stream
 from util.errors import UserError
 
 # Kinds of samples: IQ, a spectrogram in dB [C, F, T], or an image ready for the model [C, F, T]. IQ is
 # complex64 [samples]; in a batch, IQ may also be I and Q as stored, (u)int8 or (u)int16 [samples, 2]. IQ for
-# the front end `grid` has a `radio.grid.View` as its kind. A kind may also be a function (values, front end,
+# the front end `grid` has a `View` as its kind. A kind may also be a function (values, front end,
 # device) that turns a batch of values to spectrograms in dB.
 IQ, DECIBELS, IMAGE = "iq", "decibels", "image"
+
+
+class View(NamedTuple):
+    """Which image of its window a sample of IQ is, for the front end `grid`; in a batch of n, n images."""
+
+    sample_rate_hz: float
+    first_rows: tuple  # of the planes of the windows; negative where an image is wider than the band
+    is_real: bool = False
+
+    def __call__(self, iq, front_end, device):
+        """IQ of windows, [n, S] or [n, S, 2], to spectrograms [n, C, rows, columns]."""
+        at_a_time, images = 1 if iq.device.type == "cpu" else len(iq), []  # a CPU keeps a window in its cache
+        for first in range(0, len(iq), at_a_time):
+            some = slice(first, first + at_a_time)
+            planes = front_end.planes(iq[some], self.sample_rate_hz, self.is_real)
+            rows = zip(planes.split(1), self.first_rows[some], strict=True)
+            images += [front_end.cut(plane, row) for plane, row in rows]
+        return torch.cat(images)
 
 
 def is_iq(kind):

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from data.sampling import IQ, Source, hold_out
-from radio.grid import View
+from data.sampling import IQ, Source, View, hold_out
 from util.errors import UserError, warn
 from util.files import read_pieces
 
@@ -74,9 +73,9 @@ class RecordingWindows(Source):
                 row = self.front_end.draw_first_row(recording.sample_rate_hz, rng, recording.is_real)
         return recording, start + offset, count, row
 
-    def kind(self, recording, first_row):
-        """The kind of a window's sample; see `data.sampling`."""
-        return View(recording.sample_rate_hz, first_row, recording.is_real) if self.front_end.pads else IQ
+    def kind(self, recording, *first_rows):
+        """The kind of a window's sample, or of several; see `data.sampling`."""
+        return View(recording.sample_rate_hz, first_rows, recording.is_real) if self.front_end.pads else IQ
 
     @property
     def sample_bytes(self):
@@ -92,11 +91,12 @@ class RecordingWindows(Source):
         """IQ in its stored type. Each file is opened once and read from beginning to end."""
         windows = [self.window(index, rng_of(place)) for place, index in enumerate(indices)]
         groups = {}
-        for place, (recording, _, count, row) in enumerate(windows):
-            key = recording.layout.stored_dtype, count, self.kind(recording, row)
+        for place, (recording, _, count, _) in enumerate(windows):
+            key = recording.layout.stored_dtype, count, self.kind(recording)
             groups.setdefault(key, []).append(place)
         parts = []
-        for (dtype, count, kind), places in groups.items():
+        for (dtype, count, _), places in groups.items():
+            kind = self.kind(windows[places[0]][0], *(windows[place][3] for place in places))
             rows = np.empty((len(places), count) if dtype.kind == "c" else (len(places), count, 2), dtype)
             _fill(rows, [windows[place][:2] for place in places])
             parts.append((kind, rows, places))

@@ -6,7 +6,6 @@ are `OUTSIDE`: they are no part of the signal, in normalization, loss and figure
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from scipy.fft import next_fast_len
@@ -24,18 +23,6 @@ CHANNELS = (POWER, CP)
 # show little but the depth of their silence.
 DYNAMIC_RANGE_DB = 70.0
 CONSTANT_DB = 1e-3  # a plane of a lower standard deviation is constant
-
-
-class View(NamedTuple):
-    """Where an image lies in the plane of its window, as the kind of a sample of IQ (see `data.sampling`)."""
-
-    sample_rate_hz: float
-    first_row: int  # of the plane; negative where the image is wider than the band
-    is_real: bool = False
-
-    def __call__(self, iq, front_end, device):
-        """IQ of windows, [B, S] or [B, S, 2], to spectrograms [B, C, rows, columns]; see `Grid.decibels`."""
-        return front_end.decibels(iq, *self)
 
 
 class Grid(nn.Module):

@@ -87,8 +87,11 @@ class Spectrogram(nn.Module):
         """Samples of the shortest window: an FFT."""
         return self.n_fft
 
-    def forward(self, iq):
-        """IQ (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency."""
+    def forward(self, iq, sample_rate_hz=None):
+        """IQ (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency.
+
+        The images are the same at every sample rate; `radio.grid.Grid` needs the rate.
+        """
         return self.from_decibels(self.decibels(iq))
 
     def from_decibels(self, decibels):

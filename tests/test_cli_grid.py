@@ -212,7 +212,7 @@ def test_a_stream_of_real_samples_is_labelled_as_the_file(made, tmp_path, monkey
     capsys.readouterr()
     with open(tmp_path / "a.iq", "rb") as file:
         monkeypatch.setattr(main_segment.sys, "stdin", type("Stdin", (), {"buffer": file}))
-        assert label("-", tmp_path / "none", *flags, weights=weights) == 0
+        assert label("-", tmp_path / "none", *flags, "--windows", weights=weights) == 0
     [line] = capsys.readouterr().out.splitlines()
     fields = ("label", "freq_lower_hz", "freq_upper_hz", "start_s")
     shown = [
@@ -285,6 +285,9 @@ def test_features_of_recordings_and_sets(made, tmp_path):
             assert np.isfinite(found["cls"]).all()
             assert len(found["mean"]) == (8 if data.name == "joined" else len(found["file"]))
             assert json.loads(str(found["front_end"]))["kind"] == "grid"
+            assert np.isfinite(found["first_row"]).all()
+            places = zip(found["file"], found["start_s"], found["first_row"], strict=True)
+            assert data.name == "joined" or len(set(places)) == len(found["mean"])
 
 
 def test_weights_of_other_cells_are_adapted_and_that_is_said(made, tmp_path, capsys):

@@ -13,9 +13,9 @@ import torch
 import engine_pretrain
 import main_pretrain
 from data.batches import Batches, MaskedSamples
-from data.sampling import IQ, Source
+from data.sampling import IQ, Source, View
 from models_mae import MaskedAutoencoderViT
-from radio.grid import Grid, View
+from radio.grid import Grid
 from radio.spectrogram import Spectrogram
 from util import attention, compiling, progress
 from util.progress import Progress
@@ -71,7 +71,11 @@ class PaddedNoise(Noise):
 
     def load(self, index, rng, epoch=0):
         _, iq = super().load(index, rng)
-        return View((2e6, 6e6)[index % 2], 0), iq[: 4096 - 512 * (index % 4 > 1)]
+        return View((2e6, 6e6)[index % 2], (0,)), iq[: 4096 - 512 * (index % 4 > 1)]
+
+    def load_many(self, indices, rng_of, epoch):
+        loaded = [self.load(index, None) for index in indices]
+        return [(kind, iq[None], [place]) for place, (kind, iq) in enumerate(loaded)]
 
 
 FRONT_ENDS = {

@@ -9,10 +9,10 @@ import torch
 from support import CAPTURES, needs_captures
 from test_scene import FULL, one_carrier
 
-from data.sampling import is_iq
+from data.sampling import View, is_iq
 from radio import front_end
 from radio.cyclic_prefix import CP_MEAN, CP_SCALE
-from radio.grid import OUTSIDE, Grid, View
+from radio.grid import OUTSIDE, Grid
 from radio.recordings import open_recording
 from radio.rng import Stream
 from radio.scenes.distractors import Distractor, add
@@ -312,11 +312,13 @@ def test_training_images_lie_anywhere_in_a_wide_plane():
 
 def test_a_view_is_an_image_from_its_row_on():
     one, rate_hz = grid(), 40e6
-    iq = window_of(one, rate_hz)
-    view = View(rate_hz, 70)
+    iq = window_of(one, rate_hz, batch=2)
+    view = View(rate_hz, (70, 5))
     assert is_iq(view)
-    assert torch.equal(view(iq, one, None)[0, 0], one.planes(iq, rate_hz)[0, 0, 70:182])
-    assert torch.equal(one(iq, rate_hz), one.images_of(one.planes(iq, rate_hz), rate_hz)[:1])
+    images = view(iq, one, None)
+    for number, row in enumerate(view.first_rows):
+        torch.testing.assert_close(images[number, 0], one.planes(iq, rate_hz)[number, 0, row : row + 112])
+    assert torch.equal(one(iq, rate_hz), one.images_of(one.planes(iq, rate_hz), rate_hz)[:2])
 
 
 # Correlation at the symbol lengths

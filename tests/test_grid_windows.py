@@ -9,10 +9,11 @@ from support import write_sigmf
 
 from data.annotated import AnnotatedWindows, TiledRecordings
 from data.batches import to_images
+from data.sampling import View
 from data.set_writer import spectrogram_set_writer
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
-from radio.grid import OUTSIDE, Grid, View
+from radio.grid import OUTSIDE, Grid
 from radio.recordings import open_recording
 from util.errors import UserError
 
@@ -136,6 +137,7 @@ def test_a_batch_holds_the_windows_of_its_samples(tmp_path):
     for draws in (lambda place: None, rng_of):
         parts = source.load_many(indices, draws, 0)
         assert all(isinstance(kind, View) for kind, *_ in parts)
+        assert len(parts) == len(RECORDINGS)  # windows of one rate, length and type are transformed together
         images = to_images(parts, GRID, torch.device("cpu"))
         assert images.shape == (len(source), 1, ROWS, COLUMNS)
         for place, index in enumerate(indices):
