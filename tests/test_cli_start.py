@@ -210,7 +210,7 @@ def test_from_one_window_and_grid_to_another(air, weights, tmp_path, capsys):
     assert "pos_embed 4 x 4 -> 6 x 8" in said.out
     [line] = [line for line in said.err.splitlines() if "front end" in line]
     assert "windows of 5 ms, FFT 64, as 24 x 32" in line
-    assert "trained on 10 ms as 16 x 16" in line
+    assert "trained on windows of 10 ms, FFT 64, as 16 x 16" in line
     assert "0.25 times the time and 0.667 times the band" in line
     assert checkpoint.load(tmp_path / "out" / checkpoint.LAST)["front_end"]["image_size"] == [24, 32]
 
