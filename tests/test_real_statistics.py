@@ -99,7 +99,7 @@ def synthetic(bandwidth_mhz, offset_khz, sample_rate_hz, duration_s, count=SCENE
             "part_time=0",
             "num_distractors=0",
             "cut=0",
-            *"hump=0 noiseless=0 faint=0 real_valued=0 padded=0".split(),
+            *["hump=0", "noiseless=0", "faint=0", "real_valued=0", "padded=0"],
             f"inside={int(inside)}",
             f"duration_ms={duration_s * 1e3}",
             f"sample_rates_hz={sample_rate_hz if inside else 61.44e6}",
