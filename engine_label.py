@@ -13,7 +13,7 @@ from labelling.heard import heard
 from labelling.outputs import by_stretch, tuned
 from labelling.planes import Overview
 from labelling.regions import Limits, without_parts
-from radio.carriers import LTE, NR
+from radio.carriers import LTE, NR, paint_cells
 from radio.iq_array import recording_of
 from radio.recordings import Recording, open_recording
 from util.errors import UserError, warn
@@ -149,7 +149,22 @@ def label_stretches(
                 boxes, weak, cells, energy, spans, limits.min_confidence
             )
             found = [_cut(one, *finder.band_hz) for one in found]  # the outer rows may reach beyond the band
-        yield LabelledStretch(first, found, image, overview.classes, dropped, judge and judge.carriers)
+        yield LabelledStretch(
+            first,
+            found,
+            image,
+            _with_cells(overview.classes, found, finder),
+            dropped,
+            judge and judge.carriers,
+        )
+
+
+def _with_cells(classes, found, finder):
+    """A class map [rows, columns] in which confirmed carriers have their class."""
+    heard = [one for one in found if one.confirmed]
+    columns_s = (np.arange(classes.shape[1]) + 0.5) * finder.duration_s / classes.shape[1]
+    painted = paint_cells(heard, finder.rows_hz, columns_s, finder.class_names)
+    return np.where(painted > 0, painted, classes)
 
 
 def _cut(carrier, low_hz, high_hz):

@@ -15,6 +15,7 @@ from labelling.planes import Averages, Tiling
 from labelling.region_pool import SLOT_BYTES, SLOTS, RegionPool
 from labelling.regions import CarrierFinder
 from labelling.spans import Channels, spans_on
+from labelling.strong import without_doubtful_noise
 from radio.spectrogram import PUBLISHED, Spectrogram
 from util.device import mixed_precision, pick_amp, usable_cores
 from util.errors import UserError, warn
@@ -148,7 +149,7 @@ class Segmenter:
                 with self.timings.part("front end", self.workers):
                     windows = [rooms.room[None, :, number] for number in channels.numbers]
                     decibels += map(transform, windows)
-            return self._means(torch.cat(decibels), len(batch), channels.sample_rate_hz)
+            return self._means(torch.cat(decibels), len(batch), tiling.window, channels.sample_rate_hz)
 
         with ThreadPoolExecutor(self.workers) as pool:
             coming = deque()
@@ -176,10 +177,10 @@ class Segmenter:
                         windows = _windows(samples[:, number], of_batch, tiling.window)
                         decibels.append(torch.cat([transform(one) for one in windows]))
                     decibels = torch.stack(decibels, dim=1).flatten(0, 1)  # channels of a window side by side
-                planes = self._means(decibels, len(of_batch), channels.sample_rate_hz)
+                planes = self._means(decibels, len(of_batch), tiling.window, channels.sample_rate_hz)
             yield planes
 
-    def _means(self, decibels, num_windows, sample_rate_hz):
+    def _means(self, decibels, num_windows, window, sample_rate_hz):
         """Probabilities and dB, the last plane: [W * channels, C, F, T] -> float32 [W, classes + 1, F, T]."""
         threads = self.workers if self.device.type == "cpu" else 1
         with self.timings.part("front end", threads, self.device):
@@ -191,9 +192,9 @@ class Segmenter:
                 logits = model(images)
             chances = self.front_end.joined(logits.float().softmax(dim=1), decibels, sample_rate_hz)
             planes = torch.cat([chances, decibels[:, :1]], dim=1)
-        if len(planes) == num_windows:
-            return planes
-        return planes.unflatten(0, (num_windows, -1)).mean(dim=1)
+        if len(planes) > num_windows:
+            planes = planes.unflatten(0, (num_windows, -1)).mean(dim=1)
+        return without_doubtful_noise(planes, window / sample_rate_hz / planes.shape[3])
 
     def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
         """A `CarrierFinder` for a stretch in windows of so many samples; a centre frequency of None is 0."""
@@ -235,7 +236,7 @@ class Segmenter:
         with self.timings.part("front end", device=self.device):
             samples = torch.from_numpy(iq)[None].to(self.device)
             decibels = self.front_end.planes(samples, sample_rate_hz, is_real)
-        probabilities = self._means(decibels, 1, sample_rate_hz)[0, :-1].cpu().numpy()
+        probabilities = self._means(decibels, 1, len(iq), sample_rate_hz)[0, :-1].cpu().numpy()
         self.timings.settle()
         return probabilities
 

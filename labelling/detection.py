@@ -3,10 +3,11 @@
 import itertools
 import statistics
 
-import numpy as np
+import torch
+
+from labelling.strong import strong_blocks
 
 IOU = 0.5  # two rectangles in time and frequency that overlap by this are the same carrier
-STRONG_DB, STRONG_S, STRONG_SHARE = 15.0, 2e-3, 0.75
 
 
 def overlap(a, b):
@@ -90,8 +91,7 @@ def detection_rows(figures):
 def strong_cells(image, classes, column_s):
     """How many cells of a strong signal are called noise: an obvious signal should have a class.
 
-    A block of 2 ms of a row is strong if 75 % of its cells lie 15 dB above the floor: the lower quartile over
-    time, then over rows. The rows at the centre do not count, because receivers have DC there.
+    See `labelling.strong.strong_blocks`.
 
     Args:
         image: dB, float [F, T]; classes: class ids [F, T], 0 is the background.
@@ -100,11 +100,7 @@ def strong_cells(image, classes, column_s):
     Returns:
         dict of `cells` in strong blocks, and `noise`, those of them with class 0.
     """
-    columns = max(1, round(STRONG_S / column_s))
-    blocks = image.shape[1] // columns
-    floor_db = np.percentile(np.percentile(image, 25, axis=1), 25)
-    above = (image > floor_db + STRONG_DB)[:, : blocks * columns].reshape(len(image), blocks, columns)
-    strong = above.mean(axis=2) >= STRONG_SHARE  # (rows, blocks)
-    strong[(len(image) - 1) // 2 - 1 : len(image) // 2 + 2] = False
-    noise = (classes[:, : blocks * columns] == 0).reshape(above.shape).sum(axis=2)
+    strong, columns = strong_blocks(torch.from_numpy(image), column_s)
+    strong = strong.numpy()
+    noise = (classes == 0)[:, : strong.shape[1] * columns].reshape(*strong.shape, columns).sum(axis=2)
     return {"cells": int(strong.sum()) * columns, "noise": int(noise[strong].sum())}

@@ -17,7 +17,7 @@ import main_synthesize
 import models_mae
 import models_vit
 from engine_label import PICTURE_STRETCHES
-from radio.carriers import CLASS_NAMES, Carrier
+from radio.carriers import CLASS_NAMES, OTHER, Carrier
 from radio.recordings import open_recording
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
@@ -161,7 +161,7 @@ print(type(labels.figure()).__name__, labels.class_map.shape)
         timeout=120,
         check=False,
     )
-    assert done.stdout.splitlines()[-1:] == ["Figure (224, 224)"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["Figure (111, 112)"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_preset(name, kind):
     path = ROOT / "weights" / "radio_mae_vit_tiny.safetensors"
     started = load(name, pretrained=str(path))
     expected = read_weights(path).state_dict
-    assert started.img_size == (224, 224)
+    assert started.img_size == (112, 560)
     for key, value in started.state_dict().items():
         assert torch.equal(value, expected[key].float()), key
     assert started.load_report.new == []
@@ -209,8 +209,8 @@ def test_a_front_end_goes_with_its_model(iq):
     model = load("radio_seg_vit_tiny").eval()
     iq = torch.from_numpy(iq[: model.front_end.num_samples(RATE)])
     with torch.inference_mode():
-        logits = model(model.front_end(iq[None]))
-    assert logits.shape == (1, len(CLASS_NAMES), 224, 224)
+        logits = model(model.front_end(iq[None], RATE))
+    assert logits.shape == (1, 4, 112, 560)
     assert load("radio_mae_vit_tiny", mask_kind="time").mask_kind == "time"
 
 
@@ -219,9 +219,9 @@ def test_a_recording_is_labelled_as_main_segment_labels_it(labeller, iq, tmp_pat
     about = labelled_by_command(path, tmp_path / "out")
     labels = labeller.label(path)
     assert_same_carriers(labels, about)
-    assert labels.class_names == labeller.class_names == list(CLASS_NAMES)
+    assert labels.class_names == labeller.class_names == [*CLASS_NAMES, OTHER]
     assert labels.class_map.dtype == np.uint8
-    assert labels.class_map.shape[0] == 224
+    assert labels.class_map.shape[0] == labeller.segmenter.front_end.num_rows(RATE)
     assert labels.extent == (0.0, pytest.approx(400_000 / RATE), 1.8e9 - RATE / 2, 1.8e9 + RATE / 2)
     left, _, right = labels.figure().axes
     assert len(left.collections[0].get_paths()) == len(labels)
@@ -281,7 +281,7 @@ def test_an_array(labeller, iq, tmp_path, kind):
     expected = labeller.label(path)
     assert len(labels) == len(expected) > 0
     for one, other in zip(labels, expected, strict=True):
-        assert one.freq_lower_hz == pytest.approx(other.freq_lower_hz, abs=RATE / 224)
+        assert one.freq_lower_hz == pytest.approx(other.freq_lower_hz, abs=RATE / 85)
         assert one.label == other.label
     centred = labeller.label(given, sample_rate_hz=RATE)
     assert all(abs(one.center_freq_hz) < RATE / 2 for one in centred)
@@ -301,7 +301,7 @@ def test_a_raw_file(labeller, iq, tmp_path):
             lambda: load("labeller", "radio_mae_vit_tiny"),
             "expected weights with a segmentation head; found none",
         ),
-        (lambda: load("labeller", classes=["a", "b", "c"]), "--classes: expected Noise,NR,LTE"),
+        (lambda: load("labeller", classes=["a", "b", "c", "d"]), "--classes: expected Noise,NR,LTE,Other"),
         (lambda: load("labeller", min_confidence=2), "min_confidence: expected 0 to 1; found 2"),
         (lambda: load("vit_tiny_patch16", "nonsense"), "nonsense: expected a file or a name of"),
         (lambda: load("vit_tiny_patch16", True), "expected a file of weights or a name of"),
@@ -334,9 +334,9 @@ def test_mistakes_are_one_line(monkeypatch, tmp_path, call_, expected):
             "sample_rate_hz: expected the array's sample rate in Hz; found None",
         ),
         (
-            np.zeros(100, np.complex64),
+            np.zeros(20, np.complex64),
             {"sample_rate_hz": 1e6},
-            "iq: expected at least 512 samples, an FFT; found 100",
+            "iq: expected at least 70 samples, an FFT; found 20",
         ),
         (
             np.full(10_000, np.nan, np.complex64),

@@ -13,26 +13,18 @@ from support import CAPTURES, ROOT, call, command, needs_captures
 
 import main_finetune
 import main_synthesize
-import models_mae
+import models_weights
 from data.spectrogram_set import SpectrogramSet
-from radio.carriers import CLASS_NAMES
-from radio.spectrogram import Spectrogram
+from radio.carriers import CLASS_NAMES, OTHER
+from radio.front_end import from_settings
 from util.pretrained import read_weights
 
-sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for the script
+sys.path.extend([str(ROOT / "benchmarks"), str(ROOT / "weights")])  # as Python does for the scripts
 
+import make
 import real_captures
 
 MAE, SEG = (ROOT / "weights" / f"radio_{kind}_vit_tiny.safetensors" for kind in ("mae", "seg"))
-# The scenes that the released weights learned from; those of weights/make.py are of another front end.
-SCENES = {
-    "wild": "--set classes=Noise,NR,LTE duration_ms=2,12 sample_rates_hz=1.92e6,1.92e6,1.92e6,2.4e6,3.84e6,7.68e6,10e6,"
-    "11.52e6,15.36e6,19.2e6,19.2e6,20e6,23.04e6,23.04e6,30.72e6,46.08e6,46.08e6,61.44e6 power_range_db=30 "
-    "technologies=NR,NR,NR,LTE,LTE noise_only=0.2 full=0.15 distractor_kinds=tone,fm,gfsk,hopping,qam,qam,ofdm,ofdm,ofdm,"
-    "chirp,gsm,noise_burst,noise_burst,nbiot,pulses beyond=0.4 agc=0.15 agc_steps=1,8 overdriven=0.12 hump=0 noiseless=0 "
-    "faint=0 real_valued=0 padded=0 distractor_snr_db=-5,45",
-    "frames": "--preset classic --set duration_ms=2,12 sample_rates_hz=23.04e6,30.72e6,61.44e6,61.44e6",
-}
 # Some of each kind: 8-bit receivers and 12-bit ones, wide and narrow, carriers and none.
 HEARD = (
     "lte-f1815.3-s19.2-bw20-0.08s-hackrf",
@@ -44,15 +36,16 @@ HEARD = (
 
 
 def test_they_are_small_and_say_what_they_are():
-    assert sum(path.stat().st_size for path in (ROOT / "weights").glob("*.safetensors")) < 55e6
+    assert sum(path.stat().st_size for path in (ROOT / "weights").glob("*.safetensors")) < 27e6
     for path, holds in ((MAE, "mae"), (SEG, "segmentation")):
         with safe_open(path, "pt") as file:
             about = file.metadata()
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
         assert about["holds"] == holds
         assert about["licence"] == "Apache-2.0"
-        assert json.loads(about["front_end"])["n_fft"] == 512
-    assert json.loads(about["classes"]) == list(CLASS_NAMES)
+        assert json.loads(about["front_end"])["kind"] == "grid"
+        assert json.loads(about["front_end"])["channels"] == ["power", "cp"]
+    assert json.loads(about["classes"]) == [*CLASS_NAMES, OTHER]
 
 
 @pytest.mark.slow
@@ -73,22 +66,8 @@ for path in {[str(MAE), str(SEG)]}:
 
 def fresh(folder, recipe, *counts):
     """Scenes of a recipe of the weights, of another seed than any that they saw, at 10 dB and above."""
-    flags = (
-        *counts,
-        "--seed",
-        987_654,
-        "--num_workers",
-        2,
-        "--n_fft",
-        512,
-        "--window_ms",
-        5,
-        "--input_size",
-        224,
-        *SCENES[recipe].split(),
-        "snr_db=10,40",
-    )
-    assert call(main_synthesize, "--output", folder, *flags) == 0
+    flags = f"--seed 987654 --num_workers 2 {make.FRONT_END} {make.RECIPES[recipe]} snr_db=10,40".split()
+    assert call(main_synthesize, "--output", folder, *counts, *flags) == 0
     return folder
 
 
@@ -145,10 +124,10 @@ def test_what_is_hidden_of_fresh_scenes_is_filled_in(scenes):
     variance.
     """
     weights = read_weights(str(MAE))
-    model = models_mae.mae_vit_tiny_patch16().eval()
+    model = models_weights.create_model(weights, MAE.name, in_chans=4).eval()
     model.load_state_dict({name: value.float() for name, value in weights.state_dict.items()})
     decibels = torch.from_numpy(SpectrogramSet(scenes / "test").spectrograms.read(0, 48)).float()
-    images = Spectrogram(**weights.front_end).from_decibels(decibels)
+    images = from_settings(weights.front_end).from_decibels(decibels)
     with torch.inference_mode():
         loss = model(
             images, 0.75, torch.rand(48, model.num_patches, generator=torch.Generator().manual_seed(0))
