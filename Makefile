@@ -14,7 +14,7 @@ RECORDINGS := ../shared/data/recordings
 CAPTURES := $(wildcard $(RECORDINGS)/lte-f1815.3-s19.2-bw20-0.08s-hackrf.sigmf-meta \
 	$(RECORDINGS)/nr-srsran-n78-20MHz-23.04Msps.sigmf-meta)
 # Clean frames of 5G NR and LTE: of other scenes a minute teaches nothing.
-FRAMES := --n_fft 512 --window_ms 5 --input_size 224 --preset classic --set duration_ms=2,12 snr_db=10,40
+FRAMES := --front_end grid --channels power,cp --preset classic --set duration_ms=20 snr_db=10,40
 
 .PHONY: demo test test-all bench clean
 

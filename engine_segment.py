@@ -17,7 +17,7 @@ from labelling.regions import CarrierFinder
 from labelling.spans import Channels, spans_on
 from labelling.strong import without_doubtful_noise
 from radio.spectrogram import PUBLISHED, Spectrogram
-from util.device import mixed_precision, pick_amp, usable_cores
+from util.device import DTYPES, mixed_precision, pick_amp, usable_cores
 from util.errors import UserError, warn
 from util.pretrained import read_weights
 from util.timings import Timings
@@ -299,7 +299,12 @@ def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offlin
         found = f"{len(left)} tensors that it has not, first: {left[0]}"
         raise UserError(f"{name}: expected the weights of this model; found {found}")
     width = {"width": model.cls_token.shape[-1]} if report else {}
-    autocast, _ = mixed_precision(pick_amp(amp, device, **width), device)
+    amp = pick_amp(amp, device, **width)
+    autocast, _ = mixed_precision(amp, device)
+    if amp != "off":  # autocast would round the same weights again in every pass
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                module.to(DTYPES[amp])
     return Segmenter(model.to(device).eval(), front_end.to(device), class_names, device, autocast)
 
 
