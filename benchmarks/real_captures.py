@@ -30,6 +30,7 @@ import json
 import statistics
 import sys
 import tempfile
+from argparse import BooleanOptionalAction
 from collections import Counter
 from pathlib import Path
 
@@ -180,11 +181,11 @@ def expected_carriers(recordings):
     return carriers
 
 
-def judge(recordings, weights, device="auto"):
-    """{name of a capture: its `verdict`} for all captures in files and folders."""
+def judge(recordings, weights, device="auto", more=()):
+    """{name of a capture: its `verdict`} for all captures in files and folders; more: flags of main_segment."""
     paths = [str(path) for path in recordings]
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--weights", str(weights), "--output", folder, "--device", device, "--truth"]
+        flags = ["--weights", str(weights), "--output", folder, "--device", device, "--truth", *more]
         with contextlib.redirect_stdout(io.StringIO()):
             main_segment.main(main_segment.get_args_parser().parse_args([*paths, *flags]))
         found = [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).rglob("*.json"))]
@@ -268,6 +269,7 @@ def get_args_parser():
     parser.add_argument("--weights", required=True, metavar="FILE|NAME", help="of a segmentation model")
     parser.add_argument("--recordings", nargs="+", metavar="PATH", help="SigMF; not given: the shared ones")
     parser.add_argument("--half", default="all", choices=sorted(HALVES), help="of the captures, by site")
+    parser.add_argument("--confirm", default=True, action=BooleanOptionalAction, help="search for cells")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     return parser
 
@@ -282,7 +284,7 @@ def main(args):
         paths = sorted(path for path in paths if path.name.startswith(HALVES[args.half]))
         if not paths:
             raise UserError(f"--half {args.half}: expected captures of this half; found none")
-        verdicts = judge(paths, args.weights, args.device)
+        verdicts = judge(paths, args.weights, args.device, () if args.confirm else ("--no-confirm",))
         results = {"totals": totals(verdicts), "captures": verdicts}
         print(aligned([HEADER, *rows_of(verdicts)]))
         print(f"right: {counts(results['totals'])}")

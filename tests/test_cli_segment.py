@@ -22,7 +22,6 @@ from support import ROOT, call, command, contents, largest_file, write_sigmf
 import engine_files
 import engine_label
 import engine_segment
-import engine_segment
 import main_finetune
 import main_pretrain
 import main_segment
