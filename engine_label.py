@@ -19,7 +19,6 @@ from radio.recordings import Recording, open_recording
 from util.errors import UserError, warn
 from util.plots import labelled_figure
 
-DEFAULT_OVERLAP = 0.25
 # The least value of each is 0.
 GREATEST = dict.fromkeys(("min_bandwidth_hz", "min_duration_s", "bridge_s"), math.inf)
 GREATEST |= {"min_confidence": 1, "overlap": 0.95}
@@ -96,7 +95,7 @@ def hears_cells(class_names):
 
 
 def label_stretches(
-    segmenter, stretches, limits, overlap=DEFAULT_OVERLAP, truth=None, progress=None, hear=None
+    segmenter, stretches, limits, overlap=None, truth=None, progress=None, hear=None
 ):
     """Yield the `LabelledStretch` of each stretch of a file. Skip those shorter than an FFT, with a warning.
 
@@ -104,7 +103,7 @@ def label_stretches(
         segmenter: `engine_segment.Segmenter`.
         stretches: lists of `Recording`s, the channels of each stretch.
         limits: `labelling.regions.Limits`.
-        overlap: share of a window that the next window covers too.
+        overlap: see `engine_segment.Segmenter.tiling`.
         truth: makes a `labelling.truth.Truth` from (recording, finder); None: do not read the annotations.
         progress: called with the number of samples done since the last call.
         hear: `labelling.heard.heard`, to confirm carriers by a cell search; None: the model alone.
@@ -229,7 +228,7 @@ class Labeller:
     Args:
         segmenter: `engine_segment.Segmenter`.
         weights: a name for them.
-        overlap: share of a window that the next window covers too, 0 to 0.95.
+        overlap: 0 to 0.95, see `engine_segment.Segmenter.tiling`.
         confirm: search for LTE and NR cells, if the model has these classes.
         limits: the fields of `labelling.regions.Limits`.
 
@@ -237,7 +236,7 @@ class Labeller:
         UserError: a value is out of range.
     """
 
-    def __init__(self, segmenter, weights, overlap=DEFAULT_OVERLAP, confirm=True, **limits):
+    def __init__(self, segmenter, weights, overlap=None, confirm=True, **limits):
         check_ranges(limits | {"overlap": overlap})
         self.hear = heard if confirm and hears_cells(segmenter.class_names) else None
         self.segmenter, self.weights = segmenter, Path(weights).name

@@ -128,7 +128,14 @@ class Segmenter:
         self.timings.signal_s += channels[0].duration_s
 
     def tiling(self, recording, overlap):
-        """A stretch's `Tiling` in windows as in training, which share `overlap` with the next."""
+        """A stretch's `Tiling` in windows as in training.
+
+        Args:
+            overlap: share of a window that the next window covers too; None: 0 for the front end `grid`, whose
+                windows are long, and 0.25 for `band`.
+        """
+        if overlap is None:
+            overlap = 0.0 if self.front_end.pads else 0.25
         rate_hz = recording.sample_rate_hz
         window = min(self.front_end.num_samples(rate_hz), recording.num_samples)
         columns = max(1, self.front_end.num_columns(window, rate_hz))

@@ -33,7 +33,7 @@ import time
 import torch
 
 from engine_files import label_files
-from engine_label import DEFAULT_OVERLAP, check_ranges, hears_cells
+from engine_label import check_ranges, hears_cells
 from engine_live import label_stream
 from engine_segment import open_segmenter
 from labelling.region_pool import RegionPool
@@ -85,7 +85,8 @@ def get_args_parser():
 
     add = parser.add_argument_group("run").add_argument
     on_or_off = ("auto", "on", "off")
-    add("--overlap", type=float, default=DEFAULT_OVERLAP, help="share of a window that the next covers too")
+    more = "share of a window that the next covers too; not given: 0 with the front end grid, else 0.25"
+    add("--overlap", type=float, help=more)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--amp", default="auto", choices=AMP_CHOICES, help="mixed precision; auto: by device and model")
     add("--compile", default="auto", choices=on_or_off, help="auto: on a GPU, for long recordings")
