@@ -40,7 +40,7 @@ def without_doubtful_noise(planes, column_s):
         planes: probabilities and dB, float32 [..., classes + 1, F, T].
     """
     strong, size = strong_blocks(planes[..., -1, :, :], column_s)
-    if not strong.any():
+    if planes.device.type == "cpu" and not strong.any():  # an accelerator would have to wait for the answer
         return planes
     strong = strong.repeat_interleave(size, dim=-1)
     chances = planes[..., :-1, :, : strong.shape[-1]]
