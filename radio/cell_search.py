@@ -33,9 +33,8 @@ _LTE_FIRST_S = 0.02  # where PSS are looked for; all of the stretch then counts
 _PLACES = {LTE: 64, NR: 128}  # weighed; of LTE's, which may be images, with those that they may be images of
 _STANDARDS = 3  # LTE, NR with 15 and 30 kHz
 _AGAIN = 3.0  # decades of SSS that make another SSB of a known identity and frequency
-_IMAGE_DB = (
-    20  # below a cell with its identity and timing: a receiver's spur, as carriers of one site differ less
-)
+# A receiver's spur, with a cell's identity and timing, is this much weaker; carriers of one site differ less.
+_IMAGE_DB = 20
 _SAME_TIME_S = 2e-6
 _EDGE = 0.1  # of the PSS' width that may lie beyond the band
 
