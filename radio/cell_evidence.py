@@ -20,7 +20,7 @@ from radio.cell_signals import NUM_ROOTS, Demodulator, turned
 
 WIDTHS = (5, 17, None)  # subcarriers over which the channel is averaged; None: all
 _PARTS = 3  # of the PSS, whose evidence is summed where the channel varies within it
-_HALF_FRAME_S = 5e-3
+HALF_FRAME_S = 5e-3
 _PERIODS = (8, 4, 2, 1)  # half-frames between NR's SSBs; the longest stands for a single one
 _MOST_DRIFT = 50e-6  # of the clocks against each other
 _STEPS = (-0.25, -0.125, 0.0, 0.125, 0.25)  # of frequency, in subcarriers
@@ -144,7 +144,7 @@ class _Pairs:
         self.sync = sync
         self.first_s = -0.5 / sample_rate_hz
         self.last_s = (len(iq) + 0.5) / sample_rate_hz - sync.symbol_s  # start of a whole symbol
-        self.halves = math.ceil(len(iq) / sample_rate_hz / _HALF_FRAME_S)
+        self.halves = math.ceil(len(iq) / sample_rate_hz / HALF_FRAME_S)
         self.number = torch.arange(self.halves)
         self.tones = torch.from_numpy(sync.tones)
         self.symbols = Demodulator(iq, sample_rate_hz, sync.spacing_hz, sync.tones)
@@ -186,14 +186,14 @@ class _Pairs:
 
         Clocks that differ move the PSS from one half-frame to the next.
         """
-        own = (start_s / _HALF_FRAME_S).floor()
+        own = (start_s / HALF_FRAME_S).floor()
         since = self.number - own[:, None].long()
-        starts_s = start_s[:, None] + since * _HALF_FRAME_S  # (places, halves)
+        starts_s = start_s[:, None] + since * HALF_FRAME_S  # (places, halves)
 
         # evidence at each frequency and delay: (places, halves, steps, delays)
         delay_s = 1 / (4 * len(self.tones) * self.sync.spacing_hz)
         near = math.ceil(1.5 * self.sync.symbol_s / self.sync.points / delay_s)
-        far = math.ceil(_MOST_DRIFT * (self.halves - 1) * _HALF_FRAME_S / delay_s)
+        far = math.ceil(_MOST_DRIFT * (self.halves - 1) * HALF_FRAME_S / delay_s)
         delays = torch.arange(-near - far, near + far + 1)
         pss = self.stepped(starts_s, freq_hz) * self.pss[root]
         steering = turned(torch.outer(self.tones, delays * (delay_s * self.sync.spacing_hz)))

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from radio.carriers import LTE, NR
 from radio.cell_bandwidth import lte_num_rb
-from radio.cell_evidence import WIDTHS, exact_freq_hz, weigh
+from radio.cell_evidence import HALF_FRAME_S, WIDTHS, exact_freq_hz, weigh
 from radio.cell_peaks import find_peaks
 from radio.cell_signals import lte_sync, nr_sync
 
@@ -33,6 +33,9 @@ _LTE_FIRST_S = 0.02  # where PSS are looked for; all of the stretch then counts
 _PLACES = {LTE: 64, NR: 128}  # weighed; of LTE's, which may be images, with those that they may be images of
 _STANDARDS = 3  # LTE, NR with 15 and 30 kHz
 _AGAIN = 3.0  # decades of SSS that make another SSB of a known identity and frequency
+# A receiver's spur, with a cell's identity and timing, is this much weaker; carriers of one site differ less.
+_IMAGE_DB = 20
+_SAME_TIME_S = 2e-6
 _EDGE = 0.1  # of the PSS' width that may lie beyond the band
 
 # Lines, DC and what surrounds it, and other narrow signals are cut to `_LIMIT` times what is around them.
@@ -76,6 +79,7 @@ class Cell:
 
 def search(iq, sample_rate_hz, center_freq_hz=None, is_real=False, near_hz=None):
     """The cells in the first 40 ms of a stretch, strongest first: one for each technology, centre and identity.
+    Much weaker images of a cell at other frequencies are left out.
 
     LTE needs a PSS with its SSS and 0.96 MHz, NR an SSB and 127 of its subcarriers. What is found are SSBs with
     periods of up to 20 ms, and others by chance.
@@ -207,10 +211,16 @@ def _without_lines(iq, sample_rate_hz):
 
 
 def _distinct(cells):
-    """Without cells of a technology, identity and centre that stand before in the list."""
+    """Without what stands before in the list: a cell's technology and identity at its centre, or its images."""
     kept = []
     for cell in cells:
         same = [one for one in kept if (one.technology, one.cell_id) == (cell.technology, cell.cell_id)]
-        if all(abs(one.center_freq_hz - cell.center_freq_hz) > cell.spacing_hz for one in same):
+        if not any(_is_again(cell, one) for one in same):
             kept.append(cell)
     return kept
+
+
+def _is_again(cell, one):
+    late_s = math.remainder(cell.start_s - one.start_s, HALF_FRAME_S)
+    is_image = one.snr_db - cell.snr_db > _IMAGE_DB and abs(late_s) < _SAME_TIME_S
+    return is_image or abs(one.center_freq_hz - cell.center_freq_hz) <= cell.spacing_hz

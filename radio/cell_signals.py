@@ -94,7 +94,7 @@ def nr_sync(spacing_hz):
         parts,
         roots,
         images,
-        64,
+        48,
     )
 
 

@@ -204,6 +204,18 @@ def test_two_cells_in_a_band_and_two_on_one_frequency():
     assert set(ids(search(iq, 1.92e6))) == {(LTE, 31), (LTE, 44)}
 
 
+@pytest.mark.parametrize(("image_db", "expected"), [(-26, 1), (-10, 2)])
+def test_a_much_weaker_image_is_no_cell(image_db, expected):
+    """Another carrier of the same site, with the same identity and timing, is one."""
+    rate_hz, move_hz = 7.68e6, 3e6
+    iq = torch.as_tensor(lte_scene(6, rate_hz, snr_db=30.0, offset_hz=-1.5e6))
+    turns = torch.from_numpy(np.exp(2j * np.pi * move_hz * np.arange(len(iq)) / rate_hz))
+    iq = (iq + 10 ** (image_db / 20) * iq * turns).to(torch.complex64)
+    found = search(iq, rate_hz, near_hz=[*around(-1.5e6, 5e3), *around(-1.5e6 + move_hz, 5e3)])
+    assert ids(found) == [(LTE, 48)] * expected
+    assert found[0].center_freq_hz == pytest.approx(-1.5e6, abs=500)
+
+
 def test_channels_are_searched_one_by_one():
     iq = np.stack([lte_iq(31, "FDD", 1.92e6), noise(19_200, np.random.default_rng(0))])
     assert ids(search(iq, 1.92e6)) == ids(search(iq[::-1].copy(), 1.92e6)) == [(LTE, 31)]
