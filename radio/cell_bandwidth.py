@@ -19,7 +19,9 @@ _THERE, _GONE = 0.3, 0.25  # coherence, as a share of the middle's: at least, at
 
 
 def lte_num_rb(iq, sample_rate_hz, cell_id, duplex, freq_hz, pss_s, half):
-    """The number of resource blocks, or None if the stretch does not tell.
+    """(Number of resource blocks, or None if the stretch does not tell; evidence that the cell is there).
+
+    The evidence is that of the six middle resource blocks, in standard deviations of a sum of random phasors.
 
     Neighbouring reference signals see the same channel: their products, freed of the known signs, add up where the
     cell sends them, and cancel elsewhere. That is asked of each ring between two bandwidths, from the middle
@@ -33,7 +35,7 @@ def lte_num_rb(iq, sample_rate_hz, cell_id, duplex, freq_hz, pss_s, half):
     frame_s = pss_s - _PSS_S[duplex] - half * 5e-3
     slots = np.arange(int(np.ceil(-frame_s / _SLOT_S)), int((len(iq) / sample_rate_hz - frame_s) / _SLOT_S))
     if not len(slots):
-        return None
+        return None, 0.0
     turns = [_turns(iq, sample_rate_hz, cell_id, port, freq_hz, frame_s, slots) for port in _PORTS]
 
     # pairs of each ring that the band shows, as (coherence, its standard deviation in noise)
@@ -49,7 +51,7 @@ def lte_num_rb(iq, sample_rate_hz, cell_id, duplex, freq_hz, pss_s, half):
         rings.append(
             (float(seen), 1 / np.sqrt(max(1, len(turns[0]) * chosen.sum())), chosen.sum() >= _LEAST_PAIRS)
         )
-    return _outermost(rings)
+    return _outermost(rings), rings[0][0] / rings[0][1]
 
 
 def _outermost(rings):

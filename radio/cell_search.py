@@ -32,6 +32,9 @@ _NR_FIRST_S = 0.0204  # an SSB every 20 ms, the period that a UE assumes (TS 38.
 _LTE_FIRST_S = 0.02  # where PSS are looked for; all of the stretch then counts
 _PLACES = {LTE: 64, NR: 128}  # weighed; of LTE's, which may be images, with those that they may be images of
 _STANDARDS = 3  # LTE, NR with 15 and 30 kHz
+# An LTE cell sends reference signals in each downlink subframe (TS 36.211 6.10.1): a cell without them is one by
+# chance, unless its SSS leave no doubt. In standard deviations; in decades.
+_LEAST_CRS, _SURE_SSS = 2.5, 10.0
 _AGAIN = 3.0  # decades of SSS that make another SSB of a known identity and frequency
 # A receiver's spur, with a cell's identity and timing, is this much weaker; carriers of one site differ less.
 _IMAGE_DB = 20
@@ -147,7 +150,9 @@ def _of_standard(iq, sample_rate_hz, sync, bands):
         freq_hz = exact_freq_hz(iq, sample_rate_hz, sync, one)
         if is_lte:
             known = (one.cell_id, one.duplex, freq_hz, one.starts_s[0], one.half)
-            num_rb = lte_num_rb(iq, sample_rate_hz, *known)
+            num_rb, crs = lte_num_rb(iq, sample_rate_hz, *known)
+            if crs < _LEAST_CRS and one.sss < _SURE_SSS:
+                continue
         else:
             starts_s = _occasions(one, candidates, sync)
         cells.append(
