@@ -17,7 +17,9 @@ from support import ROOT, largest_file, register, table_row
 
 import models_mae
 from models_vit import ClassificationViT, SegmentationViT
+from radio.grid import Grid
 from util import checkpoint, fetch
+from util.convert import PATCHES
 from util.errors import UserError
 from util.loading import load_pretrained, resample_positions
 from util.pretrained import Weights, read_weights, write_weights
@@ -101,6 +103,20 @@ def test_one_channel_becomes_several_of_which_equal_ones_get_the_same_answer():
     # No channel is preferred.
     images = torch.randn(2, 4, *IMAGE)
     torch.testing.assert_close(four.encode(images), four.encode(images.flip(1)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_weights_with_cyclic_prefix_give_their_power_to_other_channels(channels):
+    state = mae_rgb(channels=4)
+    model, power = classifier(in_chans=channels, global_pool=False), classifier(global_pool=False)
+    power.load_state_dict(state | {PATCHES: state[PATCHES][:, :1]}, strict=False)
+    front_end = Grid(image_size=(48, 48), channels=("power", "cp")).settings()
+    report = load_pretrained(model, state, "a.pth", front_end)
+    assert report.adapted[0] == f"{PATCHES} 4 -> {channels} channels"
+    images = torch.randn(2, 1, *IMAGE)
+    torch.testing.assert_close(
+        model.encode(images.expand(-1, channels, -1, -1)), power.encode(images), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("found", "own"), [(3, 2), (2, 3), (2, 4)])

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch.nn import functional as F
 
+from radio.grid import CP
 from util.convert import DECODER, ENCODER, PATCHES
 from util.errors import UserError
 
@@ -51,6 +52,7 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
       - Patch embeddings of C channels for 1: summed, so an image gives the response of its copy in C
         channels.
       - Predictions (`decoder_pred`) of C channels for 1: their mean; of 1 channel for C: repeated.
+      - Of weights with power and cyclic prefix, for another number of channels: the power's, as 1 channel.
       - `fc_norm` of MAE's fine-tuned classifier becomes `norm` if only the model has `norm`.
     Left: a `head` of another shape (other classes); the decoder, if one of its tensors has another shape.
 
@@ -77,7 +79,7 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     for name, expected in own.items():
         if name.startswith(ENCODER) and name not in state:
             raise UserError(f"{path}: expected an encoder with {name} of {list(expected.shape)}; found none")
-    _adapt_channels(state, own, adapted)
+    _adapt_channels(state, own, adapted, front_end or {})
     for name in POSITIONS:
         if name not in own or name not in state:
             continue
@@ -125,21 +127,22 @@ def _choose_patches(state_dict, channels):
     }
 
 
-def _adapt_channels(state, own, adapted):
-    """Adapt patch embeddings and predictions of 1 channel for C, and of C for 1, in place."""
+def _adapt_channels(state, own, adapted, front_end):
+    """Adapt patch embeddings and predictions to the model's number of channels, in place."""
     found, expected = list(state[PATCHES].shape), list(own[PATCHES].shape)
-    there, here = found[1:2], expected[1:2]
-    if there == here or [1] not in (there, here) or found[:1] + found[2:] != expected[:1] + expected[2:]:
+    there, here = found[1], expected[1]
+    has_power = CP in front_end.get("channels", ())  # as its first channel
+    fits = found[:1] + found[2:] == expected[:1] + expected[2:]
+    if there == here or not fits or not (has_power or 1 in (there, here)):
         return
-    [there], [here] = there, here
     adapted.append(f"{PATCHES} {there} -> {here} channels")
-    if there == 1:
-        state[PATCHES] = state[PATCHES].expand(-1, here, -1, -1) / here
-    else:
-        state[PATCHES] = state[PATCHES].sum(dim=1, keepdim=True)
+    patches = state[PATCHES]
+    one = patches[:, :1] if has_power else patches.sum(dim=1, keepdim=True)
+    state[PATCHES] = one.expand(-1, here, -1, -1) / here
     for name in ("decoder_pred.weight", "decoder_pred.bias"):
         if name in own and name in state and len(state[name]) * here == len(own[name]) * there:
-            values = state[name].unflatten(0, (-1, there)).mean(dim=1, keepdim=True)  # channels are innermost
+            values = state[name].unflatten(0, (-1, there))  # channels are innermost
+            values = values[:, :1] if has_power else values.mean(dim=1, keepdim=True)
             state[name] = values.expand(-1, here, *[-1] * (values.ndim - 2)).flatten(0, 1)
             adapted.append(f"{name} {there} -> {here} channels")
 
