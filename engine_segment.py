@@ -61,7 +61,6 @@ class Segmenter:
 
     @property
     def rate_expected(self):
-        """For messages: from what sample rate the front end works."""
         return f"expected {self.front_end.least_rate_hz:g} Hz or more, from which the model's front end works"
 
     def unusable(self, recording):

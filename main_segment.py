@@ -157,7 +157,9 @@ def main(args):
             print(summary, file=sys.stderr)
         else:
             with lasting():
-                print(f"\n{summary}\nsee {args.output}/: annotations, JSON, pictures; data: {data}", flush=True)
+                print(
+                    f"\n{summary}\nsee {args.output}/: annotations, JSON, pictures; data: {data}", flush=True
+                )
     finally:
         if pool:
             pool.close()

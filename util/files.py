@@ -9,12 +9,17 @@ from pathlib import Path
 
 from util.errors import UserError
 
+MOST_NAME_BYTES = 255  # of a file, in every common file system
+
 
 @contextlib.contextmanager
 def atomic_path(path):
     """A temporary path beside `path`: at the end flushed to disk and renamed to it, on an error removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if len(os.fsencode(temporary.name)) > MOST_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
