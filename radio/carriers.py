@@ -133,7 +133,7 @@ def annotated_carriers(recording):
                 annotation.get("core:label", ""),
                 recording.sample_start + annotation["core:sample_start"],
             )
-            about = f"annotation {_brief(label)[:60]} at sample {start}"
+            about = f"annotation {str(label)[:60]} at sample {start}"
             raise UserError(f"{recording.path}: {about}: {error}") from error
     return found
 

@@ -126,7 +126,8 @@ def find_data(owner, metadata, stem, find):
     """
     info = metadata["global"]
     dataset = info.get("core:dataset")
-    is_name = isinstance(dataset, str) and posixpath.basename(dataset) == dataset and "\0" not in dataset
+    is_name = isinstance(dataset, str) and posixpath.basename(dataset) == dataset
+    is_name = is_name and dataset not in (".", "..") and "\0" not in dataset
     if dataset and not is_name:
         expected = "expected core:dataset to be a file name without folder"
         raise UserError(f"{owner}: {expected}, found {_brief(dataset)}")

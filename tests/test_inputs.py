@@ -420,7 +420,7 @@ ROWS = {
         SEGMENT,
         truth(low=5e5, high=-5e5),
         2,
-        "'LTE' at sample 0: expected finite, ascending edges",
+        "annotation LTE at sample 0: expected finite, ascending edges",
     ),
     "edges of text": (SEGMENT, truth(low="low"), 2, "expected numbers as core:freq_lower_edge"),
     "edges not a number": (SEGMENT, truth(low=float("nan")), 2, "expected numbers as core:freq_lower_edge"),
