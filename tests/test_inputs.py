@@ -18,11 +18,15 @@ from support import NANO, ROOT, call, contents, write_sigmf
 
 import engine_files
 import engine_label
+import main_download
+import main_embed
 import main_finetune
 import main_pack
 import main_pretrain
 import main_segment
+import main_synthesize
 import models_mae
+from data import tasks
 from radio.recordings import find_recordings, open_recording
 from util import console
 from util.files import walk
@@ -652,6 +656,43 @@ def test_annotations_that_all_cover_all_captures_are_refused(tmp_path, capsys):
     recording = sigmf(tmp_path, data=noise(15_000), captures=captures, annotations=annotations)
     assert run(SEGMENT, [recording], tmp_path / "out") == 2
     assert "expected at most 1000000 annotations" in capsys.readouterr().err
+
+
+# Names
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        *(
+            (main_finetune, ["--task", task, "--data_path", LONG, "--output_dir", "out"])
+            for task in tasks.TASKS
+        ),
+        (main_finetune, ["--task", "sensing", "--data_path", "data", "--output_dir", LONG]),
+        (main_pretrain, ["--data_path", LONG, "--output_dir", "out"]),
+        (main_pretrain, ["--data_path", "data", "--output_dir", LONG]),
+        (main_pack, ["--data_path", LONG, "--output", "out"]),
+        (main_pack, ["--data_path", "data", "--output", LONG, "--window_ms", 5]),
+        (main_segment, [LONG, "--weights", WEIGHTS, "--output", "out"]),
+        (main_segment, ["data", "--weights", WEIGHTS, "--output", LONG]),
+        (main_segment, ["data", "--weights", LONG, "--output", "out"]),
+        (main_embed, [LONG, "--weights", WEIGHTS, "--output", "out.npz"]),
+        (main_embed, ["data", "--weights", WEIGHTS, "--output", f"{LONG}.npz"]),
+        (main_download, [LONG]),
+        (main_synthesize, ["--output", LONG, "--train", 1, "--val", 1, "--test", 1]),
+    ],
+)
+def test_names_of_300_bytes_end_in_one_line(tmp_path, capsys, monkeypatch, module, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    sigmf(tmp_path / "data")
+    assert call(module, *words) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert LONG[:100] in errors[0] or "--task sensing" in str(words)
 
 
 # What is read is right
