@@ -843,29 +843,12 @@ def test_a_stream_of_a_rate_below_the_front_end(capsys, monkeypatch):
     assert "--sample_rate: expected 45000 Hz or more" in capsys.readouterr().err
 
 
-def test_classes_of_one_label_take_the_labelled_copy(tmp_path, capsys):
-    """Fine-tuning on a folder that holds recordings and, in a folder of it, their labels."""
+def test_training_on_annotations_takes_the_labelled_name_of_data(tmp_path):
     sigmf(tmp_path, data=noise(60_000))
     (tmp_path / "labels").mkdir()
     content = json.loads((tmp_path / "a.sigmf-meta").read_text())
     content["annotations"] = [annotation(**{"core:sample_count": 60_000})]
     (tmp_path / "labels" / "a.sigmf-meta").write_text(json.dumps(content))
     (tmp_path / "labels" / "a.sigmf-data").symlink_to(tmp_path / "a.sigmf-data")
-    flags = [
-        "--data_path",
-        tmp_path,
-        "--task",
-        "segmentation",
-        "--window_ms",
-        2,
-        "--n_fft",
-        64,
-        "--input_size",
-        16,
-    ]
-    status = call(
-        main_finetune, *flags, "--eval", "--resume", tmp_path / "none", "--output_dir", tmp_path / "out"
-    )
-    assert status == 2  # no checkpoint; the data are not opened before
     [one] = find_recordings([tmp_path], annotated=True)
     assert one.path.parent == tmp_path / "labels"
