@@ -16,6 +16,7 @@ from labelling.detection import detection_figures, detection_rows, strong_cells
 from labelling.heard import heard
 from labelling.outputs import SUFFIXES, plan, tuned
 from labelling.truth import Truth
+from radio.carriers import annotated_carriers
 from radio.recordings import META_SUFFIX, find_recordings
 from util.compiling import can_compile, working_compiler
 from util.errors import UserError, warn
@@ -34,7 +35,13 @@ def label_files(segmenter, args, limits):
     Raises:
         UserError: a recording cannot be read, or a file cannot be written.
     """
-    found = tuned(find_recordings(args.recordings, args.sample_rate, args.datatype), args.center_freq)
+    given = args.sample_rate, args.datatype, args.swap_iq
+    found = tuned(find_recordings(args.recordings, *given, left_out=args.output), args.center_freq)
+    found = _usable(found, segmenter)
+    if args.truth:
+        for one in found:  # impossible edges are an error, before anything is labelled
+            annotated_carriers(one)
+    refuse_copies_inside(args)
     names = relative_paths([one.path for one in found])
     recordings = plan(found, names, args.output, args.center_freq, args.copy)
     signal_s = sum(channels[0].duration_s for one in recordings for channels in one.stretches)
@@ -48,6 +55,29 @@ def label_files(segmenter, args, limits):
         figures = detection_figures(pairs, segmenter.class_names[1:])
         print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
     return _where_the_data_are(recordings, args.copy)
+
+
+def _usable(recordings, segmenter):
+    """The recordings of files with a stretch that can be labelled; the others are left out, with a warning."""
+    why = {}  # of a file, by the stretches that cannot be labelled
+    for one in recordings:
+        why.setdefault((one.path, one.member), []).append((segmenter.unusable(one), one.name))
+    bad = {file: some[0] for file, some in why.items() if all(reason for reason, _ in some)}
+    if len(bad) == len(why):
+        [(path, _), (reason, _)] = next(iter(bad.items()))
+        raise UserError(f"{path}: {reason}")
+    for (path, _), (reason, name) in bad.items():
+        warn(f"{path.with_name(name)}: skipped: {reason}")
+    return [one for one in recordings if (one.path, one.member) not in bad]
+
+
+def refuse_copies_inside(args):
+    """Refuse `--copy` into a folder that is searched: the next search would find the data twice."""
+    inside = Path(args.output).resolve()
+    for path in map(Path, args.recordings):
+        if args.copy and path.is_dir() and inside.is_relative_to(path.resolve()):
+            expected = f"a folder outside of {path}, where the copies would be more recordings"
+            raise UserError(f"--output {args.output}: expected {expected}")
 
 
 def _where_the_data_are(recordings, copy):

@@ -49,7 +49,7 @@ class LabelledStretch:
     @property
     def start_s(self):
         """Time of the stretch's first sample, from the file's first sample."""
-        return self.recording.sample_start / self.recording.sample_rate_hz
+        return self.recording.start_s
 
     @property
     def carriers(self):
@@ -95,7 +95,7 @@ def hears_cells(class_names):
 
 
 def label_stretches(segmenter, stretches, limits, overlap=None, truth=None, progress=None, hear=None):
-    """Yield the `LabelledStretch` of each stretch of a file. Skip those shorter than an FFT, with a warning.
+    """Yield the `LabelledStretch` of each stretch of a file. Skip those `Segmenter.unusable`, with a warning.
 
     Args:
         segmenter: `engine_segment.Segmenter`.
@@ -107,19 +107,16 @@ def label_stretches(segmenter, stretches, limits, overlap=None, truth=None, prog
         hear: `labelling.heard.heard`, to confirm carriers by a cell search; None: the model alone.
 
     Raises:
-        UserError: all stretches are shorter than an FFT, or a file cannot be read.
+        UserError: no stretch can be used, or a file cannot be read.
     """
     front_end = segmenter.front_end
     longest = max((channels[0] for channels in stretches), key=lambda one: one.num_samples)
-    least = front_end.least_samples(longest.sample_rate_hz)
-    if longest.num_samples < least:
-        found = f"expected at least {least} samples, an FFT; found {longest.num_samples}"
-        raise UserError(f"{longest.path}: {found}")
+    if all(segmenter.unusable(channels[0]) for channels in stretches):
+        raise UserError(f"{longest.path}: {segmenter.unusable(longest)}")
     for channels in stretches:
         first = channels[0]
-        least = front_end.least_samples(first.sample_rate_hz)
-        if first.num_samples < least:
-            warn(f"{first.name}: skipped, {first.num_samples} samples are less than an FFT of {least}")
+        if why := segmenter.unusable(first):
+            warn(f"{first.name}: skipped: {why}")
             if progress:
                 progress(first.num_samples)
             continue

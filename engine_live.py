@@ -74,7 +74,7 @@ def label_stream(segmenter, args, limits):
     """
     # Without a buffer: a thread that waits in a buffer's lock when Python ends is a fatal error.
     raw = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
-    stream = IqStream(raw, full_datatype("standard input", args.datatype), "standard input")
+    stream = IqStream(raw, full_datatype("standard input", args.datatype), "standard input", args.swap_iq)
     windows = Windows(stream, args.sample_rate, 1 if args.every == "auto" else args.every)
     pace = _Pace(windows, segmenter, args.every == "auto")
     events = Events()

@@ -59,6 +59,19 @@ class Segmenter:
             with torch.accelerator.device_index(self.device.index):  # for streams and events
                 yield
 
+    @property
+    def rate_expected(self):
+        return f"expected {self.front_end.least_rate_hz:g} Hz or more, from which the model's front end works"
+
+    def unusable(self, recording):
+        """Why a stretch cannot be labelled, in a phrase; None if it can be."""
+        if recording.sample_rate_hz < self.front_end.least_rate_hz:
+            return f"{self.rate_expected}; found {recording.sample_rate_hz:g} Hz"
+        least = self.front_end.least_samples(recording.sample_rate_hz)
+        if recording.num_samples < least:
+            return f"expected at least {least} samples, an FFT; found {recording.num_samples}"
+        return None
+
     def compile(self):
         """Compile the model for full batches; a recording's last batch runs uncompiled."""
         self.model.is_graph = True  # see `models_mae.ViTEncoder`
@@ -156,7 +169,8 @@ class Segmenter:
                 with self.timings.part("front end", self.workers):
                     windows = [rooms.room[None, :, number] for number in channels.numbers]
                     decibels += map(transform, windows)
-            return self._means(torch.cat(decibels), len(batch), tiling.window, channels.sample_rate_hz)
+            about = channels.sample_rate_hz, channels.is_real
+            return self._means(torch.cat(decibels), len(batch), tiling.window, *about)
 
         with ThreadPoolExecutor(self.workers) as pool:
             coming = deque()
@@ -184,11 +198,15 @@ class Segmenter:
                         windows = _windows(samples[:, number], of_batch, tiling.window)
                         decibels.append(torch.cat([transform(one) for one in windows]))
                     decibels = torch.stack(decibels, dim=1).flatten(0, 1)  # channels of a window side by side
-                planes = self._means(decibels, len(of_batch), tiling.window, channels.sample_rate_hz)
+                about = channels.sample_rate_hz, channels.is_real
+                planes = self._means(decibels, len(of_batch), tiling.window, *about)
             yield planes
 
-    def _means(self, decibels, num_windows, window, sample_rate_hz):
-        """Probabilities and dB, the last plane: [W * channels, C, F, T] -> float32 [W, classes + 1, F, T]."""
+    def _means(self, decibels, num_windows, window, sample_rate_hz, is_real):
+        """Probabilities and dB, the last plane: [W * channels, C, F, T] -> float32 [W, classes + 1, F, T].
+
+        The lower half of the band of real samples mirrors the upper one: it is class 0.
+        """
         threads = self.workers if self.device.type == "cpu" else 1
         with self.timings.part("front end", threads, self.device):
             images = self.front_end.images_of(decibels, sample_rate_hz)
@@ -201,16 +219,17 @@ class Segmenter:
             planes = torch.cat([chances, decibels[:, :1]], dim=1)
         if len(planes) > num_windows:
             planes = planes.unflatten(0, (num_windows, -1)).mean(dim=1)
-        return without_doubtful_noise(planes, window / sample_rate_hz / planes.shape[3])
+        planes = without_doubtful_noise(planes, window / sample_rate_hz / planes.shape[3])
+        if is_real:
+            background = torch.arange(planes.shape[1] - 1, device=planes.device)[:, None, None] == 0
+            planes[:, :-1, : planes.shape[2] // 2] = background.float()
+        return planes
 
     def finder(self, sample_rate_hz, center_freq_hz, window, num_samples, limits):
         """A `CarrierFinder` for a stretch in windows of so many samples; a centre frequency of None is 0."""
         center, half = center_freq_hz or 0.0, sample_rate_hz / 2
         column_s = window / max(1, self.front_end.num_columns(window, sample_rate_hz)) / sample_rate_hz
         rows_hz = self.front_end.frequency_axis_hz(sample_rate_hz, center).numpy()
-        if len(rows_hz) < 2:
-            least = 1.5 * self.front_end.row_hz(sample_rate_hz)
-            raise UserError(f"expected a sample rate of {least:g} Hz or more; found {sample_rate_hz:g} Hz")
         band_hz, duration_s = (center - half, center + half), num_samples / sample_rate_hz
         return CarrierFinder(self.class_names, rows_hz, column_s, limits, band_hz, duration_s)
 
@@ -220,6 +239,8 @@ class Segmenter:
         Yields:
             (first sample, number of samples, carriers with times from that sample).
         """
+        if sample_rate_hz < self.front_end.least_rate_hz:
+            raise UserError(f"--sample_rate: {self.rate_expected}; found {sample_rate_hz:g} Hz")
         window, start = self.front_end.num_samples(sample_rate_hz), 0
         least = self.front_end.least_samples(sample_rate_hz)
         if self.device.type == "cpu":  # one window at a time has all cores
@@ -243,7 +264,7 @@ class Segmenter:
         with self.timings.part("front end", device=self.device):
             samples = torch.from_numpy(iq)[None].to(self.device)
             decibels = self.front_end.planes(samples, sample_rate_hz, is_real)
-        probabilities = self._means(decibels, 1, len(iq), sample_rate_hz)[0, :-1].cpu().numpy()
+        probabilities = self._means(decibels, 1, len(iq), sample_rate_hz, is_real)[0, :-1].cpu().numpy()
         self.timings.settle()
         return probabilities
 

@@ -30,7 +30,6 @@ from data.images import ImageFiles
 from data.splits import PARTS, relative_paths
 from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_components, write_features
 from radio.front_end import takes_iq
-from radio.recordings import find_recordings
 from util import distributed, pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
 from util.errors import RunError, UserError, reported, warn
@@ -123,13 +122,13 @@ def _unlabelled(args, pretrained):
     paths = []
     for path in args.data_path:
         paths += [part for name in PARTS if is_spectrogram_set(part := str(Path(path, name)))] or [path]
-    found = registry.find(paths)
+    found = registry.find(paths, registry.is_raw(args))
     front_end = registry.front_end_for(found, args, pretrained)
     for one in found.sets:
         one.masks = None if one.labels else one.masks
     sources = [*found.sets]
     if found.recordings:
-        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        recordings = registry.recordings_of(found, args)
         sources.append(TiledRecordings(recordings, front_end))
     if found.images:
         sources.append(ImageFiles(found.images, front_end.image_size))

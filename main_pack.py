@@ -29,7 +29,7 @@ def get_args_parser():
 def main(args):
     keep_freed_memory()
     device = pick_device(args.device)
-    found = registry.find(args.data_path)
+    found = registry.find(args.data_path, registry.is_raw(args))
     if found.sets or found.images:
         raise UserError("--data_path: expected recordings to pack; found spectrogram sets or images")
     front_end = registry.front_end_for(found, args)

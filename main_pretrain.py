@@ -115,7 +115,7 @@ def open_data(args, device, trained_with):
     Returns:
         (training source, held-out source or None, front end, front-end settings for the checkpoint).
     """
-    found = registry.find(args.data_path)
+    found = registry.find(args.data_path, registry.is_raw(args))
     front_end = registry.front_end_for(found, args, trained_with, flags_decide=True)
     source = registry.open_source(found, front_end, args, args.seed, on_device=device.type != "cpu")
     images = {"kind": "images", "image_size": list(front_end.image_size)}

@@ -5,7 +5,7 @@
     python main_segment.py captures/ more.sigmf --weights model.safetensors --output labels
 
     # raw IQ or .npy
-    python main_segment.py capture.cs16 --sample_rate 20e6 --center_freq 1.8153e9 --weights model.safetensors
+    python main_segment.py capture.cs16 --sample_rate 20M --center_freq 1815.3M --weights model.safetensors
 
     # the radio fork's fine-tuned file, which names no classes
     python main_segment.py capture.sigmf-meta --weights fork.pth --classes Noise,NR,LTE
@@ -38,9 +38,10 @@ from engine_live import label_stream
 from engine_segment import open_segmenter
 from labelling.region_pool import RegionPool
 from labelling.regions import DEFAULT_BRIDGE_S, DEFAULT_COLUMNS, DEFAULT_CONFIDENCE, DEFAULT_ROWS, Limits
+from util.console import lasting
 from util.device import AMP_CHOICES, keep_freed_memory, pick_device, usable_cores
 from util.errors import UserError, reported
-from util.flags import Parser
+from util.flags import Parser, hertz
 from util.pretrained import add_arguments
 
 STREAM = "-"
@@ -62,9 +63,10 @@ def get_args_parser():
     add("--truth", action="store_true", help="compare with the recordings' own annotations")
 
     add = parser.add_argument_group("recordings without this information").add_argument
-    add("--sample_rate", type=float, metavar="HZ", help="for raw and .npy recordings and a stream")
+    add("--sample_rate", type=hertz, metavar="HZ", help="for raw and .npy recordings and a stream: 20e6, 20M")
     add("--datatype", help="SigMF datatype of raw recordings and a stream, e.g. ci16_le")
-    add("--center_freq", type=float, metavar="HZ", help="centre frequency, so that edges are given at RF")
+    add("--swap_iq", action="store_true", help="each Q comes before its I")
+    add("--center_freq", type=hertz, metavar="HZ", help="centre frequency, so that edges are given at RF")
 
     add = parser.add_argument_group("what counts as a carrier").add_argument
     of_frame = "for NR and LTE half a frame, 5 ms, or half of a shorter stretch"
@@ -120,6 +122,8 @@ def check_args(args):
         raise UserError(
             f"--{name}: expected recordings; found {STREAM}, a stream, labelled by the model alone"
         )
+    if sys.stdin is None:
+        raise UserError(f"{STREAM}: expected a stream on standard input; found it closed")
     if not args.sample_rate or not 0 < args.sample_rate < math.inf:
         raise UserError(f"--sample_rate: expected the stream's sample rate in Hz; found {args.sample_rate}")
     if not args.datatype:
@@ -143,12 +147,19 @@ def main(args):
         limits = Limits(args.min_bandwidth_hz, args.min_duration_s, args.min_confidence, args.bridge_s)
         started = time.perf_counter()
         with segmenter.on_its_cores(pool):
-            data = (label_stream if live else label_files)(segmenter, args, limits)
+            if live:
+                label_stream(segmenter, args, limits)
+            else:
+                with lasting():
+                    data = label_files(segmenter, args, limits)
         summary = segmenter.timings.summary(time.perf_counter() - started)
         if live:
             print(summary, file=sys.stderr)
         else:
-            print(f"\n{summary}\nsee {args.output}/: annotations, JSON, pictures; data: {data}")
+            with lasting():
+                print(
+                    f"\n{summary}\nsee {args.output}/: annotations, JSON, pictures; data: {data}", flush=True
+                )
     finally:
         if pool:
             pool.close()

@@ -168,7 +168,7 @@ def expected_carriers(recordings):
     """What a file's annotations say, of all of its stretches; times from the file's first sample."""
     carriers = []
     for one in recordings:
-        offset_s, half_hz = one.sample_start / one.sample_rate_hz, one.sample_rate_hz / 2
+        offset_s, half_hz = one.start_s, one.sample_rate_hz / 2
         center_hz = one.center_freq_hz or 0.0
         for carrier in (from_annotation(each, one.sample_rate_hz) for each in one.annotations or ()):
             if carrier is None or carrier.label == NOISE:

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 
 from data.splits import RECORDING, relative_paths
-from data.windows import RecordingWindows, few_names, size_flags
-from radio.carriers import CLASS_NAMES, class_of, from_annotation, paint
+from data.windows import RecordingWindows, few_names, size_flags, works_at
+from radio.carriers import CLASS_NAMES, annotated_carriers, class_of, from_annotation, paint
 from util.errors import UserError, warn
 
 
@@ -29,6 +29,7 @@ class TiledRecordings(RecordingWindows):
         lengths = np.array([one.num_samples for one in self.recordings], int)
         least = np.array([front_end.least_samples(one.sample_rate_hz) for one in self.recordings], int)
         fits = np.minimum(windows, lengths) >= least
+        fits &= np.array([works_at(front_end, one) for one in self.recordings], bool)
         self._warn(~fits, fits & (lengths < windows), front_end)
         super().__init__([(one, 0, one.num_samples) for one in self._chosen(fits)], front_end)
         self.number = np.repeat(np.flatnonzero(fits), self.counts)
@@ -48,7 +49,7 @@ class TiledRecordings(RecordingWindows):
         if names:
             warn(
                 f"{too_short.sum()} of {len(too_short)} recordings skipped, they or a window of {duration} "
-                f"shorter than an FFT: {names}"
+                f"shorter than an FFT, or of less than {front_end.least_rate_hz:g} Hz: {names}"
             )
         if whole.any() and not front_end.pads:
             warn(
@@ -93,7 +94,7 @@ class AnnotatedWindows(TiledRecordings):
         for number in np.unique(self.number).tolist():
             recording, kept = self.recordings[number], self._annotations.setdefault(number, [])
             center, half_band = recording.center_freq_hz or 0.0, recording.sample_rate_hz / 2
-            for annotation in recording.annotations:
+            for annotation, carrier in annotated_carriers(recording):
                 label = str(annotation.get("core:label", ""))
                 known = class_of(label, self.class_names)
                 # Each channel and stretch of a file has the annotation: count it once.
@@ -103,12 +104,6 @@ class AnnotatedWindows(TiledRecordings):
                 if known is None:
                     others[key] = label or "(no label)"
                     continue
-                try:
-                    carrier = from_annotation(annotation, recording.sample_rate_hz)
-                except (ValueError, OverflowError) as error:
-                    raise UserError(
-                        f"{recording.path}: annotation {label} at sample {start}: {error}"
-                    ) from error
                 if carrier is None:
                     bare.add(key)
                 elif (

@@ -35,10 +35,10 @@ class ClassFolders(ClassSource):
 
     Args:
         front_end: of the windows; images get its image size.
-        sample_rate_hz, datatype: of recordings whose files do not give them.
+        sample_rate_hz, datatype, swap_iq: of recordings, see `find_recordings`.
     """
 
-    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None):
+    def __init__(self, path, front_end, sample_rate_hz=None, datatype=None, swap_iq=False):
         self.path = Path(path)
         parts = _part_folders(self.path)
         others = Counter()  # suffixes of files that are no samples
@@ -62,7 +62,8 @@ class ClassFolders(ClassSource):
             self._samples = ImageFiles([one for own in files.values() for one in own], front_end.image_size)
             self.groups, file_of_sample = {}, np.arange(len(self._samples))
         else:
-            files = {place: find_recordings(own, sample_rate_hz, datatype) for place, own in files.items()}
+            given = sample_rate_hz, datatype, swap_iq
+            files = {place: find_recordings(own, *given) for place, own in files.items()}
             self._samples = TiledRecordings([one for own in files.values() for one in own], front_end)
             self.groups, file_of_sample = self._samples.groups, self._samples.number
         self.in_chans, self.image_size = self._samples.in_chans, self._samples.image_size

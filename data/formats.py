@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from util.errors import UserError
-from util.files import walk_by_folder
+from util.files import file_size, walk_by_folder
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy")
 SET_DESCRIPTION = "set.json"  # of a spectrogram set
@@ -51,10 +51,11 @@ def is_spectrogram_set(path):
 def format_of(path):
     """`HDF5`, `MATLAB`, `PICKLED` or None, by a file's content or else its suffix."""
     try:
+        file_size(path)  # a pipe or device is an error
         with open(path, "rb") as file:
             head = file.read(MATLAB_HEADER_BYTES + len(HDF5_MAGIC))
             file.seek(-min(1, len(head)), 2)
-            last = file.read()
+            last = file.read(1)
     except OSError:
         return None
     if head.endswith(HDF5_MAGIC) and head.startswith(b"MATLAB"):

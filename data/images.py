@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from data.sampling import IMAGE, Source, split_by_group
 from radio.spectrogram import Spectrogram
 from util.errors import UserError
-from util.files import not_read
+from util.files import file_size, not_read
 
 # The published recipe for TIFF spectrograms (arXiv 2411.09996, its later version): power to dB, dB to about
 # [0, 1] over the range of its data, then standardised by its training set.
@@ -76,10 +76,13 @@ def load_image(path, image_size, in_chans=1):
 def reading(path):
     """Raise a `UserError` where reading an image file fails in the block."""
     try:
-        # Pillow warns about a truncated TIFF before it fails.
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
+        file_size(path)
+        # Pillow warns about a truncated TIFF before it fails, and about an image half as large as its limit.
+        with warnings.catch_warnings(action="ignore"):
             yield
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file ends in errors of all kinds, of memory too
         raise UserError(f"{path}: expected an image; found {not_read(path, error)}") from error
 
 

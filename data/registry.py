@@ -9,10 +9,11 @@ from data.sampling import Concatenated
 from data.spectrogram_set import SpectrogramSet
 from data.windows import RecordingWindows
 from radio.front_end import FRONT_ENDS, from_settings, kind_of, takes_iq
-from radio.recordings import by_path, find_recordings, is_recording_file
+from radio.recordings import by_path, find_recordings, is_recording_file, warn_of_others
 from radio.spectrogram import PUBLISHED
 from util.errors import UserError, warn
 from util.files import walk
+from util.flags import hertz
 
 SYNTHETIC = "synthetic"
 DEFAULT_PRESET = "wild"
@@ -54,9 +55,10 @@ def add_data_arguments(parser, required=True):
 def add_recording_arguments(group):
     """The flags of recordings whose files lack a rate or datatype."""
     group.add_argument(
-        "--sample_rate", type=float, metavar="HZ", help="sample rate of raw and .npy recordings"
+        "--sample_rate", type=hertz, metavar="HZ", help="sample rate of raw and .npy recordings: 20e6, 20M"
     )
     group.add_argument("--datatype", help="SigMF datatype of raw recordings, e.g. ci16_le")
+    group.add_argument("--swap_iq", action="store_true", help="in recordings, each Q comes before its I")
 
 
 def add_scene_arguments(group):
@@ -92,10 +94,11 @@ class Found:
     presets: list
 
 
-def find(paths):
+def find(paths, raw=False):
     """Look at files and folders. A folder holds sets, else recordings, else images; what comes first counts.
 
     A folder with the sets `train` and `val`, as from main_synthesize.py, is `train`, which holds out `val`.
+    `raw`: a file that is named, not found, is a recording whatever its suffix.
     """
     found = Found([], [], [], [])
     for path in paths:
@@ -108,6 +111,9 @@ def find(paths):
         if not os.path.exists(path):
             raise UserError(f"--data_path {path}: expected a file or folder; found none")
         path = str(path)
+        if raw and not os.path.isdir(path):
+            found.recordings.append(path)
+            continue
         refuse_formats(path, READ)
         folders, files = walk(path, _refused) if os.path.isdir(path) else ([], [path])
         sets = [folder for folder in folders if is_spectrogram_set(folder)]
@@ -125,6 +131,8 @@ def find(paths):
             found.recordings += by_path(recordings)
             if images:
                 warn(f"{path}: {len(images)} image files beside the recordings are left out")
+            known |= set(images)
+            warn_of_others(path, [file for file in files if file not in known])
         elif images:
             found.images += images
         else:
@@ -282,6 +290,17 @@ def _shown(key, value):
     return ",".join(value) if key == "channels" else value
 
 
+def recordings_of(found, args, annotated=False):
+    """The `Recording`s in what was found; `annotated`: see `find_recordings`."""
+    given = args.sample_rate, args.datatype, args.swap_iq
+    return find_recordings(found.recordings, *given, annotated=annotated)
+
+
+def is_raw(args):
+    """Whether the flags say how to read any file."""
+    return args.sample_rate is not None and args.datatype is not None
+
+
 def open_source(found, front_end, args, seed=0, on_device=False):
     """One source of everything found.
 
@@ -302,7 +321,7 @@ def open_source(found, front_end, args, seed=0, on_device=False):
         maker = SceneMaker(scene_settings(preset, args), seed)
         sources.append(SyntheticScenes(maker, args.scenes, front_end, on_device))
     if found.recordings:
-        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        recordings = recordings_of(found, args)
         sources.append(RecordingWindows.from_recordings(recordings, front_end))
     if found.images:
         from data.images import ImageFiles

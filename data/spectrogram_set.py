@@ -62,7 +62,7 @@ class SpectrogramSet(Source):
                 f"{self.path}: expected spectrograms of {list(image_size)}; found shape {list(self.shape)}"
             )
         if self.labels is not None and not self.sets:
-            _check_classes(self.path / LABELS, np.load(self.path / LABELS), self.class_names)
+            _check_classes(self.path / LABELS, self.labels.read(0, len(self.labels)), self.class_names)
         self.in_chans = self.shape[1]
         self.image_size = image_size
         self.held_out = None if held_out is None else SpectrogramSet(held_out)

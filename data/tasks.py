@@ -23,7 +23,6 @@ from data.splits import PARTS, RECORDING, Splits, load_splits, make_splits, samp
 from data.synthetic import KINDS, SceneMaker, SyntheticScenes, scene_config
 from radio.carriers import CLASS_NAMES
 from radio.front_end import takes_iq
-from radio.recordings import find_recordings
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
 from util.files import write_json
@@ -155,7 +154,7 @@ def _segmentation(args, pretrained, on_device, classes=()):
             args.data_path[0], args.protocol or MIXED, size, args.test_fraction, args.seed
         )
         return _images(source, "mathworks")
-    found = registry.find(args.data_path)
+    found = registry.find(args.data_path, registry.is_raw(args))
     kinds = (found.sets, found.recordings, found.presets)
     if found.images or sum(map(bool, kinds)) != 1 or max(len(found.sets), len(found.presets)) > 1:
         raise UserError(
@@ -172,7 +171,7 @@ def _segmentation(args, pretrained, on_device, classes=()):
         return Labelled(parts, list(maker.config.classes), front_end, front_end.settings(), fresh=True)
     if found.recordings:
         classes = args.classes.split(",") if args.classes else list(classes or CLASS_NAMES)
-        recordings = find_recordings(found.recordings, args.sample_rate, args.datatype)
+        recordings = registry.recordings_of(found, args, annotated=True)
         return Labelled(
             AnnotatedWindows(recordings, front_end, classes), classes, front_end, front_end.settings()
         )
@@ -295,7 +294,7 @@ def _classification(args, pretrained, on_device, classes=()):
     refuse_formats(path, "a folder for each class, a spectrogram set or one .h5 file")
     sized = argparse.Namespace(**vars(args) | {"input_size": _image_size(args, pretrained)})
     front_end = registry.front_end_for(registry.Found([], [], [], []), sized, pretrained, silent=True)
-    source = ClassFolders(path, front_end, args.sample_rate, args.datatype)
+    source = ClassFolders(path, front_end, args.sample_rate, args.datatype, args.swap_iq)
     if source.holds_images:
         return _images(source, "images")
     registry.compare(front_end.settings(), pretrained)

@@ -39,7 +39,11 @@ class RecordingWindows(Source):
         for recording in recordings:
             window = front_end.num_samples(recording.sample_rate_hz)
             least = front_end.least_samples(recording.sample_rate_hz)
-            fits = least <= window and (least if front_end.pads else window) <= recording.num_samples
+            fits = (
+                works_at(front_end, recording)
+                and least <= window
+                and (least if front_end.pads else window) <= recording.num_samples
+            )
             (spans if fits else short).append((recording, 0, recording.num_samples))
         if short:
             duration, names = f"{front_end.duration_s * 1e3:g} ms", few_names([one[0] for one in short])
@@ -52,7 +56,7 @@ class RecordingWindows(Source):
                 )
             warn(
                 f"{len(short)} of {len(recordings)} recordings skipped, shorter than {least} or a window of "
-                f"{duration} shorter than an FFT: {names}"
+                f"{duration} shorter than an FFT, or of less than {front_end.least_rate_hz:g} Hz: {names}"
             )
         return cls(spans, front_end)
 
@@ -107,7 +111,7 @@ class RecordingWindows(Source):
         return {
             "name": recording.name,
             "path": str(recording.path),
-            "start_s": (recording.sample_start + start) / recording.sample_rate_hz,
+            "start_s": recording.start_s + start / recording.sample_rate_hz,
             "sample_start": recording.sample_start + start,
             "num_samples": count,
             "sample_rate_hz": recording.sample_rate_hz,
@@ -143,6 +147,11 @@ class RecordingWindows(Source):
                 f"{recording.duration_s * 1e3:g} ms in {recording.name}"
             )
         return training, held_out
+
+
+def works_at(front_end, recording):
+    """Whether a front end works at the sample rate of a recording."""
+    return recording.sample_rate_hz >= front_end.least_rate_hz
 
 
 def _first_rows(front_end, recording):

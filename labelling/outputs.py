@@ -11,7 +11,7 @@ from pathlib import Path
 from labelling import sigmf_output
 from radio.recordings import META_SUFFIX
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import MOST_NAME_BYTES, atomic_path
 
 SUFFIXES = (META_SUFFIX, ".json", ".png")
 
@@ -100,6 +100,10 @@ def plan(recordings, names, output, center_freq_hz=None, copy=False):
         metadata = sigmf_output.metadata_of(found, center_freq_hz)
         one = LabelledRecording(by_stretch(found), metadata, planned_output, copy)
         path = one.first.path
+        if len(os.fsencode(one.file(META_SUFFIX).name)) > MOST_NAME_BYTES:
+            raise UserError(
+                f"{path}: expected a shorter name, as {META_SUFFIX} must fit behind it; found {name}"
+            )
         if one.file(META_SUFFIX).resolve() == path.resolve():
             expected = f"another folder than that of {path}, whose metadata would be overwritten"
             raise UserError(f"--output {output}: expected {expected}")

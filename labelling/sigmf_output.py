@@ -3,13 +3,14 @@
 Sections named here are those of the SigMF specification, version 1.2.
 """
 
-import json
-import tarfile
 import warnings
 
 from sigmf.validate import validate
 
 from radio.carriers import NR, to_annotation
+from radio.recording_files import SWAPPED, read_archive
+from radio.samples import PACKED_24
+from radio.sigmf_input import parse
 from util.errors import UserError
 
 VERSION = "1.2.0"
@@ -33,16 +34,17 @@ def metadata_of(recordings, center_freq_hz=None):
     if first.member is not None:
         info.pop("core:dataset", None)
         info["core:metadata_only"] = True
+    if first.layout.swap_iq:
+        info[SWAPPED] = True
     return metadata
 
 
 def _read_metadata(recording):
     try:
         if recording.member is None:
-            return json.loads(recording.path.read_bytes())
-        with tarfile.open(recording.path, "r:") as tar:
-            return json.loads(tar.extractfile(recording.member).read())
-    except (OSError, ValueError, KeyError, tarfile.TarError) as error:
+            return parse(recording.path, recording.path.read_bytes())
+        return parse(recording.path, read_archive(recording.path)[1][recording.member])
+    except (OSError, KeyError, UserError) as error:
         found = f"changed since it was opened: its metadata cannot be read ({error})"
         raise UserError(f"{recording.path}: {found}") from error
 
@@ -50,11 +52,11 @@ def _read_metadata(recording):
 def _new_metadata(recordings):
     """A header or trailing bytes make the file a "Non-Conforming Dataset" (section "SigMF Dataset Format").
 
-    SigMF cannot describe separate planes of I and Q: then the metadata stand alone.
+    SigMF cannot describe separate planes of I and Q, nor 24 bits: then the metadata stand alone.
     """
     first, layout = recordings[0], recordings[0].layout
     info = {
-        "core:datatype": first.datatype,
+        "core:datatype": "ci32_le" if first.datatype == PACKED_24 else first.datatype,
         "core:sample_rate": first.sample_rate_hz,
         "core:version": VERSION,
         "core:num_channels": layout.channels,
@@ -62,7 +64,7 @@ def _new_metadata(recordings):
     capture = {"core:sample_start": 0}
     if first.center_freq_hz is not None:
         capture["core:frequency"] = first.center_freq_hz
-    if layout.plane_bytes:
+    if layout.plane_bytes or first.datatype == PACKED_24:
         info["core:metadata_only"] = True
     else:
         info["core:dataset"] = first.path.name
@@ -77,26 +79,36 @@ def _new_metadata(recordings):
 def annotated(metadata, stretches, replace=False):
     """A copy of the metadata with an annotation for each carrier, sorted by start as SigMF asks.
 
+    Annotations of an earlier run are replaced.
     Fields of the extension `radio_mae` give confidence and cell.
 
     Args:
         stretches: pairs of a `Recording`, any channel of the stretch, and its carriers.
-        replace: leave out the old annotations.
+        replace: leave out all old annotations.
     """
     # Section "Global Object": indices count from core:offset, in a Recording from the file's first sample.
-    offset = int(metadata.get("global", {}).get("core:offset", 0))
-    annotations = [] if replace else list(metadata.get("annotations", []))
+    offset = int(metadata["global"].get("core:offset") or 0)
+    annotations = [] if replace else [one for one in metadata.get("annotations", []) if not is_ours(one)]
     for one, carriers in stretches:
         start, count = one.sample_start + offset, one.num_samples
         for each in carriers:
             annotation = to_annotation(each, one.sample_rate_hz, start, count)
             annotations.append(annotation | _extension_fields(each))
     info = dict(metadata["global"])
-    declared = [each for each in info.get("core:extensions", []) if each.get("name") != EXTENSION["name"]]
-    if any(carriers for _, carriers in stretches):
+    known = info.get("core:extensions")
+    known = known if isinstance(known, list) else [known] if isinstance(known, dict) else []
+    declared = [each for each in known if not isinstance(each, dict) or each.get("name") != EXTENSION["name"]]
+    if known:
+        info["core:extensions"] = declared
+    if SWAPPED in info or any(carriers for _, carriers in stretches):
         info["core:extensions"] = [*declared, EXTENSION]
     in_order = sorted(annotations, key=lambda one: one["core:sample_start"])
     return {**metadata, "global": info, "annotations": in_order}
+
+
+def is_ours(annotation):
+    """Whether `annotated` wrote it: it has fields of the extension. Labels of synthetic scenes have none."""
+    return any(key.startswith(f"{EXTENSION['name']}:") for key in annotation)
 
 
 def _extension_fields(carrier):

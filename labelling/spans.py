@@ -26,9 +26,9 @@ class Channels:
 
     def __init__(self, recordings):
         self.recordings = list(recordings)
-        self.sample_rate_hz = self.recordings[0].sample_rate_hz
+        self.sample_rate_hz, self.is_real = self.recordings[0].sample_rate_hz, self.recordings[0].is_real
         layout = self.recordings[0].layout
-        self.as_in_file = layout.stored_dtype == layout.dtype and not layout.plane_bytes
+        self.as_in_file = layout.stored_dtype == layout.dtype and not (layout.plane_bytes or layout.swap_iq)
         if self.as_in_file:
             self.dtype = {1: torch.int8, 2: torch.int16}[layout.dtype.itemsize]
             self.read_channels = layout.channels

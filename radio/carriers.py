@@ -6,9 +6,12 @@ Sections named here are those of the SigMF specification, version 1.2.
 import math
 import re
 from dataclasses import dataclass
+from reprlib import repr as _brief
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from util.errors import UserError
 
 if TYPE_CHECKING:
     from radio.cell_search import Cell
@@ -93,13 +96,16 @@ def from_annotation(annotation, sample_rate_hz, sample_offset=0):
         sample_offset: as in `to_annotation`.
 
     Raises:
-        ValueError: edges that are not numbers or in the wrong order.
+        ValueError: edges that are not finite numbers or in the wrong order.
     """
     edges = [annotation.get(f"core:freq_{side}_edge") for side in ("lower", "upper")]
     if None in edges:
         return None
-    if not all(isinstance(edge, int | float) for edge in edges):
-        raise ValueError(f"expected numbers as core:freq_lower_edge and core:freq_upper_edge: {edges=}")
+    # JSON has integers of any length: a float of them may overflow.
+    if not all(type(edge) in (int, float) and abs(edge) < 1e15 for edge in edges):
+        raise ValueError(
+            f"expected numbers as core:freq_lower_edge and core:freq_upper_edge: {_brief(edges)}"
+        )
     stated = _CONFIDENCE.search(str(annotation.get("core:comment", "")))
     confidence = float(stated[1]) if stated else math.inf
     return Carrier(
@@ -110,6 +116,26 @@ def from_annotation(annotation, sample_rate_hz, sample_offset=0):
         freq_upper_hz=float(edges[1]),
         confidence=confidence if confidence <= 1 else None,
     )
+
+
+def annotated_carriers(recording):
+    """Pairs of an annotation and its carrier (see `from_annotation`) of a `Recording`, in the file's order.
+
+    Raises:
+        UserError: impossible edges.
+    """
+    found = []
+    for annotation in recording.annotations or ():
+        try:
+            found.append((annotation, from_annotation(annotation, recording.sample_rate_hz)))
+        except (ValueError, OverflowError) as error:
+            label, start = (
+                annotation.get("core:label", ""),
+                recording.sample_start + annotation["core:sample_start"],
+            )
+            about = f"annotation {str(label)[:60]} at sample {start}"
+            raise UserError(f"{recording.path}: {about}: {error}") from error
+    return found
 
 
 def class_of(label, class_names):

@@ -105,6 +105,11 @@ class Grid(nn.Module):
         """Samples of the shortest window: a frame."""
         return _frame_samples(sample_rate_hz, self.row_hz(sample_rate_hz), self.column_us)
 
+    @property
+    def least_rate_hz(self):
+        """The lowest sample rate of which a plane has two rows."""
+        return 1.5e3 * min(self.row_khz, self.narrow_row_khz or self.row_khz)
+
     def first_rows(self, sample_rate_hz, overlap=16):
         """First rows of the images that cover a plane; neighbours share `overlap` rows or more."""
         rows, total = self.image_size[0], self.num_rows(sample_rate_hz)

@@ -17,15 +17,21 @@ from util.errors import UserError
 
 # Section "Dataset Format"; with _le or _be where a component has more than 8 bits.
 DATATYPES = tuple(a + b for a in "cr" for b in ("f64", "f32", "i32", "i16", "i8", "u32", "u16", "u8"))
+PACKED_24 = "ci24_le"  # of WAV files: I and Q of three bytes each. SigMF has no name for them.
 _FULL = {name + order for name in DATATYPES for order in ([""] if name.endswith("8") else ["_le", "_be"])}
+_FULL.add(PACKED_24)
+_SYNONYMS = {"cs": "ci", "sc": "ci", "fc": "cf"}  # of SDR tools and UHD
+
+# Float samples of any receiver are smaller: the largest are 32-bit integers that were not scaled (2.1e9).
+GREATEST_FLOAT = 1e10
 
 
 def full_datatype(owner, name):
-    """SigMF's full name of a datatype: little endian by default, `ci` for the `cs` of SDR tools."""
+    """SigMF's full name of a datatype: little endian by default, also for `cs16`, `sc16`, `fc32` of SDR tools."""
     if isinstance(name, str) and name in _FULL:
         return name
     match = re.fullmatch(r"(\w+?)(_le|_be)?", str(name).lower())
-    base = re.sub("^cs", "ci", match[1]) if match else None
+    base = _SYNONYMS.get(match[1][:2], match[1][:2]) + match[1][2:] if match else None
     if base not in DATATYPES:
         known = " ".join(DATATYPES)
         expected = f"core:datatype or --datatype: expected one of {known} (with _le or _be)"
@@ -38,6 +44,8 @@ def component_of(datatype):
     """The dtype of a component, and the components of a sample (2 for I and Q), of a full datatype."""
     from sigmf.sigmffile import dtype_info  # programs that only compute spectrograms need no sigmf
 
+    if datatype == PACKED_24:
+        return np.dtype("V3"), 2
     types = dtype_info(datatype)
     return types["component_dtype"], 1 + types["is_complex"]
 
@@ -53,6 +61,7 @@ class Layout:
     channels: int = 1
     channel: int = 0
     plane_bytes: int = 0  # bytes from an I to its Q, if all I lie before all Q
+    swap_iq: bool = False  # each Q lies before its I
 
     @property
     def frame_bytes(self):
@@ -74,7 +83,8 @@ class Layout:
     def is_as_stored(self):
         """Whether frames lie in the file as `read_stored` gives them."""
         component = self.stored_dtype if self.stored_dtype.kind != "c" else np.dtype(np.float32)
-        return self.components == 2 and self.channels == 1 and self.dtype == component
+        is_plain = self.components == 2 and self.channels == 1 and not self.swap_iq
+        return is_plain and self.dtype == component
 
     def read(self, start, count):
         """Frames `start` to `start + count`: complex64 [count], or fewer where the data file ends."""
@@ -89,17 +99,22 @@ class Layout:
     def _components(self, start, count):
         """One channel as stored: [count, 1 or 2], or fewer rows where the data file ends."""
         values = self._plane(self.byte_offset, start, count)
-        if not self.plane_bytes:
-            return values
-        second = self._plane(self.byte_offset + self.plane_bytes, start, count)
-        return np.concatenate([values[: len(second)], second], axis=1)
+        if self.plane_bytes:
+            second = self._plane(self.byte_offset + self.plane_bytes, start, count)
+            values = np.concatenate([values[: len(second)], second], axis=1)
+        return values[:, ::-1] if self.swap_iq else values
 
     def _plane(self, byte_offset, start, count):
         per_frame = self.components * self.channels
         offset = byte_offset + start * self.frame_bytes
         values = np.fromfile(self.data_file, self.dtype, count * per_frame, offset=offset)
         values = values[: len(values) // per_frame * per_frame].reshape(-1, self.channels, self.components)
-        return values[:, self.channel]
+        values = values[:, self.channel]
+        if self.dtype.kind != "V":
+            return values
+        widened = np.zeros((*values.shape, 4), np.uint8)  # integers of 24 bits, times 256
+        widened[..., 1:] = np.ascontiguousarray(values)[..., None].view(np.uint8)
+        return widened.view("<i4")[..., 0]
 
 
 class IqStream:
@@ -109,12 +124,14 @@ class IqStream:
         file: binary, unbuffered or buffered; only `readinto` is used.
         datatype: SigMF's full name.
         name: errors call the stream so.
+        swap_iq: each Q comes before its I.
     """
 
-    def __init__(self, file, datatype, name):
+    def __init__(self, file, datatype, name, swap_iq=False):
         self.file, self.datatype, self.name = file, datatype, name
         self.dtype, self.components = component_of(datatype)
         self.sample_bytes = self.dtype.itemsize * self.components
+        self.swap_iq = swap_iq
         self.num_samples = 0  # read so far
         self._torn_bytes = 0  # of an incomplete last sample
 
@@ -136,24 +153,33 @@ class IqStream:
             found = f"{self._torn_bytes} bytes after the last"
             raise UserError(f"{self.name}: expected {expected}; found {found}")
         values = np.frombuffer(buffer, self.dtype, whole * self.components).reshape(whole, self.components)
-        iq = _complex(values)
+        iq = _complex(values[:, ::-1] if self.swap_iq else values)
         check_finite(iq, self.dtype, self.name, self.num_samples)
         self.num_samples += whole
         return iq
 
 
 def check_finite(iq, dtype, name, first):
-    """Refuse complex64 [count] that is not finite: read from `name`, sample `first` on, in `dtype`."""
+    """Refuse complex64 [count] that is not finite or beyond `GREATEST_FLOAT`: no receiver's samples.
+
+    Args:
+        dtype: of the components in the file. name: of the recording. first: number of the first sample.
+    """
     if dtype.kind != "f":
         return
+    parts = iq.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        total = iq.view(np.float32).sum()
-    if np.isfinite(total):  # NaN and infinity survive a sum
-        return
-    bad = np.flatnonzero(~np.isfinite(iq))
-    if bad.size:  # else large finite samples overflowed the sum
-        found = f"{iq[bad[0]]} (as float32) at sample {first + bad[0]}"
-        raise UserError(f"{name}: expected finite samples, found {found}")
+        energy = np.dot(parts, parts)  # as fast as a sum, and at least the square of the greatest
+        if energy <= GREATEST_FLOAT**2:  # false for NaN
+            return
+        wrong = ~(np.maximum(np.abs(iq.real), np.abs(iq.imag)) <= GREATEST_FLOAT)
+    bad = np.flatnonzero(wrong)
+    if bad.size:
+        value = iq[bad[0]]
+        expected = f"samples up to {GREATEST_FLOAT:g}" if np.isfinite(value) else "finite samples"
+        found = f"{value} (as float32) at sample {first + bad[0]}"
+        hint = "is the datatype, with its byte order, another one?"
+        raise UserError(f"{name}: expected {expected}, found {found}; {hint}")
 
 
 def signed(values, in_place=False):

@@ -87,6 +87,11 @@ class Spectrogram(nn.Module):
         """Samples of the shortest window: an FFT."""
         return self.n_fft
 
+    @property
+    def least_rate_hz(self):
+        """The lowest sample rate at which a window is as long as an FFT."""
+        return (self.n_fft - 0.5) / self.duration_s
+
     def forward(self, iq, sample_rate_hz=None):
         """IQ (see `decibels`) to images: float32 [B, 1, rows, columns]; row 0 is the lowest frequency.
 

@@ -515,7 +515,7 @@ def test_stretches_shorter_than_an_fft_are_skipped(weights, scene, tmp_path, cap
         tmp_path, shifted(scene, tmp_path)[: 4 * 153_500], "ci16_le", captures=captures, sample_rate=RATE
     )
     assert segment(weights, tmp_path / "out", meta) == 0
-    assert "skipped, 500 samples are less than an FFT of 512" in capsys.readouterr().err
+    assert "skipped: expected at least 512 samples, an FFT; found 500" in capsys.readouterr().err
     short = write_sigmf(tmp_path, bytes(400), "ci16_le", "short", sample_rate=RATE)
     line = fails(capsys, weights, tmp_path / "o", short)
     assert "short.sigmf-meta: expected at least 512 samples, an FFT; found 100" in line

@@ -252,3 +252,13 @@ def test_the_picture_has_few_columns_whatever_the_length():
     last = decibels[:, 3 * (overview.image.shape[1] - 1) :].mean(axis=1)
     np.testing.assert_allclose(overview.image[:, -1], last, rtol=1e-5)
     assert (overview.classes[:, 5] == probabilities[..., 15:18].sum(axis=2).argmax(axis=0)).all()
+
+
+@pytest.mark.parametrize("as_accelerator", [False, True])
+def test_real_samples_have_nothing_in_the_lower_half_of_the_band(tmp_path, as_accelerator):
+    tone = np.cos(2 * np.pi * 0.2 * np.arange(5000)) + np.random.default_rng(0).normal(0, 1e-3, 5000)
+    channels = open_recording(write_sigmf(tmp_path, (tone * 2**14).astype("<i2").tobytes(), "ri16_le"))
+    planes = runs_of(segmenter(model=Loud), channels, 0.0, as_accelerator)
+    assert planes[1, 4:].max() > 0.5
+    assert (planes[0, :4] == 1).all()
+    assert (planes[1:3, :4] == 0).all()

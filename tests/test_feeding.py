@@ -265,7 +265,7 @@ def test_samples_that_are_not_finite_are_named_in_a_batch(tmp_path):
         find_recordings(write_sigmf(tmp_path, iq.tobytes(), "cf32_le", sample_rate=100e3)), front_end()
     )
     source.load_many([0, 6], no_rng, 0)
-    with pytest.raises(UserError, match=r"a\.sigmf-meta: expected finite samples, found .* at sample 2600$"):
+    with pytest.raises(UserError, match=r"a\.sigmf-meta: expected finite samples, found .* at sample 2600;"):
         source.load_many([0, 5, 6], no_rng, 0)
 
 

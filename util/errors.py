@@ -41,13 +41,25 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def reported():
-    """Print a `UserError` as one line on stderr and exit with its status."""
+    """Print a `UserError` as one line on stderr and exit with its status; also an `OSError` of a file."""
     try:
         yield
     except UserError as error:
         # One write: other processes may print at the same time.
         print(f"{error.kind}: {one_line(error)}\n", end="", file=sys.stderr, flush=True)
         sys.exit(error.status)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A name that is too long, a folder that may not be searched: wherever it was met first.
+        found = f"expected a file or folder that can be used; found {one_line(error)}"
+        print(
+            f"{UserError.kind}: {str(error.filename)[:300]}: {found[:300]}\n",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(UserError.status)
 
 
 def warn(message):

@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 
 from util.errors import UserError
+
+MOST_NAME_BYTES = 255  # of a file, in every common file system
 
 
 @contextlib.contextmanager
@@ -14,6 +17,9 @@ def atomic_path(path):
     """A temporary path beside `path`: at the end flushed to disk and renamed to it, on an error removed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if len(os.fsencode(temporary.name)) > MOST_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -76,6 +82,22 @@ def writable_folder(path, owner, what="a folder"):
         raise
 
 
+def file_size(path):
+    """Bytes of a file. Opening a pipe would wait, and a device has no end.
+
+    Raises:
+        OSError: there is none, or it may not be looked at.
+        UserError: it is no plain file.
+    """
+    about = os.stat(path)
+    if stat.S_ISREG(about.st_mode):
+        return about.st_size
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    raise UserError(
+        f"{path}: expected a plain file, found {kinds.get(stat.S_IFMT(about.st_mode), 'a device')}"
+    )
+
+
 def check_size(path, size_bytes):
     """Check that a file still has at least `size_bytes`.
 
@@ -99,20 +121,42 @@ def not_read(path, error):
     return f"a damaged or unreadable file: {' '.join(str(error).split())}"
 
 
-def walk_by_folder(folder, refuse=None):
+def walk_by_folder(folder, refuse=None, left_out=None):
     """Yield (folder, its files) in and below a folder, as strings, sorted, without hidden ones.
 
-    Links to folders are not followed. `refuse` gets the OSError of a folder that cannot be read.
+    Links to folders are not followed. Pipes, sockets and devices are left out.
+
+    Args:
+        refuse: gets the OSError of a folder that cannot be read.
+        left_out: a folder that is not entered, or None.
     """
-    for parent, names, files in os.walk(folder, onerror=refuse):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield parent, [os.path.join(parent, name) for name in sorted(files) if not name.startswith(".")]
+    left_out = left_out and os.path.realpath(left_out)
+    waiting = [os.fspath(folder)]
+    while waiting:
+        parent = waiting.pop()
+        folders, files = [], []
+        try:
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
+                        files.append(entry.path)  # a broken link too, which opening reports
+        except OSError as error:
+            if refuse:
+                refuse(error)
+            continue
+        yield parent, sorted(files)
+        folders = [one for one in folders if left_out is None or os.path.realpath(one) != left_out]
+        waiting += sorted(folders, reverse=True)
 
 
-def walk(folder, refuse):
+def walk(folder, refuse, left_out=None):
     """(folders, files) in and below a folder, see `walk_by_folder`."""
     folders, files = [], []
-    for parent, own in walk_by_folder(folder, refuse):
+    for parent, own in walk_by_folder(folder, refuse, left_out):
         folders.append(parent)
         files += own
     return folders, files

@@ -1,6 +1,7 @@
 """Parse the flags of a command, remember which were given, and report a mistake in one line."""
 
 import argparse
+import contextlib
 import difflib
 import re
 import sys
@@ -34,6 +35,17 @@ _POSITIVE += " nodes processes_per_node cpus_per_process"
 _NOT_NEGATIVE = "weight_decay blr lr min_lr warmup_epochs start_epoch seed save_every_steps keep num_workers"
 _NOT_NEGATIVE += " mixup cutmix smoothing train val test gpus_per_node max_timeouts max_restarts"
 LEAST = dict.fromkeys(_POSITIVE.split(), 1) | dict.fromkeys(_NOT_NEGATIVE.split(), 0) | {"timeout_min": 5}
+
+
+_UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+def hertz(text):
+    """A frequency or sample rate for argparse: 20e6, 20M, "20 MHz", 1.92Msps."""
+    match = re.fullmatch(r"\s*([+-]?[\d.]+(?:[eE][+-]?\d+)?)\s*([kKMG]?)(?:Hz|hz|sps|Sps|S/s)?\s*", text)
+    with contextlib.suppress(ValueError):
+        return float(match[1]) * _UNITS[match[2]] if match else float(text)
+    raise argparse.ArgumentTypeError(f"expected a number of Hz, such as 20e6, 20M or 20MHz; found {text!r}")
 
 
 class Flags(argparse.Namespace):
