@@ -94,9 +94,7 @@ def hears_cells(class_names):
     return {NR, LTE} <= set(class_names)
 
 
-def label_stretches(
-    segmenter, stretches, limits, overlap=None, truth=None, progress=None, hear=None
-):
+def label_stretches(segmenter, stretches, limits, overlap=None, truth=None, progress=None, hear=None):
     """Yield the `LabelledStretch` of each stretch of a file. Skip those shorter than an FFT, with a warning.
 
     Args:

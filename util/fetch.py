@@ -52,7 +52,11 @@ class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
 def home():
     """The folder of downloads: RADIO_MAE_HOME, or radio-mae in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RADIO_MAE_HOME") or f"{cache}/radio-mae").expanduser().absolute()
+    path = os.environ.get("RADIO_MAE_HOME") or f"{cache}/radio-mae"
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # no such user, or no current folder
+        raise UserError(f"RADIO_MAE_HOME: expected a folder, {path}; found {one_line(error)}") from error
 
 
 def entries():
