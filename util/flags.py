@@ -44,7 +44,7 @@ MOST |= dict.fromkeys(
 MOST |= dict.fromkeys(["epochs", "warmup_epochs", "val_every", "save_every_epochs"], 10**7) | {"seeds": 10**4}
 MOST |= {"dist_timeout_s": 10**7, "n_fft": 2**22, "timeout_min": 10**7, "mixup": 1e6, "cutmix": 1e6}
 FREE = {"clip_grad"}  # may be infinite: no limit
-EMPTY = {"finetune", "resume", "licence"}  # may be "", as in MAE
+EMPTY = {"finetune", "resume", "licence", "flags"}  # may be "", as in MAE
 
 
 class Flags(argparse.Namespace):
@@ -58,7 +58,7 @@ class Flags(argparse.Namespace):
     def replaced(self, **values):
         """A copy with other values."""
         flags = Flags(**vars(self) | values)
-        flags.given, flags.actions = self.given, self.actions
+        flags.given, flags.actions = self.given, getattr(self, "actions", {})
         return flags
 
     def taken(self, values, path):

@@ -146,6 +146,8 @@ def read_weights(name, offline=None):
     for key, value, kind in expected:
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {key!r}; found a {type(value).__name__}")
+    if not isinstance(args.get("model") or "", str):
+        raise UserError(f"{path}: expected a name as 'model' in 'args'; found {args['model']!r:.60}")
     check_fields({"front_end": front_end or {}, "classes": classes, "args": args}, path)
     converted = ""
     try:

@@ -31,7 +31,15 @@ def find(resume, output_dir):
         path = (
             checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
         )
-        return (None, None) if path is None else (str(path), checkpoint.load(path))
+        if path is None:
+            return None, None
+        state = checkpoint.load(path)
+        missing = [name for name in ("effective_batch",) if name not in state]
+        if missing := missing + [name for name in POSITION if name not in state["progress"]]:
+            raise UserError(
+                f"{path}: expected a checkpoint of a training run; found one without {missing[0]}"
+            )
+        return str(path), state
 
     path, state = broadcast(read)
     return path and Path(path), state
@@ -204,9 +212,7 @@ def check_position(path, state, epochs, steps_per_epoch):
             f"{path}: expected a run of --epochs {epochs} at most; found one whose epoch {epoch} is done, "
             "counted from 0"
         )
-    inside = position.get("epoch_step", 0)
-    if missing := [name for name in POSITION if name not in position]:
-        raise UserError(f"{path}: expected {', '.join(POSITION)} as 'progress'; found no {missing[0]}")
+    inside = position["epoch_step"]
     if position["step"] != state["step"] or inside > min(position["step"], steps_per_epoch):
         found = f"step {state['step']}, {position['step']} in all, {inside} of this epoch"
         raise UserError(f"{path}: expected a position within {steps_per_epoch} steps an epoch; found {found}")
