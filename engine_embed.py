@@ -234,7 +234,7 @@ def embed(model, windows, front_end, device, autocast, rows, batch_size, num_wor
         for batch in loader.batches(partial(to_images, front_end=front_end, device=device), device):
             with autocast():
                 tokens = model(batch["images"]).float()  # (B, 1 + L, D)
-            low, high = tokens.flatten(1).aminmax(dim=1)
+            low, high = tokens.flatten(1).amin(dim=1), tokens.flatten(1).amax(dim=1)
             fits = ((low > -limit) & (high < limit)).cpu()
             if not fits.all():
                 first = int(batch["index"][~fits][0])

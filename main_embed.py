@@ -36,7 +36,7 @@ from radio.front_end import takes_iq
 from radio.recordings import find_recordings
 from util import distributed, pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
-from util.errors import UserError, reported, stopped, warn
+from util.errors import UserError, one_line, reported, stopped, warn
 from util.files import atomic_path, writable_folder
 from util.flags import Parser
 from util.metrics import aligned
@@ -242,8 +242,11 @@ def main(args):
             speed = (rows.done - before) / (time.perf_counter() - started)
             if args.knn:
                 print_knn(rows, windows, args, device)
-            draw(picture, rows, windows)
             write_features(output, rows, windows, about)
+            try:
+                draw(picture, rows, windows)
+            except Exception as error:  # features do not depend on what a drawing library takes
+                warn(f"{picture}: the picture could not be written: {one_line(error)}")
     except OSError as error:
         raise UserError(f"--output {output}: expected a file that can be written; {error}") from error
     print(f"{output}: {len(windows)} rows of {width}, {speed:.1f} windows/s; see {picture}")

@@ -176,7 +176,7 @@ class SetWriter:
         if stored and not self._resumes:
             for name in stored:
                 (folder / name).unlink()  # of a killed writer: this one takes its place
-            stored, present = [], sorted(os.listdir(folder))
+            stored, foreign, present = [], [], sorted(os.listdir(folder))
         if stored:
             self._resume(folder / stored[0])
         elif foreign:

@@ -675,6 +675,7 @@ def test_a_stop_is_one_line_in_every_command(capsys, number, name):
     from util.errors import reported, stopped
 
     before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for goes_on, status in ((None, 130), (True, 75), (False, 130)):
         kept = contextlib.nullcontext() if goes_on is None else stopped("rows are kept", goes_on)
         with pytest.raises(SystemExit) as ended, reported(), kept:
@@ -685,6 +686,7 @@ def test_a_stop_is_one_line_in_every_command(capsys, number, name):
         assert line.count("\n") == 1
         assert (f"by {name}" in line) == (goes_on is None)
     assert signal.getsignal(signal.SIGTERM) == before
+    signal.signal(signal.SIGINT, ignored)
 
 
 @pytest.mark.slow

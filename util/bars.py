@@ -3,8 +3,6 @@
 import sys
 import time
 
-from tqdm import tqdm
-
 LINE_S = 60.0  # between lines
 
 
@@ -20,6 +18,8 @@ class Bar:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self._bar = None
         if sys.stderr.isatty():
+            from tqdm import tqdm  # not for log files
+
             scaled = {"unit_scale": (total or 10**9) > 10**6, "smoothing": 0.05}
             self._bar = tqdm(total=total, initial=done, desc=name, unit=f" {unit}", file=sys.stderr, **scaled)
         self._began_with, self._began_s = done, time.monotonic()

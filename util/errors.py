@@ -1,9 +1,21 @@
 """Report a user's mistake in one line. Every floor imports this module, `radio/` too."""
 
 import contextlib
+import errno
 import signal
 import sys
 import threading
+
+# Errors of the system that a name on the command line causes.
+OF_NAMES = {
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EINVAL,
+}
 
 
 class UserError(Exception):
@@ -68,7 +80,7 @@ def reported():
         raise
     except OSError as error:  # a full disk, too many open files, a folder that vanished
         where = f"{error.filename}: " if error.filename else ""
-        _end("error", f"{where}{error.strerror or error}", 1)
+        _end("error", f"{where}{error.strerror or error}", 2 if error.errno in OF_NAMES else 1)
     except MemoryError as error:
         _end("error", f"expected more memory; found none left ({one_line(error) or 'out of memory'})", 1)
     finally:

@@ -295,7 +295,7 @@ def _weights_of(names):
 
 def _parse(url):
     """(owner/name, revision or None, file or None) of a hub address."""
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", url)
+    match = re.fullmatch(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([^/]+))?(?:/(.+))?", url)
     if not match or ".." in (match[3] or "").split("/"):
         raise UserError(f"{url}: expected hf://owner/name[@revision][/file]; found another form")
     return match.groups()

@@ -98,7 +98,7 @@ class Flags(argparse.Namespace):
                 if not value >= LEAST.get(name, value if value == value else 0):
                     raise UserError(f"--{name}: expected at least {LEAST.get(name, 0)}; found {value}")
                 if value > MOST.get(name, value):
-                    raise UserError(f"--{name}: expected at most {MOST[name]:g}; found {value}")
+                    raise UserError(f"--{name}: expected at most {MOST[name]}; found {value}")
                 if not math.isfinite(value) and name not in FREE:
                     raise UserError(f"--{name}: expected a finite number; found {value}")
 
