@@ -36,8 +36,9 @@ def make_loader(dataset, batches, num_workers, pin_memory):
 def possible_workers(num_workers):
     """The number of worker processes, or 0 with a warning if the system has no room for their locks."""
     try:
-        if num_workers:
-            multiprocessing.get_context().Lock()
+        context = multiprocessing.get_context()
+        for _ in [context.Lock() for _ in range(4 * num_workers + 10 * bool(num_workers))]:
+            pass  # a page each: the queues of the workers take no more
     except OSError as error:  # the locks are in /dev/shm, which may be full or read-only
         warn(
             f"--num_workers {num_workers}: expected room in /dev/shm; {error.strerror}: this process works alone"
