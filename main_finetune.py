@@ -111,7 +111,6 @@ def run_seed(args, folder, log_dir, device, stop):
     check_args(args)
     torch.manual_seed(args.seed)
     data = engine_start.open_data(args, start, device)
-    engine_start.warn_unused(args, data)
     num_samples = len(data.parts["train"])
     if not args.eval:
         args = recipes.with_length(args, num_samples, resume.effective_batch(args))
@@ -143,6 +142,7 @@ def run_seed(args, folder, log_dir, device, stop):
         saved = start.saved or {"epoch": None, "step": 0}
         trained = {"best_epoch": saved["epoch"], "step": saved["step"], "seconds_training": 0.0}
     else:
+        engine_start.warn_unused(args, data)
         trained = train(run, model, data, start)
 
     test = data.parts["test"]

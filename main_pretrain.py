@@ -161,13 +161,6 @@ def main(args):
         # data
         trained_with = state["front_end"] if state else init and init.front_end
         source, held_out, front_end, settings = open_data(args, device, trained_with)
-        sets = isinstance(source, SpectrogramSet) or settings.get("kind") == "images"
-        ready = sets, "sample_rate datatype", "the data are no recordings"
-        args.warn_unused(
-            ready,
-            (settings.get("kind") == "images", "n_fft window_ms", "the data are images"),
-            *runs.unused(args),
-        )
         about = {"num_samples": len(source), "front_end": settings, "classes": []}
         about["data"] = data_fingerprint.fingerprint(source, held_out)
         width = models_mae.PRESETS.get(args.model, {}).get("embed_dim", 512)
@@ -179,6 +172,13 @@ def main(args):
         load(model, path, state, init, run)
         if state:
             data_fingerprint.check(path, state.get("data"), source, held_out)
+        sets = isinstance(source, SpectrogramSet) or settings.get("kind") == "images"
+        ready = sets, "sample_rate datatype", "the data are no recordings"
+        args.warn_unused(
+            ready,
+            (settings.get("kind") == "images", "n_fft window_ms", "the data are images"),
+            *runs.unused(args),
+        )
         visible, shape = model.num_visible(args.mask_ratio), (source.in_chans, *front_end.image_size)
         trained = parallel.wrap(model, device, args.shard, same_graph=run.accum_iter == 1)
         parallel.dry_run(trained, lambda: trained(torch.zeros(1, *shape, device=device), args.mask_ratio)[0])

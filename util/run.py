@@ -221,17 +221,12 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
 def unused(args):
     """Rows of `util.flags.Flags.warn_unused` for both trainers."""
     synthetic = any(str(path).partition(":")[0] == "synthetic" for path in args.data_path)
-    evaluates, named = getattr(args, "eval", False), resume.is_named(args.resume)
+    named = resume.is_named(args.resume)
     return (
         (args.lr is not None and "lr" in args.given, "blr", "--lr goes first"),
         (not args.export, "export_dtype licence", "without --export"),
         (not synthetic, "scenes", "without --data_path synthetic"),
         (synthetic and len(args.data_path) == 1, "sample_rate datatype", "scenes have their own"),
-        (
-            evaluates,
-            "epochs warmup_epochs lr blr min_lr weight_decay clip_grad layer_decay opt",
-            "--eval trains nothing",
-        ),
         (named, "start_epoch", "a checkpoint says where to go on"),
     )
 
