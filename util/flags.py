@@ -144,8 +144,12 @@ class Parser(argparse.ArgumentParser):
         actions = [action for action in self._actions if action.default is not argparse.SUPPRESS]
         defaults = {action.dest: action.default for action in actions}
         unset = object()  # argparse sets no default where the namespace has a value
-        found, unknown = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(defaults, unset)))
+        began = dict.fromkeys(defaults, unset)
+        lists = [action.dest for action in actions if isinstance(action, argparse._AppendAction)]
+        began |= {name: list(defaults[name]) for name in lists}  # which argparse appends to
+        found, unknown = super().parse_known_args(args, argparse.Namespace(**began))
         given = {name: value for name, value in vars(found).items() if value is not unset}
+        given = {name: value for name, value in given.items() if name not in lists or value != defaults[name]}
         for name in given.keys() - EMPTY:
             if "" in (given[name] if isinstance(given[name], list) else [given[name]]):
                 self.error(f"argument --{name}: expected a value; found an empty one")

@@ -85,7 +85,7 @@ def name_problem(names):
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             return f"{short(name)} as a name"
         if name in names[:place]:
-            return f"{name} twice"
+            return f"{','.join(names[: place + 1])}, {name} twice"
     return f"{len(names)} names" if len(names) > MOST_CLASSES else ""
 
 
