@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.batches import EpochBatches, to_images
 from data.csi import CsiFile
@@ -24,7 +23,8 @@ from data.set_writer import COMMIT_S, differences
 from data.spectrogram_set import SpectrogramSet
 from data.splits import RECORDING
 from models_vit import mean_patch
-from util.errors import UserError
+from util.bars import Bar
+from util.errors import RunError, UserError
 from util.files import atomic_path, read_json, write_json
 from util.metrics import Confusion
 
@@ -229,17 +229,26 @@ def embed(model, windows, front_end, device, autocast, rows, batch_size, num_wor
     batches = EpochBatches(len(windows), batch_size, seed=0, shuffle=False)
     batches.first_batch = -(-rows.done // batch_size)
     loader = make_loader(windows, batches, num_workers, device.type == "cuda")
-    with tqdm(total=len(windows), initial=rows.done, desc="embedding", unit=" windows", disable=None) as bar:
+    limit = np.finfo(np.float16).max if "patches" in rows.columns else math.inf
+    with Bar("embedding", len(windows), "windows", rows.done) as bar:
         for batch in loader.batches(partial(to_images, front_end=front_end, device=device), device):
             with autocast():
                 tokens = model(batch["images"]).float()  # (B, 1 + L, D)
+            low, high = tokens.flatten(1).amin(dim=1), tokens.flatten(1).amax(dim=1)
+            fits = ((low > -limit) & (high < limit)).cpu()
+            if not fits.all():
+                first = int(batch["index"][~fits][0])
+                name = windows.names[windows.file[first]]
+                raise RunError(
+                    f"{name}: expected finite features below {limit:g}; found others in window {first}"
+                )
             patches, present = tokens[:, 1:], model.inside(batch["images"])[2]
             mean = mean_patch(tokens, present)
             values = {"cls": tokens[:, 0], "mean": mean, "label": batch["target"]}
             if "patches" in rows.columns:
                 values["patches"] = patches.half()
             rows.add({name: values[name].cpu().numpy() for name in rows.columns})
-            bar.update(len(tokens))
+            bar.add(len(tokens))
 
 
 def write_features(path, rows, windows, about):

@@ -64,24 +64,30 @@ def report(measured, model, batches, run, class_names, step):
     results = measured["results"]
     dataset, front_end, title = batches.dataset, batches.front_end, run.args.model
     masks = has_masks(dataset.part.source)
-    rows = predictions(model, batches, run, measured["scores"]) if masks else []
-    if not distributed.is_main():
-        return []
     print(table(results))
     for name, groups in measured["groups"].items():
         print(f"\nby {name}\n{table_by_group(groups)}")
     share = overall(results)
     caption = f"{title}\ntest part, {len(dataset)} samples, {share.replace('_', ' ')} {results[share]:.1%}"
-    run.record.figure(step, confusion_figure(results["confusion"], class_names, caption), "confusion")
+    run.record.figure(step, lambda: confusion_figure(results["confusion"], class_names, caption), "confusion")
     if not masks:
         return ["confusion.png"]
-    for row in rows:
-        about = dataset.describe(0, row["number"])
-        row["extent"] = front_end.extent_of(about)
-        empty = math.isnan(row["score"])
-        row["title"] = f"{about['name']}: " + (f"all {class_names[0]}" if empty else f"{row['score']:.1%}")
-    caption = f"{title}: best, median and worst test samples by mean IoU of the classes but {class_names[0]}"
-    run.record.figure(step, prediction_sheet(rows, class_names, caption), "predictions")
+
+    def sheet():
+        rows = predictions(model, batches, run, measured["scores"])
+        for row in rows:
+            about = dataset.describe(0, row["number"])
+            row["extent"] = front_end.extent_of(about)
+            empty = math.isnan(row["score"])
+            row["title"] = f"{about['name']}: " + (
+                f"all {class_names[0]}" if empty else f"{row['score']:.1%}"
+            )
+        shown = (
+            f"{title}: best, median and worst test samples by mean IoU of the classes but {class_names[0]}"
+        )
+        return prediction_sheet(rows, class_names, shown) if distributed.is_main() else None
+
+    run.record.figure(step, sheet, "predictions")
     return ["confusion.png", "predictions.png"]
 
 

@@ -1,13 +1,11 @@
 """Label the recordings in files and folders: annotations, JSON, pictures, and tables on the console."""
 
 import contextlib
-import json
+import io
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from data.splits import relative_paths
 from engine_label import PICTURE_STRETCHES, hears_cells, label_stretches, picture
@@ -18,12 +16,18 @@ from labelling.outputs import SUFFIXES, plan, tuned
 from labelling.truth import Truth
 from radio.carriers import annotated_carriers
 from radio.recordings import META_SUFFIX, find_recordings
+from util.bars import Bar
 from util.compiling import can_compile, working_compiler
-from util.errors import UserError, warn
-from util.files import atomic_path, writable_folder
+from util.errors import EndedError, RunError, UserError, one_line, warn
+from util.files import atomic_path, json_text, writable_folder
 from util.metrics import Confusion, aligned, table
 
+SHOWN = 5  # names in a message
 COMPILE_WINDOWS = 200_000  # compiling takes about a minute; it pays for more windows
+
+
+class NotWrittenError(RunError):
+    """The files of one recording could not be written; others may be."""
 
 
 def label_files(segmenter, args, limits):
@@ -50,10 +54,14 @@ def label_files(segmenter, args, limits):
         if args.compile == "on" or (args.compile == "auto" and pays and can_compile(segmenter.device)):
             stack.enter_context(working_compiler("--compile"))
             segmenter.compile()
-        pairs = [pair for one in recordings for pair in label_file(one, segmenter, args, limits)]
+        pairs, unwritten = _label_all(recordings, segmenter, args, limits)
     if args.truth and len(recordings) > 1:
         figures = detection_figures(pairs, segmenter.class_names[1:])
         print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
+    if unwritten:
+        few = ", ".join(unwritten[:SHOWN]) + ", ..." * bool(unwritten[SHOWN:])
+        found = f"{len(unwritten)} of {len(recordings)} recordings could not be written: {few}"
+        raise RunError(f"--output {args.output}: expected room for all labels; {found}")
     return _where_the_data_are(recordings, args.copy)
 
 
@@ -80,6 +88,21 @@ def refuse_copies_inside(args):
             raise UserError(f"--output {args.output}: expected {expected}")
 
 
+def _label_all(recordings, segmenter, args, limits):
+    """Label recordings one after the other: (pairs of `label_file`, names of those that were not written)."""
+    pairs, unwritten = [], []
+    for number, one in enumerate(recordings):
+        try:
+            pairs += label_file(one, segmenter, args, limits)
+        except NotWrittenError as error:
+            warn(error)
+            unwritten.append(one.output.name)
+        except KeyboardInterrupt as error:
+            done = f"{number} of {len(recordings)} recordings are labelled"
+            raise EndedError(f"--output {args.output}: {done}; the same command labels all again") from error
+    return pairs, unwritten
+
+
 def _where_the_data_are(recordings, copy):
     """For the console: whether the output folder holds the data of its metadata."""
     count = sum(one.data is not None for one in recordings)
@@ -100,8 +123,8 @@ def label_file(one, segmenter, args, limits):
     truth = partial(Truth, confusion=confusion, left_out=left_out) if args.truth else None
     hear = heard if args.confirm and hears_cells(segmenter.class_names) else None
     total = sum(channels[0].num_samples for channels in one.stretches)
-    with tqdm(total=total, desc=one.first.path.name, unit=" samples", unit_scale=True, disable=None) as bar:
-        settings = {"truth": truth, "progress": bar.update, "hear": hear}
+    with Bar(one.first.path.name, total, "samples") as bar:
+        settings = {"truth": truth, "progress": bar.add, "hear": hear}
         for stretch in label_stretches(segmenter, one.stretches, limits, args.overlap, **settings):
             if args.only == "confirmed":
                 stretch = stretch.only_confirmed()
@@ -142,7 +165,7 @@ def write(one, stretches, rows, scores, segmenter, args):
         one.provide_data()
     except OSError as error:
         expected = f"expected a folder that can be written; {error.strerror}"
-        raise UserError(f"--output {args.output}: {expected}") from error
+        raise NotWrittenError(f"--output {args.output}: {expected}") from error
     if wrong := sigmf_output.problem(metadata):
         warn(f"{one.file(META_SUFFIX)}: invalid SigMF, because of the metadata of {one.first.path}: {wrong}")
     carriers = [(number, carrier) for number, each in enumerate(stretches) for carrier in each.carriers]
@@ -156,14 +179,20 @@ def write(one, stretches, rows, scores, segmenter, args):
         "left_out": report.dropped_fields(stretches),
         **({"truth": scores} if scores else {}),
     }
-    figure = picture(rows, len(stretches), segmenter.class_names, about["recording"], about["weights"])
+    try:
+        drawn, png = io.BytesIO(), b""
+        figure = picture(rows, len(stretches), segmenter.class_names, about["recording"], about["weights"])
+        figure.savefig(drawn, format="png", dpi=100, pil_kwargs={"compress_level": 1})
+        png = drawn.getvalue()
+    except Exception as error:  # labels do not depend on what a drawing library takes
+        warn(f"{one.first.path}: its picture could not be drawn: {one_line(error)}")
     try:
         with contextlib.ExitStack() as stack:  # all files are written before any of them gets its name
             files = [one.file(suffix) for suffix in SUFFIXES]
-            meta, plain, drawn = (stack.enter_context(atomic_path(file)) for file in files)
-            figure.savefig(drawn, format="png", dpi=100, pil_kwargs={"compress_level": 1})
-            plain.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            meta.write_text(json.dumps(metadata, indent=4, ensure_ascii=False) + "\n", "utf-8")
+            meta, plain, shown = (stack.enter_context(atomic_path(file)) for file in files)
+            shown.write_bytes(png)
+            plain.write_text(json_text(about, 1) + "\n", "utf-8")
+            meta.write_text(json_text(metadata, 4) + "\n", "utf-8")
     except OSError as error:
         problem = f"{one.output.name} could not be written: {error.strerror}"
-        raise UserError(f"--output {args.output}: {problem}") from error
+        raise NotWrittenError(f"--output {args.output}: {problem}") from error

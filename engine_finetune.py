@@ -11,18 +11,18 @@ from timm.optim import Lars
 from torch.nn import functional as F
 
 import models_deeplab
-from data.batches import Batches
+from data.batches import Batches, are_finite
 from data.labelled import RANDOM_NUMBERS, LabelledSamples, class_weights, mix, shift_and_flip
 from data.splits import has_masks
 from data.tasks import HEADS
 from models_vit import train_mode
 from radio.grid import OUTSIDE
 from util import checkpoint, compiling, distributed, parallel
-from util.errors import StoppedError, UserError, warn
+from util.errors import RunError, StoppedError, UserError, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import set_lr
 from util.metrics import IGNORED, Confusion, GroupedConfusion, foreground_iou, means, natural, overall
-from util.progress import Reporter
+from util.progress import Reporter, few
 from util.recipes import LARS_TRUST
 
 SPLIT = "split.json"
@@ -190,7 +190,8 @@ def train(model, optimizer, objective, batches, data, run, progress, first_epoch
         if is_best:
             progress.score |= {"best": score, "best_epoch": epoch}
         if split_due and distributed.is_main():  # not before an epoch has shown that the data can be read
-            data.save_split(record.folder / SPLIT, args.seed)
+            with record.tried(SPLIT):
+                data.save_split(record.folder / SPLIT, args.seed)
         split_due = False
         record.save(*state, epoch, completed=True, best=is_best)
     record.finish()
@@ -324,6 +325,12 @@ def evaluate(model, batches, run, class_names, groupings=None):
                 matrices.update(pred, target, [groupings[name][int(number)] for number in index])
             right = foreground_iou(pred, target, len(class_names)) if masks else (pred == target).double()
             scores[index] = right.cpu()
+            fits = are_finite(batch["images"][:real], logits).cpu()
+            if not fits.all():
+                names = batches.names(0, index[~fits].tolist())
+                raise RunError(
+                    f"expected finite images and logits; found NaN or infinity in samples {few(names)}"
+                )
         if name := run.stop.answer():
             raise StoppedError(f"{name} while evaluating")
     loss_sum, counted = distributed.all_reduce_sum([float(loss_sum), float(counted)])

@@ -2,14 +2,15 @@
 
 import math
 import time
+from functools import partial
 
 import torch
 
 from engine_reconstruct import picture
 from util import checkpoint, compiling, distributed, flops, parallel
-from util.errors import StoppedError
+from util.errors import RunError, StoppedError
 from util.lr_sched import set_lr
-from util.progress import Reporter
+from util.progress import Reporter, few
 
 
 def train(model, optimizer, batches, held_out, run, progress, first_epoch, starts_from_weights=False):
@@ -42,9 +43,9 @@ def train(model, optimizer, batches, held_out, run, progress, first_epoch, start
 
         # save
         if (epoch + 1) % args.save_every_epochs == 0 or epoch + 1 == args.epochs:
-            figure = picture(model, batches if held_out is None else held_out, run, epoch)
-            record.figure(progress.step, figure)
             record.save(*state, epoch, completed=True, numbered=True)
+            shown = batches if held_out is None else held_out
+            record.figure(progress.step, partial(picture, model, shown, run, epoch))
         elif args.save_every_steps:
             record.save(*state, epoch, completed=True)
     record.finish()
@@ -121,7 +122,7 @@ def evaluate(model, batches, run):
     """
     model = parallel.unwrap(model).eval()
     started = time.perf_counter()
-    sums, samples = torch.zeros(2, device=run.device, dtype=torch.float64), 0
+    sums, samples, losses = torch.zeros(2, device=run.device, dtype=torch.float64), 0, []
     for batch in batches:
         run.stop.ask()
         images, real = batch["images"], batch["real"]
@@ -129,8 +130,13 @@ def evaluate(model, batches, run):
             loss, _, mask = model(images, run.args.mask_ratio, batch["noise"])
         sums += real * torch.stack([loss.float(), model.mean_loss(images, mask)]).double()
         samples += real
+        losses += [(batch["index"], loss)] * bool(real)
         if name := run.stop.answer():
             raise StoppedError(f"{name} while evaluating")
+    if not bool(sums.isfinite().all()):
+        odd = [index.tolist() for index, loss in losses if not bool(loss.isfinite())]
+        names = batches.names(0, odd[0] if odd else [])
+        raise RunError(f"expected a finite loss of held-out samples; found NaN or infinity in {few(names)}")
     loss, mean_loss, samples = distributed.all_reduce_sum([*sums.tolist(), samples])
     return {
         "val_loss": loss / samples,

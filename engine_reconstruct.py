@@ -57,7 +57,8 @@ def picture(model, batches, run, epoch):
         shown = {"original": images, "reconstruction": rebuilt, "removed": removed}
         rows.append(
             {
-                "title": about["name"] + (f", {about['start_s'] * 1e3:.1f} ms in" if rate else ""),
+                "title": about["name"]
+                + (f", {about['start_s'] * 1e3:.1f} ms in" if rate and "start_s" in about else ""),
                 "extent": front_end.extent_of(about),
                 **{name: image[0, 0].cpu().numpy() for name, image in shown.items()},
             }

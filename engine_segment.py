@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,9 @@ from labelling.spans import Channels, spans_on
 from labelling.strong import without_doubtful_noise
 from radio.spectrogram import PUBLISHED, Spectrogram
 from util.device import DTYPES, mixed_precision, pick_amp, usable_cores
-from util.errors import UserError, warn
+from util.errors import RunError, UserError, warn
 from util.pretrained import read_weights
+from util.state import check_names
 from util.timings import Timings
 
 # A CPU keeps the samples of one window at a time in its cache; an accelerator wants few launches.
@@ -43,6 +45,8 @@ class Segmenter:
     timings: Timings = field(default_factory=Timings)
     _compiled: object = None
     _full: int = 0  # images of a full batch
+    _highest: list = field(default_factory=list)  # value of each batch's planes, on the device
+    _reads: object = "standard input"  # for messages
 
     @contextlib.contextmanager
     def on_its_cores(self, pool=None):
@@ -87,6 +91,7 @@ class Segmenter:
             progress: called with the number of samples done since the last call.
         """
         waiting, done = deque(), 0
+        self._reads = channels[0].path.with_name(channels[0].name)
 
         def join():
             run, regions = waiting.popleft()
@@ -113,6 +118,13 @@ class Segmenter:
             while waiting:
                 join()
         self.timings.settle()
+        self._check_finite()
+
+    def _check_finite(self):
+        """Raise a RunError if a probability or a level was NaN or infinite; -inf lies outside of a recording."""
+        highest, self._highest = self._highest, []
+        if highest and not all(one < math.inf for one in torch.stack(highest).tolist()):
+            raise RunError(f"{self._reads}: expected finite levels and probabilities; found NaN or infinity")
 
     def runs(self, channels, tiling):
         """`labelling.planes.Run`s of a stretch on the device, from left to right; see `find`."""
@@ -217,6 +229,9 @@ class Segmenter:
                 logits = model(images)
             chances = self.front_end.joined(logits.float().softmax(dim=1), decibels, sample_rate_hz)
             planes = torch.cat([chances, decibels[:, :1]], dim=1)
+            self._highest.append(planes.amax())
+            if self.device.type == "cpu":  # elsewhere it would wait for the device
+                self._check_finite()
         if len(planes) > num_windows:
             planes = planes.unflatten(0, (num_windows, -1)).mean(dim=1)
         planes = without_doubtful_noise(planes, window / sample_rate_hz / planes.shape[3])
@@ -266,6 +281,7 @@ class Segmenter:
             decibels = self.front_end.planes(samples, sample_rate_hz, is_real)
         probabilities = self._means(decibels, 1, len(iq), sample_rate_hz, is_real)[0, :-1].cpu().numpy()
         self.timings.settle()
+        self._check_finite()
         return probabilities
 
 
@@ -338,6 +354,8 @@ def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offlin
 
 def _class_names(given, own, number, name):
     """The names of a model's `number` classes: the given ones, else the file's own."""
+    different = f"{number} different names, printable, one for each class of the head"
+    check_names(given or own, "--classes" if given else name, different)
     names = list(given or own)
     if not names:
         expected = f"expected {number} names, the background first, as {name} has none"

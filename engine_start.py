@@ -8,6 +8,7 @@ import models_presets
 import models_vit
 from data import registry, tasks
 from data.labelled import Part
+from data.spectrogram_set import SpectrogramSet
 from data.splits import fewer_labels
 from radio.front_end import kind_of, takes_iq
 from util import checkpoint, distributed, loading, lora, pretrained, recipes, resume
@@ -75,7 +76,7 @@ def completed(args, start):
         if "steps" in recipes.RECIPES[args.recipe]:
             theirs = start.saved["args"]
             length = {"epochs", "warmup_epochs", "val_every"} & theirs.keys() - args.given
-            args = args.replaced(**{name: theirs[name] for name in length})
+            args = args.taken({name: theirs[name] for name in length}, start.path)
     weights, values = start.weights, {}
     if weights:
         preset = models_presets.preset_of(weights, start.name)
@@ -201,6 +202,27 @@ def open_data(args, start, device):
     return data
 
 
+def warn_unused(args, data):
+    """Warn of flags that are given and that nothing of this run uses."""
+    deeplab, classifies = args.model in models_deeplab.PRESETS, tasks.HEADS[args.task] == "classification"
+    settings, sources = data.settings, {id(part.source) for part in data.parts.values()}
+    of_images = not takes_iq(settings) and settings.get("kind") != "iq_rows"
+    args.warn_unused(
+        (
+            deeplab,
+            "drop_path layer_decay opt head head_depth head_norm norm_eps",
+            "DeepLabV3 has its own recipe",
+        ),
+        (classifies, "head head_depth time_shift flip", f"--task {args.task} has no masks"),
+        (not classifies, "smoothing global_pool", f"--task {args.task} has masks"),
+        (args.head == "linear", "head_depth", "--head linear has no blocks"),
+        (of_images, "n_fft window_ms sample_rate datatype", "the data are no IQ"),
+        (isinstance(data.source, SpectrogramSet), "sample_rate datatype", "the data are a spectrogram set"),
+        (len(sources) > 1 and not data.fresh, "val_fraction test_fraction", "the data are divided already"),
+        *runs.unused(args),
+    )
+
+
 def build_model(args, data, start):
     """The model, with pretrained weights if there are any; prints what was loaded and what trains.
 
@@ -290,9 +312,11 @@ def check_resumed(run, start):
     fixed = MODEL_FLAGS | DIVIDING_FLAGS if args.eval else flags.keys() - FREE_FLAGS - LEARNING_FLAGS
     if args.split:
         fixed = fixed - DIVIDING_FLAGS | (set() if args.eval else {"seed"})
-    for name in sorted(fixed & found.keys()):
-        there, here = found[name]
-        raise UserError(f"--{name}: expected {there}, as the run of {path} has it; found {here}")
+    differ = [(name, *found[name]) for name in sorted(fixed & found.keys())]
+    if differ:
+        names, there, here = (", ".join(map(str, column)) for column in zip(*differ, strict=True))
+        flags = names.replace(", ", ", --")
+        raise UserError(f"--{flags}: expected {there}, as the run of {path} has it; found {here}")
     if not args.eval:
         learning = {name: flags[name] for name in LEARNING_FLAGS - {"data_path"}}
         resume.check_flags(path, start.saved, run, learning, ())

@@ -20,10 +20,11 @@ The same command resumes a download. RADIO_MAE_HOME names the folder, by default
 --offline, or HF_HUB_OFFLINE=1, uses the cache alone.
 """
 
-import sys
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
 
+# isort: split
 from util import fetch
-from util.errors import UserError, reported
+from util.errors import UserError, reported, stopped
 from util.flags import Parser
 
 LIST = "list"
@@ -58,7 +59,7 @@ def main(args):
             raise fetch.unknown(name, list(known))
 
     by_hand = []
-    try:
+    with stopped("the part that came is kept"):
         for name in names:
             if args.all_datasets and known[name].how and not fetch.cached(known[name]):
                 by_hand.append(name)
@@ -67,9 +68,6 @@ def main(args):
                 fetch_entry(known[name], args)
             else:
                 print(f"{name}: {fetch.resolve(name, args.offline)}")
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        sys.exit(130)
     if by_hand:
         left = f"{', '.join(by_hand)}, which a person must fetch (see above)"
         command = "python main_download.py NAME --from FILE"

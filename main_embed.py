@@ -13,6 +13,9 @@ and `mean` (of the patches), float32 [N, D]; `patches`, float16 [N, L, D]; `file
 int64, a place in `classes` (-1 if unknown). It also has `weights`, `preset`, `front_end` (JSON).
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import hashlib
 import json
 import time
@@ -32,7 +35,7 @@ from engine_embed import Rows, Windows, embed, nearest_neighbours, principal_com
 from radio.front_end import takes_iq
 from util import distributed, pretrained
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, pick_amp, pick_device
-from util.errors import RunError, UserError, reported, warn
+from util.errors import UserError, one_line, reported, stopped, warn
 from util.files import atomic_path, writable_folder
 from util.flags import Parser
 from util.metrics import aligned
@@ -76,7 +79,7 @@ def get_args_parser():
 
 def check_args(args):
     """Check the flags before anything is opened."""
-    args.check_least()
+    args.check_ranges()
     if args.leave_out and not args.knn:
         raise UserError("--leave_out: expected --knn with it; found none")
     output = Path(args.output)
@@ -229,18 +232,20 @@ def main(args):
 
     output = Path(args.output)
     picture, partial = output.with_suffix(".png"), output.with_name(f".{output.name}.partial")
+    kept = stopped(f"--output {output}: finished rows are kept")
     try:
-        with writable_folder(output.parent, f"--output {output}"), Rows(partial, columns, key) as rows:
+        with kept, writable_folder(output.parent, f"--output {output}"), Rows(partial, columns, key) as rows:
             before, started = rows.done, time.perf_counter()
             loading = args.batch_size, args.num_workers
             embed(model.to(device), windows, front_end.to(device), device, autocast, rows, *loading)
             speed = (rows.done - before) / (time.perf_counter() - started)
             if args.knn:
                 print_knn(rows, windows, args, device)
-            draw(picture, rows, windows)
             write_features(output, rows, windows, about)
-    except KeyboardInterrupt as error:
-        raise RunError(f"--output {output}: stopped; the same command goes on") from error
+            try:
+                draw(picture, rows, windows)
+            except Exception as error:  # features do not depend on what a drawing library takes
+                warn(f"{picture}: the picture could not be written: {one_line(error)}")
     except OSError as error:
         raise UserError(f"--output {output}: expected a file that can be written; {error}") from error
     print(f"{output}: {len(windows)} rows of {width}, {speed:.1f} windows/s; see {picture}")

@@ -27,6 +27,9 @@
     python main_finetune.py --eval --resume output_finetune/checkpoint-best.pth --export model.onnx
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import contextlib
 import time
 from argparse import BooleanOptionalAction
@@ -39,13 +42,13 @@ import engine_start
 import models_deeplab
 import models_presets
 import models_vit
-from data import registry, tasks
+from data import fingerprint, registry, tasks
 from engine_evaluate import groupings, report, summary
 from engine_start import check_args
 from models_vit import ViTEncoder
 from util import checkpoint, compiling, distributed, parallel, pretrained, recipes, resume
 from util import run as runs
-from util.errors import reported
+from util.errors import RunError, reported
 from util.files import write_json
 from util.flags import OF_MAE, Parser
 from util.progress import Progress
@@ -112,6 +115,8 @@ def run_seed(args, folder, log_dir, device, stop):
     if not args.eval:
         args = recipes.with_length(args, num_samples, resume.effective_batch(args))
     about = {"num_samples": num_samples, "front_end": data.settings, "classes": list(data.class_names)}
+    if not args.eval:
+        about["data"] = fingerprint.fingerprint(*data.parts.values())
     if distributed.is_main() and not args.eval:
         about["split"] = data.fingerprint
     width = models_vit.PRESETS.get(args.model, {}).get("embed_dim", 512)
@@ -122,6 +127,7 @@ def run_seed(args, folder, log_dir, device, stop):
         engine_start.check_division(args, start, data)
         if not args.eval:
             resume.check_data(start.path, start.saved, run)
+            fingerprint.check(start.path, start.saved.get("data"), *data.parts.values())
     model = engine_start.build_model(args, data, start)
     if not args.shard:
         model.to(device)
@@ -136,6 +142,7 @@ def run_seed(args, folder, log_dir, device, stop):
         saved = start.saved or {"epoch": None, "step": 0}
         trained = {"best_epoch": saved["epoch"], "step": saved["step"], "seconds_training": 0.0}
     else:
+        engine_start.warn_unused(args, data)
         trained = train(run, model, data, start)
 
     test = data.parts["test"]
@@ -143,22 +150,25 @@ def run_seed(args, folder, log_dir, device, stop):
     measured = engine_finetune.evaluate(model, batches, run, data.class_names, groupings(test))
     tested = f"model of epoch {trained['best_epoch']}" if start.saved or not args.eval else start.name
     print(f"\ntest part, {len(test)} samples, {tested}")
-    with run.record:
-        pictures = report(measured, model, batches, run, data.class_names, trained["step"])
+    unwritten = ""
     if distributed.is_main():
         found = {
-            "test": measured["results"],
-            "groups": measured["groups"],
-            "loss": measured["loss"],
-            **trained,
+            name: measured[key] for name, key in (("test", "results"), ("groups", "groups"), ("loss", "loss"))
         }
-        write_json(
-            folder / RESULTS, found | {"seconds": round(time.perf_counter() - started, 1), "args": run.flags}
-        )
-        print(f"see {', '.join(f'{folder}/{name}' for name in (RESULTS, *pictures))}")
+        found |= trained | {"seconds": round(time.perf_counter() - started, 1), "args": run.flags}
+        try:
+            write_json(folder / RESULTS, found)
+        except OSError as error:
+            unwritten = f"{folder / RESULTS}: expected room to write it; found {error.strerror}"
+    with run.record:
+        pictures = report(measured, model, batches, run, data.class_names, trained["step"])
+    names = [name for name in (RESULTS, *pictures) if (folder / name).exists()]
+    print(f"see {', '.join(f'{folder}/{name}' for name in names)}")
     if args.export:
         model = parallel.unsharded(model, lambda: engine_start.build_model(args, data, None))
         write_export(run, model, start.saved if args.eval else None, data.source.in_chans)
+    if unwritten:
+        raise RunError(unwritten)
     return measured["results"]
 
 
@@ -187,7 +197,8 @@ def train(run, model, data, start):
     progress, first_epoch = Progress(score={"best": -1.0, "best_epoch": -1, "seconds_training": 0.0}), 0
     if start.saved:
         best = distributed.broadcast(lambda: engine_finetune.best_so_far(start.path, start.saved))
-        progress, first_epoch = resume.restore(start.path, start.saved, optimizer, run)
+        steps = -(-len(batches) // run.accum_iter)
+        progress, first_epoch = resume.restore(start.path, start.saved, optimizer, run, steps)
         seconds = start.saved["seconds_training"]
         progress.score = {"best": best["best"], "best_epoch": best["best_epoch"], "seconds_training": seconds}
         if distributed.is_main() and best["best_epoch"] >= 0:
@@ -198,8 +209,8 @@ def train(run, model, data, start):
     print(
         f"{args.model} on {device}, {run.precision()}; samples: {counts}; {run.description()}, {args.epochs} epochs"
     )
-    if first_epoch >= args.epochs:
-        print(f"nothing is left to train: {first_epoch} epochs are done, --epochs is {args.epochs}")
+    if first_epoch == args.epochs:
+        print(f"nothing is left to train: {first_epoch} epochs are done")
 
     engine_finetune.warm_up(trained, run, shape, drops, compile_mode)
     with run.record:
@@ -242,7 +253,8 @@ def main(args):
             name = f"seed-{seed}" if args.seeds > 1 else ""
             folder = Path(args.output_dir, name)
             log_dir = str(Path(args.log_dir, name) if args.log_dir else folder)
-            with checkpoint.output_folder(folder) if distributed.is_main() else contextlib.nullcontext():
+            opens = name and distributed.is_main()  # the folder of all seeds is open already
+            with checkpoint.output_folder(folder) if opens else contextlib.nullcontext():
                 every.append(run_seed(args.replaced(seed=seed), folder, log_dir, device, stop))
         if args.seeds > 1 and distributed.is_main():
             write_json(Path(args.output_dir, RESULTS), {"seeds": args.seeds, "test": summary(every)})

@@ -6,14 +6,17 @@
 Windows lie side by side. The set keeps its front end, and every run on the set uses it.
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import torch
-from tqdm import tqdm
 
 from data import registry
 from data.batches import decibels_of
 from data.set_writer import spectrogram_set_writer
+from util.bars import Bar
 from util.device import keep_freed_memory, pick_device
-from util.errors import UserError, reported
+from util.errors import UserError, reported, stopped
 from util.flags import Parser
 
 
@@ -27,6 +30,7 @@ def get_args_parser():
 
 @torch.inference_mode()
 def main(args):
+    args.check_ranges()
     keep_freed_memory()
     device = pick_device(args.device)
     found = registry.find(args.data_path, registry.is_raw(args))
@@ -36,9 +40,14 @@ def main(args):
     source = registry.open_source(found, front_end, args)
     front_end = front_end.to(device)
 
-    with spectrogram_set_writer(args.output, len(source), front_end) as packed:
+    ending = stopped(f"--output {args.output}: nothing is written", goes_on=False)
+    with (
+        ending,
+        spectrogram_set_writer(args.output, len(source), front_end) as packed,
+        Bar("packing", len(source), "windows") as bar,
+    ):
         window, planes = None, None  # of the last image: images of a window follow each other
-        for index in tqdm(range(len(source)), desc="packing", unit=" windows"):
+        for index in range(len(source)):
             about = source.describe(index, None)
             if front_end.pads and about.get("path"):
                 key = about["name"], about["path"], about["sample_start"]
@@ -51,6 +60,7 @@ def main(args):
                 kind, values = source.load(index, None)
                 decibels = decibels_of(kind, torch.from_numpy(values)[None], front_end, device)
             packed.add(decibels[0].cpu().numpy(), about)
+            bar.add(1)
     print(f"wrote {len(source)} spectrograms of {front_end.settings()} to {args.output}")
 
 

@@ -24,6 +24,9 @@
     python main_pretrain.py --data_path recordings/ ... --export encoder.safetensors
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 from argparse import BooleanOptionalAction
 
 import torch
@@ -32,8 +35,10 @@ from timm.optim import param_groups_weight_decay
 import engine_pretrain
 import models_mae
 import models_presets
+from data import fingerprint as data_fingerprint
 from data import registry
 from data.batches import Batches, MaskedSamples
+from data.spectrogram_set import SpectrogramSet
 from util import checkpoint, compiling, parallel, pretrained, resume
 from util import run as runs
 from util.errors import UserError, reported
@@ -151,11 +156,13 @@ def main(args):
         path, state = resume.find(args.resume, args.output_dir)
         init = pretrained.read_weights(args.init, args.offline) if args.init and not state else None
         args = completed(args, state, init)
+        runs.check_args(args)
 
         # data
         trained_with = state["front_end"] if state else init and init.front_end
         source, held_out, front_end, settings = open_data(args, device, trained_with)
         about = {"num_samples": len(source), "front_end": settings, "classes": []}
+        about["data"] = data_fingerprint.fingerprint(source, held_out)
         width = models_mae.PRESETS.get(args.model, {}).get("embed_dim", 512)
         run = runs.prepare(args, device, stop, state, width, about)
 
@@ -163,6 +170,15 @@ def main(args):
         model = create_model(args, front_end.image_size, source.in_chans)
         model.pads = front_end.pads
         load(model, path, state, init, run)
+        if state:
+            data_fingerprint.check(path, state.get("data"), source, held_out)
+        sets = isinstance(source, SpectrogramSet) or settings.get("kind") == "images"
+        ready = sets, "sample_rate datatype", "the data are no recordings"
+        args.warn_unused(
+            ready,
+            (settings.get("kind") == "images", "n_fft window_ms", "the data are images"),
+            *runs.unused(args),
+        )
         visible, shape = model.num_visible(args.mask_ratio), (source.in_chans, *front_end.image_size)
         trained = parallel.wrap(model, device, args.shard, same_graph=run.accum_iter == 1)
         parallel.dry_run(trained, lambda: trained(torch.zeros(1, *shape, device=device), args.mask_ratio)[0])
@@ -181,7 +197,7 @@ def main(args):
         steps_per_epoch = -(-len(batches) // run.accum_iter)
         progress, first_epoch = Progress(args.start_epoch * steps_per_epoch), args.start_epoch
         if state:
-            progress, first_epoch = resume.restore(path, state, optimizer, run)
+            progress, first_epoch = resume.restore(path, state, optimizer, run, steps_per_epoch)
             del state
         memory = run.memory_line(model, len(samples), visible)
         print(f"{args.model}: {memory}, on {device}, {run.precision()}")

@@ -24,6 +24,9 @@ For each recording, `--output` gets three files: NAME.sigmf-meta, its metadata w
 carrier, beside a link to the data or a copy; NAME.json, the same as JSON; and NAME.png, waterfall and class map.
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import argparse
 import math
 import os

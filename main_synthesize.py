@@ -15,6 +15,9 @@ The same command resumes a stopped run; with --iq, it adds recordings to existin
 depends on the seed and i alone.
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import contextlib
 import dataclasses
 import hashlib
@@ -25,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data import registry
+from data.feeding import possible_workers, stop_with_main_process
 from data.formats import is_spectrogram_set
 from data.set_writer import differences, spectrogram_set_writer, writing
 from data.spectrogram_set import SpectrogramSet
@@ -35,10 +38,11 @@ from data.synthetic import KINDS, SceneMaker, image_of, one_thread, scene_config
 from radio.carriers import OTHER, to_annotation
 from radio.scenes.config import PRESETS
 from radio.scenes.scene import render
+from util.bars import Bar
 from util.checkpoint import remove_torn
 from util.device import keep_freed_memory
-from util.errors import RunError, UserError, reported
-from util.files import atomic_path, write_json
+from util.errors import UserError, reported, stopped
+from util.files import LOCK, atomic_path, locked, parse_json, writable_folder, write_json
 from util.flags import Parser
 from util.plots import scene_sheet
 
@@ -115,12 +119,9 @@ class Scenes(Dataset):
             "carriers": [dataclasses.asdict(carrier) for carrier in scene.carriers()],
             "scene": scene.parameters(),
         }
-        # Tensors go through shared memory. An orphaned worker would block on the pipe that arrays go through.
-        return (
-            image_of(scene, iq, self.front_end),
-            metadata,
-            torch.from_numpy(scene_mask(scene, self.front_end, self.maker.config.classes)),
-        )
+        # Arrays go through a pipe. Tensors would go through /dev/shm, and hang where that is full.
+        image = image_of(scene, iq, self.front_end).numpy()
+        return image, metadata, scene_mask(scene, self.front_end, self.maker.config.classes)
 
 
 def recording_path(folder, number):
@@ -168,18 +169,18 @@ def write_recording(path, iq, scene, class_names):
 
 
 def open_output(folder, description):
-    """Make the output folder, or check that it belongs to a run with the same description."""
+    """Begin in the output folder, or check that it belongs to a run with the same description."""
     run_file = folder / RUN_FILE
     with writing(f"--output {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
         remove_torn(folder)
-        if not run_file.exists() and any(folder.iterdir()):
+        there = {path.name for path in folder.iterdir()} - {LOCK}
+        if not run_file.exists() and there:
             raise UserError(
                 f"--output {folder}: expected a new folder, or one of this command; found something else there"
             )
-        if any(path.is_file() and path != run_file for path in folder.rglob("*")):
+        if any(path.is_file() and path.name not in (RUN_FILE, LOCK) for path in folder.rglob("*")):
             try:
-                changes = differences(json.loads(run_file.read_text()), description)
+                changes = differences(parse_json(run_file.read_text("utf-8")), description)
             except ValueError as error:
                 raise UserError(f"{run_file}: expected what the run in this folder makes; {error}") from error
             if changes:
@@ -225,13 +226,18 @@ def write_split(split, count, maker, front_end, folder, args, description):
 
 def made(scenes, num_workers, name, count):
     """Iterate scenes in order, with a bar that counts to `count`: the other scenes exist already."""
+    workers = possible_workers(min(num_workers, len(scenes)))
     loader = DataLoader(
-        scenes, batch_size=None, num_workers=min(num_workers, len(scenes)), collate_fn=_as_it_is
+        scenes,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=stop_with_main_process,
     )
-    with tqdm(
-        loader, desc=name, unit=" scenes", initial=count - len(scenes), total=count, smoothing=0.05
-    ) as bar:
-        yield from bar
+    with Bar(name, count, "scenes", count - len(scenes)) as bar:
+        for sample in loader:
+            yield sample
+            bar.add(1)
 
 
 def _as_it_is(sample):
@@ -262,7 +268,7 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
                 "title": title,
                 "extent": front_end.extent_of(about | {"center_freq_hz": 0.0}),
                 "mask": np.asarray(mask),
-                "image": front_end.from_decibels(decibels[None])[0, 0].numpy(),
+                "image": front_end.from_decibels(torch.as_tensor(decibels)[None])[0, 0].numpy(),
             }
         )
     with writing(f"--output {folder}"), atomic_path(folder / SHEET) as temporary:
@@ -272,7 +278,7 @@ def contact_sheet(folder, split, count, maker, front_end, num_workers):
 @torch.inference_mode()
 def main(args):
     counts = {split: getattr(args, split) for split in KINDS}
-    args.check_least()
+    args.check_ranges()
     if not any(counts.values()):
         raise UserError("--train, --val, --test: expected a scene or more; found 0")
     keep_freed_memory()
@@ -287,16 +293,21 @@ def main(args):
     )  # as read from a file
 
     folder = Path(args.output)
-    open_output(folder, description)
+    owner = f"--output {folder}"
+    with writable_folder(folder, owner), locked(folder, owner):
+        open_output(folder, description)
+        write_all(folder, counts, maker, front_end, args, description)
+
+
+def write_all(folder, counts, maker, front_end, args, description):
+    """Write what is missing of all splits, and the contact sheet."""
     asked = {split: count for split, count in counts.items() if count}
     try:
-        with one_thread():
+        with one_thread(), stopped(f"--output {folder}: whole scenes are kept"):
             for split, count in asked.items():
                 write_split(split, count, maker, front_end, folder, args, description)
             if not (folder / SHEET).exists():
                 contact_sheet(folder, *next(iter(asked.items())), maker, front_end, args.num_workers)
-    except KeyboardInterrupt as error:
-        raise RunError(f"--output {folder}: stopped; the same command resumes") from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

@@ -19,6 +19,9 @@ cancelled, and resumes at its next start (--resume auto). A job whose trainer fa
 relative to the current folder.
 """
 
+from util import interrupts  # noqa: F401, first: Ctrl-C may come while libraries are imported
+
+# isort: split
 import argparse
 import contextlib
 import importlib
@@ -35,7 +38,7 @@ from pathlib import Path
 
 from util.errors import RunError, StoppedError, UserError, one_line, reported
 from util.files import writable_folder
-from util.flags import Flags
+from util.flags import Parser
 from util.processes import end_with_parent
 
 try:
@@ -51,11 +54,7 @@ SIGNAL_DELAY_S, SHUTDOWN_S = 120, 90
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        description="Run a trainer as a job that is requeued and resumed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("Run a trainer as a job that is requeued and resumed.")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus_per_node", type=int, default=1, help="one process per GPU; 0: train on CPUs")
     parser.add_argument("--processes_per_node", type=int, help="with --gpus_per_node 0; default 1")
@@ -88,7 +87,7 @@ def get_args_parser():
 
 
 def check_args(args):
-    Flags(**vars(args)).check_least()
+    args.check_ranges()
     if args.gpus_per_node and args.processes_per_node not in (None, args.gpus_per_node):
         raise UserError(
             f"--processes_per_node: expected a process for each of --gpus_per_node {args.gpus_per_node}; "

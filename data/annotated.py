@@ -8,6 +8,7 @@ from data.splits import RECORDING, relative_paths
 from data.windows import RecordingWindows, few_names, size_flags, works_at
 from radio.carriers import CLASS_NAMES, annotated_carriers, class_of, from_annotation, paint
 from util.errors import UserError, warn
+from util.state import check_names
 
 
 class TiledRecordings(RecordingWindows):
@@ -73,10 +74,7 @@ class AnnotatedWindows(TiledRecordings):
 
     def __init__(self, recordings, front_end, classes=CLASS_NAMES):
         self.class_names = list(classes)
-        if not 2 <= len(set(classes)) == len(self.class_names) <= 256 or not all(self.class_names):
-            raise UserError(
-                f"--classes: expected 2 to 256 names that differ; found {','.join(self.class_names)}"
-            )
+        check_names(self.class_names, "--classes", "2 to 256 names that differ", least=2)
         if bare := [one for one in recordings if one.annotations is None]:
             raise UserError(
                 f"{bare[0].path}: expected a SigMF recording, whose annotations are the labels; found another "

@@ -1,5 +1,6 @@
 """The batches of an epoch, on the device and ready for the model: samples, their order and their masks."""
 
+import math
 from functools import partial
 
 import numpy as np
@@ -60,6 +61,19 @@ class Batches:
         self._feed = self._loader.batches(images_of, self.device)
         for number, batch in enumerate(self._feed, self.first):
             yield batch | {"real": self._order.real(number)}
+
+    def names(self, epoch, indices):
+        """Samples by number, name and time, for an error: those with NaN or infinity, or all if none has."""
+        odd = []
+        for index in indices:
+            images = to_images(self.dataset.batch([(epoch, index)])["parts"], self.front_end, self.device)
+            odd += [] if bool(are_finite(images)) else [index]
+        found = []
+        for index in odd or indices:
+            about = self.dataset.describe(epoch, index)
+            at = f" at {about['start_s'] * 1e3:.3f} ms" if "start_s" in about else ""
+            found.append(f"{index} ({about['name']}{at})")
+        return found
 
     def waited_s(self):
         """Seconds that training waited for data since the last call."""
@@ -196,6 +210,12 @@ def decibels_of(kind, values, front_end, device):
     if kind == IQ:
         return front_end.decibels(signed(values))
     return kind(signed(values), front_end, device) if isinstance(kind, View) else values
+
+
+def are_finite(images, logits=None):
+    """Which samples hold finite numbers, bool [B]: images may be -inf, outside of a recording; logits not."""
+    finite = images.flatten(1).amax(dim=1) < math.inf  # NaN is the largest value, and not below
+    return finite if logits is None else finite & logits.flatten(1).sum(1, dtype=torch.float32).isfinite()
 
 
 def to_images(parts, front_end, device):

@@ -23,6 +23,18 @@ DEFAULT_IMAGE_SIZE = (224, 224)
 CONSTANT_STD = 1e-6
 
 
+# Their squares fit into float32.
+MOST = 1e18
+
+
+def _usable(values):
+    return np.abs(values) < MOST  # NaN is not
+
+
+def _odd(values):
+    return "NaN or infinity" if not np.isfinite(values).all() else f"numbers beyond {MOST:g}"
+
+
 class CsiSource(ClassSource):
     """The base of the sources below. Samples are standardised with statistics that `fit` takes.
 
@@ -167,8 +179,8 @@ class NtuFiHar(CsiSource):
                 f"{path}: expected {self.KEY} of {rows} × {4 * self.PACKETS}; found {list(values.shape)}"
             )
         values = values[:, :: values.shape[1] // self.PACKETS]
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}: expected finite numbers in {self.KEY}; found NaN or infinity")
+        if not _usable(values).all():
+            raise UserError(f"{path}: expected finite numbers in {self.KEY}; found {_odd(values)}")
         return np.ascontiguousarray(values, np.float32).reshape(self.ANTENNAS, self.SUBCARRIERS, self.PACKETS)
 
 
@@ -201,9 +213,9 @@ class CsiFile(CsiSource):
         x = arrays.pop("x")
         if x.ndim not in (3, 4) or x.dtype.kind not in "fiu" or 0 in x.shape:
             self._fail(f"x of numbers [N, (antennas,) subcarriers, packets]; found {x.dtype} {list(x.shape)}")
-        if not np.isfinite(x).all():
-            bad = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
-            self._fail(f"finite values in x; found NaN or infinity in sample {bad}")
+        if not _usable(x).all():
+            bad = int(np.flatnonzero(~_usable(x).reshape(len(x), -1).all(axis=1))[0])
+            self._fail(f"finite values in x; found {_odd(x[bad])} in sample {bad}")
         self._x = x[:, None] if x.ndim == 3 else x  # (N, C, F, T)
         self.in_chans = self._x.shape[1]
         classes = arrays.pop("classes", None)

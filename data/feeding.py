@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import mmap
+import multiprocessing
 import os
 import pickle
 import signal
@@ -19,6 +20,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.sampling import is_iq
+from util.errors import warn
+from util.processes import end_with_parent
 
 PIECE_BYTES = 2**25
 WAITING_BYTES = 2**31  # limit of the pieces that wait for the main process; at least two pieces per worker
@@ -27,7 +30,21 @@ STEPS_QUEUED = 2  # limit of the training steps that wait on a GPU; each holds a
 
 def make_loader(dataset, batches, num_workers, pin_memory):
     """A `Loader` over `EpochBatches` of a data set like `data.sampling.MaskedSamples`."""
-    return Loader(dataset, batches, num_workers, pin_memory)
+    return Loader(dataset, batches, possible_workers(num_workers), pin_memory)
+
+
+def possible_workers(num_workers):
+    """The number of worker processes, or 0 with a warning if the system has no room for their locks."""
+    try:
+        context = multiprocessing.get_context()
+        for _ in [context.Lock() for _ in range(4 * num_workers + 10 * bool(num_workers))]:
+            pass  # a page each: the queues of the workers take no more
+    except OSError as error:  # the locks are in /dev/shm, which may be full or read-only
+        warn(
+            f"--num_workers {num_workers}: expected room in /dev/shm; {error.strerror}: this process works alone"
+        )
+        return 0
+    return num_workers
 
 
 class Loader:
@@ -57,7 +74,7 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=ahead,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_stop_with_main_process,
+            worker_init_fn=stop_with_main_process,
             # The default generator would advance with each resume.
             generator=torch.Generator(),
         )
@@ -247,12 +264,14 @@ def _uncollated(piece):
     return piece
 
 
-def _stop_with_main_process(_worker):
-    """End a worker by a SIGTERM from the main process only.
+def stop_with_main_process(_worker):
+    """End a worker by a SIGTERM from the main process only, or with it.
 
-    A scheduler signals all processes of a job, and the main process still needs data until it has saved.
+    A scheduler and Ctrl-C signal all processes of a job, and the main process still needs data until it has
+    saved.
     """
-    numbers = {signal.SIGTERM, signal.SIGUSR1}
+    end_with_parent(signal.SIGKILL)
+    numbers = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def listen():

@@ -173,6 +173,10 @@ def front_end_for(found, args, pretrained=None, flags_decide=False, silent=False
         silent: do not warn.
     """
     pretrained = pretrained if takes_iq(pretrained) else {}
+    try:
+        pretrained and from_settings(pretrained)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"front end of the weights: expected settings that can be; {error}") from error
     if found.images:
         refuse_front_end(args, found.images[0])
     known = [one.front_end_settings for one in found.sets] or ([pretrained] if pretrained else [])

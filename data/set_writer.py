@@ -24,7 +24,7 @@ from data.spectrogram_set import (
 from radio.front_end import kind_of
 from radio.grid import OUTSIDE, Grid
 from util.errors import UserError
-from util.files import write_json
+from util.files import parse_json, write_json
 
 UNFINISHED = "unfinished.json"  # the description, until the set is complete
 
@@ -39,8 +39,8 @@ def spectrogram_set_writer(
     """Write a set of `count` spectrograms: yields a `SetWriter`; call `add` until its `done` is `count`.
 
     The folder appears under its name when it is complete and on disk. Without a resume key, a failure leaves
-    nothing. With one, finished samples stay in `.NAME.partial`, even if the process is killed, and the next
-    writer resumes.
+    nothing, and the next writer takes the place of one that was killed. With a resume key, finished samples
+    stay in `.NAME.partial`, even if the process is killed, and the next writer resumes.
 
     Args:
         in_chans: channels of a spectrogram; None: as the front end makes.
@@ -65,9 +65,9 @@ def spectrogram_set_writer(
     with writing(path):
         if path.exists():
             raise UserError(f"{path}: expected a new folder to write; it exists already")
-        folder = path.with_name(f".{path.name}.partial" if resumes else f".{path.name}.{os.getpid()}.tmp")
-        folder.mkdir(parents=True, exist_ok=resumes)
-    writer = SetWriter(path, folder, description)
+        folder = path.with_name(f".{path.name}.{'partial' if resumes else 'tmp'}")
+        folder.mkdir(parents=True, exist_ok=True)
+    writer = SetWriter(path, folder, description, resumes)
     try:
         with writing(path):
             writer.open()
@@ -90,8 +90,8 @@ class SetWriter:
     samples that a killed process or a power cut left.
     """
 
-    def __init__(self, path, folder, description):
-        self.done = 0
+    def __init__(self, path, folder, description, resumes=True):
+        self.done, self._resumes = 0, resumes
         self._path, self._folder = path, folder
         self._description = json.loads(json.dumps(description, allow_nan=False))  # as read from a file
         self._arrays = array_parts(self._description)
@@ -173,6 +173,10 @@ class SetWriter:
         stored = [name for name in (UNFINISHED, DESCRIPTION) if name in present]
         ours = (SPECTROGRAMS, MASKS, LABELS, METADATA)
         foreign = [name for name in present if name not in ours and not name.startswith(f".{UNFINISHED}.")]
+        if stored and not self._resumes:
+            for name in stored:
+                (folder / name).unlink()  # of a killed writer: this one takes its place
+            stored, foreign, present = [], [], sorted(os.listdir(folder))
         if stored:
             self._resume(folder / stored[0])
         elif foreign:
@@ -202,7 +206,7 @@ class SetWriter:
     def _resume(self, stored):
         """Check that the description is equal, and count the whole samples."""
         try:
-            changes = differences(json.loads(stored.read_text()), self._description)
+            changes = differences(parse_json(stored.read_text("utf-8")), self._description)
         except ValueError:
             changes = [f"{stored.name} cannot be read"]
         if changes:

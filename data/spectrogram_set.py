@@ -12,7 +12,8 @@ from data.formats import SET_DESCRIPTION as DESCRIPTION
 from data.sampling import DECIBELS, Source, Subset, split_by_group
 from radio.front_end import from_settings
 from util.errors import UserError
-from util.files import write_json
+from util.files import parse_json, write_json
+from util.state import check_names, is_whole
 
 FORMAT = 1
 SPECTROGRAMS = "spectrograms.npy"
@@ -35,17 +36,22 @@ class SpectrogramSet(Source):
     def __init__(self, path, held_out=None):
         self.path = Path(path)
         try:
-            self.description = json.loads((self.path / DESCRIPTION).read_text())
+            self.description = parse_json((self.path / DESCRIPTION).read_text("utf-8"))
             found = self.description["format"]
             self.shape = tuple(self.description["shape"])  # (N, C, F, T)
             self.front_end_settings = self.description["front_end"]
             self.class_names = list(self.description["class_names"])
             image_size = tuple(from_settings(self.front_end_settings).image_size)
             parts = array_parts(self.description)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.path / DESCRIPTION}: expected a spectrogram set's description; {error}"
             ) from error
+        check_names(self.class_names, self.path / DESCRIPTION)
+        if not (len(self.shape) == 4 and all(is_whole(side, 1) for side in self.shape)):
+            raise UserError(
+                f"{self.path / DESCRIPTION}: expected a shape of four sizes; found {list(self.shape)}"
+            )
         if found != FORMAT:
             raise UserError(f"{self.path / DESCRIPTION}: expected format {FORMAT}; found {found}")
         self.sets = self._joined()
@@ -199,7 +205,7 @@ def whole_lines(lines):
     for line in lines:
         try:
             about = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(about, dict):
             break

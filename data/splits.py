@@ -7,7 +7,6 @@ published parts {"train", "test" and maybe "val": indices} or None; and `labels`
 
 import hashlib
 import itertools
-import json
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from radio.rng import FEWER, SPLIT, Stream
 from util.errors import UserError
-from util.files import write_json
+from util.files import parse_json, write_json
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
@@ -51,7 +50,7 @@ class Splits:
 def load_splits(path, source):
     """The `Splits` that `Splits.save` wrote for the same samples, in any order."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = parse_json(Path(path).read_text("utf-8"))
         found, seed, sha256, listed = (content[key] for key in ("format", "seed", "sha256", "parts"))
         every = [name for part in PARTS for name in listed[part]]
         whole = all(isinstance(name, str) for name in every) and all(listed.values())

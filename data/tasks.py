@@ -26,6 +26,7 @@ from radio.front_end import takes_iq
 from radio.spectrogram import Spectrogram
 from util.errors import UserError, warn
 from util.files import write_json
+from util.state import check_names
 
 ROW_N_FFT = "row_n_fft"  # key of the samples of an FFT in the settings of rows of IQ
 
@@ -118,6 +119,8 @@ def open_labelled(args, pretrained=None, on_device=False, classes=()):
     opened = TASKS[args.task](args, pretrained, on_device, classes)
     if not takes_iq(opened.settings):
         registry.refuse_front_end(args, args.data_path[0])
+    owner = f"--data_path {args.data_path[0]}"
+    check_names(opened.class_names, owner, "two classes or more, of different printable names", least=2)
     source = opened.parts["train"].source if isinstance(opened.parts, dict) else opened.parts
     needs = {
         "set": (SyntheticScenes, "synthetic"),

@@ -86,6 +86,7 @@ def _begin(memory, parent):
     global _memory
     _memory = memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it died before
         os._exit(0)

@@ -8,7 +8,7 @@ FRONT_ENDS = {"band": Spectrogram, "grid": Grid}
 
 def takes_iq(settings):
     """Whether these settings, a dict or None, are of a front end for IQ: not of images, CSI or rows."""
-    return bool(settings) and ("n_fft" in settings or settings.get("kind") in FRONT_ENDS)
+    return bool(settings) and ("n_fft" in settings or settings.get("kind") in (*FRONT_ENDS,))
 
 
 def kind_of(settings):
@@ -18,4 +18,7 @@ def kind_of(settings):
 
 def from_settings(settings):
     """The front end of `settings()`. Raises TypeError or ValueError for unknown or impossible parameters."""
-    return FRONT_ENDS[kind_of(settings)](**settings)
+    try:
+        return FRONT_ENDS[kind_of(settings)](**settings)
+    except (KeyError, OverflowError, AttributeError) as error:
+        raise ValueError(f"expected settings of a front end: {error}") from error

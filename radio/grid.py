@@ -14,6 +14,8 @@ from torch import nn
 from radio import cyclic_prefix
 from radio.stft import column_power
 
+# Limits of an image, and of a row in kHz or a column in us.
+MOST_CELLS, LEAST_WIDTH, MOST_WIDTH = 2**26, 1e-6, 1e9
 OUTSIDE = -math.inf  # value of a cell that lies outside of the recorded band or time
 
 POWER, CP = "power", "cp"
@@ -60,7 +62,8 @@ class Grid(nn.Module):
         super().__init__()
         rows, columns = (int(side) for side in image_size)
         widths = (row_khz, column_us, row_khz if narrow_row_khz is None else narrow_row_khz)
-        if rows < 1 or columns < 1 or not all(0 < one < math.inf for one in widths):
+        possible = min(rows, columns) >= 1 and rows * columns <= MOST_CELLS
+        if not possible or not all(LEAST_WIDTH <= one <= MOST_WIDTH for one in widths):
             found = f"{image_size=} {row_khz=} {column_us=} {narrow_row_khz=}"
             raise ValueError(f"expected image sides >= 1, rows and columns above 0: {found}")
         if tuple(channels) not in ((POWER,), CHANNELS):

@@ -22,6 +22,10 @@ NORMALIZATIONS = ("per_spectrogram", "none")
 PUBLISHED = {"n_fft": 1024, "duration_s": 0.016}
 
 
+# Limits of what fits into memory.
+MOST_FFT, MOST_CELLS, MOST_WEIGHTS, MOST_S = 2**22, 2**26, 2**28, 1e5
+
+
 class Spectrogram(nn.Module):
     """Hann STFT, mean power of each image cell, dB, zero mean and unit variance per spectrogram.
 
@@ -48,9 +52,12 @@ class Spectrogram(nn.Module):
     def __init__(self, n_fft=1024, duration_s=0.016, image_size=(224, 224), normalize="per_spectrogram"):
         super().__init__()
         rows, columns = (int(size) for size in image_size)
-        if n_fft < 2 or rows < 1 or columns < 1 or not 0 < duration_s < math.inf:
+        whole = n_fft == int(n_fft) and 2 <= n_fft <= MOST_FFT and rows * n_fft <= MOST_WEIGHTS
+        if not whole or min(rows, columns) < 1 or rows * columns > MOST_CELLS or not 0 < duration_s <= MOST_S:
             found = f"{n_fft=} {image_size=} {duration_s=}"
-            raise ValueError(f"expected n_fft >= 2, image sides >= 1, duration > 0: {found}")
+            most = f"{MOST_FFT}, {MOST_CELLS} cells, {MOST_S:g} s at most"
+            expected = f"n_fft >= 2, image sides >= 1, duration > 0, and {most}"
+            raise ValueError(f"expected {expected}: {found}")
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"expected normalize in {NORMALIZATIONS}: {normalize=}")
         self.n_fft = int(n_fft)

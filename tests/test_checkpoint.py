@@ -20,9 +20,9 @@ from util.pretrained import read_weights
 def state(value=0.0, step=0):
     dicts = {key: {} for key in ("optimizer", "args", "front_end", "progress")}
     weights = {"weight": torch.full((3,), value)}
-    return (
-        dict.fromkeys(checkpoint.KEYS) | dicts | {"model": weights, "format": checkpoint.FORMAT, "step": step}
-    )
+    numbers = {"format": checkpoint.FORMAT, "step": step, "epoch": 0, "num_samples": 3}
+    rest = {"scaler": {}, "classes": [], "rng": checkpoint.random_state()}
+    return dicts | {"model": weights} | numbers | rest
 
 
 def names(folder):

@@ -120,8 +120,8 @@ def test_stopped(web, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main_download.fetch, "fetch", stop)
-    assert call(main_download, "tiny") == 130
-    assert capsys.readouterr().err == "stopped; the same command resumes\n"
+    assert call(main_download, "tiny") == 75
+    assert capsys.readouterr().err == "stopped: the part that came is kept; the same command goes on\n"
 
 
 def test_the_command(tmp_path):

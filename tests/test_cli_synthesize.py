@@ -386,8 +386,9 @@ def test_a_killed_run_of_recordings_goes_on(tmp_path, monkeypatch):
 def test_control_c_is_one_line_and_loses_nothing(hold, tmp_path, workers):
     more = ("--num_workers", workers)
     status, error = killed(hold, tmp_path / "out", {"train": 20}, *more, at=12, signal_number=signal.SIGINT)
-    assert status == 1
-    assert error.endswith(f"\nerror: --output {tmp_path / 'out'}: stopped; the same command resumes\n")
+    assert status == 75
+    line = f"stopped: --output {tmp_path / 'out'}: whole scenes are kept; the same command goes on\n"
+    assert error.endswith(line)
     assert "Traceback" not in error
     assert (tmp_path / "out" / ".train.partial" / "metadata.jsonl").read_bytes().count(b"\n") >= 10
 

@@ -111,7 +111,7 @@ def test_pictures_and_console_say_what_their_numbers_are(tmp_path, monkeypatch, 
         "prediction_sheet",
         lambda rows, names, caption: ([row["title"] for row in rows], caption),
     )
-    run = run_with(lambda step, figure, name: drawn.update({name: figure}))
+    run = run_with(lambda step, draw, name: drawn.update({name: draw()}))
     batches, found = measured(open_set(tmp_path / "set", masks), masks)
 
     names = report(found, Always(masks), batches, run, CLASSES, 0)

@@ -115,7 +115,7 @@ def test_a_name_is_fetched_once(web, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.count("tiny: licence MIT") == 2
     assert f"tiny: checksum not published: sha256 {SHA256} recorded" in captured.out
-    assert "tiny: 100%" in captured.err
+    assert captured.err == ""  # a bar is for terminals
 
 
 @pytest.mark.parametrize("checksum", [f"md5:{MD5}", f"md5:{MD5[:6].upper()}", f"sha256:{SHA256}"])

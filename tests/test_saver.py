@@ -197,14 +197,14 @@ def test_what_is_written_is_the_state_when_save_was_called(tmp_path, held):
         "param_groups": [{"lr": 1}],
     }
     now["rng"] = {"cpu": torch.get_rng_state(), "empty": torch.zeros(0, 3)}
-    now["classes"] = ["a", ("b", torch.ones(2, dtype=torch.bfloat16))]
+    now["more"] = ["a", ("b", torch.ones(2, dtype=torch.bfloat16))]
     with Saver(tmp_path) as saving:
         saving.save(now)
-        for tensor in (*weights, now["optimizer"]["state"][0]["step"], now["classes"][1][1]):
+        for tensor in (*weights, now["optimizer"]["state"][0]["step"], now["more"][1][1]):
             tensor.fill_(2)
         now["optimizer"]["param_groups"][0]["lr"] = 2
         now["step"] = 2
-        now["classes"].append("c")
+        now["more"].append("c")
         assert not list(tmp_path.glob("*.pth"))  # it did not wait
         held.set()
     found = checkpoint.load(tmp_path / LAST)
@@ -215,9 +215,9 @@ def test_what_is_written_is_the_state_when_save_was_called(tmp_path, held):
     assert torch.equal(found["rng"]["cpu"], torch.get_rng_state())
     assert found["rng"]["empty"].shape == (0, 3)
     assert found["step"] == 1
-    assert found["classes"][0] == "a"
-    assert torch.equal(found["classes"][1][1], torch.ones(2, dtype=torch.bfloat16))
-    assert len(found["classes"]) == 2
+    assert found["more"][0] == "a"
+    assert torch.equal(found["more"][1][1], torch.ones(2, dtype=torch.bfloat16))
+    assert len(found["more"]) == 2
 
 
 def test_a_second_save_waits_for_the_first(tmp_path, held):

@@ -17,12 +17,14 @@ import torch
 
 from util import unpickle
 from util.errors import UserError, warn
-from util.files import atomic_path, writable_folder
+from util.files import atomic_path, locked, writable_folder
+from util.state import check_fields, tensor_problem
 
 FORMAT = 2  # 1 had no comment
 LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"
 BEST = "checkpoint-best.pth"
+WRITTEN = (".pth", ".json", ".txt", ".png")  # suffixes of what a run writes
 DICTS = ("model", "optimizer", "args", "front_end", "progress")
 KEYS = (*DICTS, "scaler", "epoch", "step", "rng", "classes", "format", "num_samples")
 
@@ -134,10 +136,18 @@ def examine(path):
 def output_folder(path):
     """A run's `--output_dir` as `util.files.writable_folder`, without temporary files of a killed process.
 
+    It is locked: a second run would remove the temporary files of the first.
+
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or another process writes it.
     """
-    with writable_folder(path, f"--output_dir {path}") as folder:
+    owner = f"--output_dir {path}"
+    with writable_folder(path, owner) as folder, locked(folder, owner):
+        for one in folder.iterdir():
+            if one.suffix in WRITTEN and one.is_dir():
+                raise UserError(
+                    f"{owner}: expected a file to write as {one.name}; found a folder of this name"
+                )
         remove_torn(folder)
         yield folder
 
@@ -246,23 +256,22 @@ def load(path):
         raise UserError(f"{path}: expected checkpoint format {FORMAT}; found {state['format']}")
     if read_comment(path) is None:
         raise UserError(f"{path}: expected a whole checkpoint; found {NO_COMMENT}")
+    check_fields(state, path)
     return state
 
 
 def load_model(model, state_dict, path):
-    """Load a state dict whose keys and shapes must be those of the model.
+    """Load a state dict whose keys and shapes must be those of the model, and whose values must be finite.
 
     Raises:
-        UserError: it names a key that is missing, unknown, or of another shape.
+        UserError: it names a key that is missing, unknown, of another shape or type, or not finite.
     """
     own = model.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in state_dict]
     wrong += [f"{key} is unknown here" for key in state_dict if key not in own]
-    wrong += [
-        f"{key} is {list(value.shape)}, expected {list(own[key].shape)}"
-        for key, value in state_dict.items()
-        if key in own and value.shape != own[key].shape
-    ]
+    for key in own if not wrong else ():
+        if problem := tensor_problem(state_dict[key], own[key].shape, own[key].is_floating_point()):
+            wrong.append(f"{key} is {problem}")
     if wrong:
         found = f"{len(wrong)} that differ, first: {wrong[0]}"
         raise UserError(f"{path}: expected the weights of this model; found {found}")
@@ -278,7 +287,14 @@ def random_state():
 
 
 def set_random_state(state):
-    """Restore a `random_state`. Generators of GPUs stay as they are if the number of GPUs differs."""
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    """Restore a `random_state`. Generators of GPUs stay as they are if the number of GPUs differs.
+
+    Raises:
+        ValueError: it is no state of these generators.
+    """
+    try:
+        torch.set_rng_state(state["cpu"])
+        if torch.cuda.is_available() and len(state.get("cuda", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(reason(error)) from error

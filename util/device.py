@@ -32,9 +32,9 @@ def pick_device(name):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        found = f"{name!r}: {str(error).splitlines()[0]}"
+        torch.zeros(1, device=device).item()  # the device `meta` holds no numbers
+    except Exception as error:  # torch's are of many kinds
+        found = f"{name!r}: {(str(error) or type(error).__name__).splitlines()[0]}"
         raise UserError(f"--device: expected auto, cpu or a GPU of this machine; found {found}") from error
     return device
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from util.errors import StoppedError, UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 _control = None  # gloo group of all processes, for small numbers: no device has to wait for them
 
@@ -57,7 +57,7 @@ def environment_number(name, default=None):
 
 
 class StopSignal:
-    """Receives SIGTERM and SIGUSR1, so that all processes stop after the same complete step.
+    """Receives SIGTERM, SIGUSR1 and Ctrl-C, so that all processes stop after the same complete step.
 
     Before the first step there is nothing to save: the signal raises `StoppedError` at once. As a context it
     restores the signal handlers at the end.

@@ -1,7 +1,21 @@
 """Report a user's mistake in one line. Every floor imports this module, `radio/` too."""
 
 import contextlib
+import errno
+import signal
 import sys
+import threading
+
+# Errors of the system that a name on the command line causes.
+OF_NAMES = {
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.ELOOP,
+    errno.EINVAL,
+}
 
 
 class UserError(Exception):
@@ -27,8 +41,14 @@ class StoppedError(UserError):
     kind = "stopped"
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error as one line.
+class EndedError(StoppedError):
+    """A run that a signal ended and that cannot resume: exit status 130, as of Ctrl-C."""
+
+    status = 130
+
+
+def one_line(error) -> str:
+    """An error's message, or a text, as one line.
 
     A DataLoader re-raises a worker's exception with the traceback as its message; the last line is the
     original.
@@ -41,31 +61,64 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def reported():
-    """Print a `UserError` as one line on stderr and exit with its status; also an `OSError` of a file."""
+    """Print a `UserError`, an error of the system or a stop as one line on stderr, and exit with its status.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt; a command that can go on turns it into a `StoppedError`.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None
+    for stream in (sys.stdout, sys.stderr):  # a file name may hold bytes that are no UTF-8
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:
-        # One write: other processes may print at the same time.
-        print(f"{error.kind}: {one_line(error)}\n", end="", file=sys.stderr, flush=True)
-        sys.exit(error.status)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # A name that is too long, a folder that may not be searched: wherever it was met first.
-        found = f"expected a file or folder that can be used; found {one_line(error)}"
-        print(
-            f"{UserError.kind}: {str(error.filename)[:300]}: {found[:300]}\n",
-            end="",
-            file=sys.stderr,
-            flush=True,
+        _end(error.kind, error, error.status)
+    except KeyboardInterrupt as error:
+        _end("stopped", f"by {error}" if str(error) else "by Ctrl-C", 130)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, too many open files, a folder that vanished
+        is_name = error.errno in OF_NAMES
+        found = (
+            f"expected a file or folder that can be used; found {one_line(error)}"
+            if is_name
+            else error.strerror
         )
-        sys.exit(UserError.status)
+        where = f"{str(error.filename)[:300]}: " if error.filename else ""
+        _end("error", f"{where}{(found or str(error))[:300]}", 2 if is_name else 1)
+    except MemoryError as error:
+        _end("error", f"expected more memory; found none left ({one_line(error) or 'out of memory'})", 1)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(kind, error, status):
+    # One write: other processes may print at the same time.
+    print(f"{kind}: {one_line(error)}\n", end="", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _interrupt(number, _frame):
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def stopped(message, goes_on=True):
+    """Turn Ctrl-C and SIGTERM in the block into a `StoppedError`, or into an `EndedError` without `goes_on`."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if goes_on:
+            raise StoppedError(f"{message}; the same command goes on") from error
+        raise EndedError(f"{message}; the same command starts again") from error
 
 
 def warn(message):
     """Print a warning on stderr."""
     if not _silent:
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 @contextlib.contextmanager

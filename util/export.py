@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from util import convert, distributed, lora
-from util.errors import UserError
+from util.errors import RunError, UserError
 from util.files import atomic_path, writable_folder
 from util.pretrained import header, write_weights
+from util.state import tensor_problem
 
 OPSET = 18
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -134,6 +135,9 @@ def export(path, model, about, dtype="float32"):
     """
     if not distributed.is_main():
         return
+    for name, value in model.state_dict().items():
+        if wrong := tensor_problem(value, floating=value.is_floating_point()):
+            raise RunError(f"--export {path}: expected finite weights; found {name}: {wrong}")
     if Path(path).suffix == ".onnx":
         what = "ONNX model"
         write_onnx(path, model, about)

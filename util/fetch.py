@@ -52,7 +52,11 @@ class Entry(namedtuple("Entry", COLUMNS, defaults=[None] * 6)):
 def home():
     """The folder of downloads: RADIO_MAE_HOME, or radio-mae in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RADIO_MAE_HOME") or f"{cache}/radio-mae").expanduser().absolute()
+    path = os.environ.get("RADIO_MAE_HOME") or f"{cache}/radio-mae"
+    try:
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # no such user, or no current folder
+        raise UserError(f"RADIO_MAE_HOME: expected a folder, {path}; found {one_line(error)}") from error
 
 
 def entries():
@@ -291,7 +295,7 @@ def _weights_of(names):
 
 def _parse(url):
     """(owner/name, revision or None, file or None) of a hub address."""
-    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", url)
+    match = re.fullmatch(r"hf://([\w-][\w.-]*/[\w-][\w.-]*)(?:@([^/]+))?(?:/(.+))?", url)
     if not match or ".." in (match[3] or "").split("/"):
         raise UserError(f"{url}: expected hf://owner/name[@revision][/file]; found another form")
     return match.groups()

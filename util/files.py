@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import stat
+from datetime import datetime
 from pathlib import Path
 
 from util.errors import UserError
@@ -37,13 +39,13 @@ def atomic_path(path):
 def write_json(path, content, indent=1):
     """Write a JSON file, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", "utf-8")
 
 
 def read_json(path):
     """The dict in a JSON file; an empty one if the file is missing or damaged."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = parse_json(Path(path).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -76,9 +78,10 @@ def writable_folder(path, owner, what="a folder"):
         raise UserError(f"{owner}: expected {what} that can be written; {error.strerror}") from error
     try:
         yield folder
-    except UserError:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
+    except (UserError, KeyboardInterrupt):
+        with contextlib.suppress(OSError):
+            if not existed and not any(folder.iterdir()):
+                folder.rmdir()
         raise
 
 
@@ -212,3 +215,118 @@ def _read_into(file, position, buffers):
         if got:  # the system call stopped early
             buffers[0] = buffers[0][got:]
     return found
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder, owner):
+    """Lock a folder against other processes, of other machines too, for the block.
+
+    The system releases the lock of a process that dies. A file system without locks gives none.
+
+    Args:
+        owner: flag and value for the error.
+
+    Raises:
+        UserError: another process has the lock; it names the process.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    path = Path(folder, LOCK)
+    file = _locked_file(fcntl, path, owner)
+    try:
+        yield
+    finally:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                path.unlink()  # by its holder alone: see `_locked_file`
+            file.close()
+
+
+def _locked_file(fcntl, path, owner):
+    """The open file of a lock that this process holds, or None without locks."""
+    while True:
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed by `locked`
+        except OSError as error:
+            raise UserError(f"{owner}: expected a folder that can be written; {error.strerror}") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by forked workers
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                file.seek(0)
+                holder = file.read(200).strip() or "a process"
+            raise UserError(
+                f"{owner}: expected a folder that no other command writes; {holder} does"
+            ) from error
+        except OSError:  # a file system without locks
+            file.close()
+            return None
+        try:
+            is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            is_there = False
+        if is_there:
+            break
+        file.close()  # its holder removed it meanwhile
+    file.truncate(0)
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):  # a full disk
+        print(f"process {os.getpid()} on {socket.gethostname()}, since {since},", file=file, flush=True)
+    return file
+
+
+def parse_json(text):
+    """The content of a JSON text. Raises ValueError, also for NaN, infinity and thousands of nested lists."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("too deeply nested") from error
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def json_text(content, indent=None):
+    """JSON that a file can hold: letters as they are, unless a name has bytes that are no UTF-8."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        return text
+    return json.dumps(content, indent=indent)
+
+
+def fingerprints(files):
+    """What tells the contents of files apart without reading all of them: a list of three int64 for each file.
+
+    They are a digest of the name, one of the size with the first and last 4 kB, and the time of the last
+    change.
+
+    Args:
+        files: {name: path}.
+    """
+    rows = []
+    for name, path in sorted(files.items()):
+        try:
+            with open(path, "rb", buffering=0) as file:
+                about = os.fstat(file.fileno())
+                found = hashlib.blake2b(b"%d " % about.st_size, digest_size=8)
+                found.update(file.read(ENDS_BYTES))
+                if about.st_size > ENDS_BYTES:
+                    file.seek(max(ENDS_BYTES, about.st_size - ENDS_BYTES))
+                    found.update(file.read(ENDS_BYTES))
+        except OSError:  # its reader says so better
+            continue
+        named = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        digests = (int.from_bytes(one, "little", signed=True) for one in (named, found.digest()))
+        rows.append((*digests, about.st_mtime_ns))
+    return rows
+
+
+ENDS_BYTES = 4096

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from radio.grid import CP
 from util.convert import DECODER, ENCODER, PATCHES
 from util.errors import UserError
+from util.state import tensor_problem
 
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 
@@ -79,6 +80,10 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
     for name, expected in own.items():
         if name.startswith(ENCODER) and name not in state:
             raise UserError(f"{path}: expected an encoder with {name} of {list(expected.shape)}; found none")
+    for name, value in state.items():
+        if name in own and (wrong := tensor_problem(value, floating=own[name].is_floating_point())):
+            found = "NaN or infinity in" if wrong.startswith("NaN") else f"{wrong}, in"
+            raise UserError(f"{path}: expected finite weights; found {found} {name}")
     _adapt_channels(state, own, adapted, front_end or {})
     for name in POSITIONS:
         if name not in own or name not in state:
@@ -101,9 +106,6 @@ def load_pretrained(model, state_dict, path, front_end=None, converted=""):
             raise UserError(f"{path}: expected {name} of {expected}; found {found}")
 
     loaded = {name: state[name] for name in own if name in state}
-    for name, value in loaded.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{path}: expected finite weights; found NaN or infinity in {name}")
     model.load_state_dict(loaded, strict=False)
     return LoadReport(
         loaded=list(loaded),

@@ -1,19 +1,40 @@
 """matplotlib Figures: spectrograms on the axes of the front end, confusion matrices, scatter plots."""
 
+from functools import wraps
 from itertools import cycle, islice
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
+matplotlib.rcParams["text.parse_math"] = False  # $ in a file name is no formula
 MASK_COLOUR = "0.82"
 LABELLED_SHARE = 0.03  # of the time axis; shorter boxes get no label
 CLASS_COLOURS = ("tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
+def printable(draw):
+    """A function that draws a Figure, with texts that every font can take."""
+
+    @wraps(draw)
+    def drawn(*args):
+        figure = draw(*args)
+        for text in figure.findobj(Text):
+            own = text.get_text()
+            plain = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in own)
+            if plain != own:
+                text.set_text(plain)
+        return figure
+
+    return drawn
+
+
+@printable
 def reconstruction_figure(rows, caption):
     """Original, masked and reconstructed spectrograms, one sample per row, high frequency at the top.
 
@@ -37,6 +58,7 @@ def reconstruction_figure(rows, caption):
     return figure
 
 
+@printable
 def scene_sheet(rows, class_names):
     """Spectrograms beside their masks, two samples per row, high frequency at the top.
 
@@ -59,6 +81,7 @@ def scene_sheet(rows, class_names):
     return figure
 
 
+@printable
 def prediction_sheet(rows, class_names, caption):
     """Spectrogram, truth and prediction, one sample per row.
 
@@ -77,6 +100,7 @@ def prediction_sheet(rows, class_names, caption):
     return figure
 
 
+@printable
 def labelled_figure(rows, class_names, caption):
     """Waterfalls with the carriers found, beside their class maps, high frequency at the top.
 
@@ -132,6 +156,7 @@ def _draw_boxes(axis, carriers, dashes="solid"):
         axis.add_collection(PolyCollection(boxes, **style), autolim=False)
 
 
+@printable
 def confusion_figure(counts, class_names, caption):
     """A confusion matrix: counts [classes, classes], rows are true classes, with their shares of the row."""
     counts = np.asarray(counts)
@@ -154,6 +179,7 @@ def confusion_figure(counts, class_names, caption):
     return figure
 
 
+@printable
 def scatter_figure(points, groups, names, shares, caption):
     """Points of two principal components; the 20 largest groups are coloured, the rest grey.
 

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from util import checkpoint
 from util.errors import UserError
-from util.files import atomic_path
+from util.files import atomic_path, parse_json
+from util.state import check_fields, is_number, tensor_problem
 
 FORMAT = "1"
 HOLDS = ("encoder", "mae", "segmentation", "classification")
@@ -92,6 +93,8 @@ def write_weights(path, state_dict, dtype=torch.float32, **about):
     """
     tensors = {}
     for name, value in state_dict.items():
+        if problem := tensor_problem(value, floating=value.is_floating_point()):
+            raise UserError(f"{path}: expected finite weights to write; found {name}: {problem}")
         kept = value.detach().cpu().to(dtype) if value.is_floating_point() else value.detach().cpu()
         if kept.is_floating_point() and bool((kept.isinf() & value.isfinite().cpu()).any()):
             most = torch.finfo(dtype).max
@@ -143,6 +146,9 @@ def read_weights(name, offline=None):
     for key, value, kind in expected:
         if not isinstance(value, kind):
             raise UserError(f"{path}: expected a {kind.__name__} as {key!r}; found a {type(value).__name__}")
+    if not isinstance(args.get("model") or "", str):
+        raise UserError(f"{path}: expected a name as 'model' in 'args'; found {args['model']!r:.60}")
+    check_fields({"front_end": front_end or {}, "classes": classes, "args": args}, path)
     converted = ""
     try:
         if not front_end:  # with a front end it is ours
@@ -150,12 +156,14 @@ def read_weights(name, offline=None):
         state_dict = lora.merged(state_dict)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+    except (RuntimeError, IndexError, TypeError) as error:  # torch on tensors of other shapes or types
+        raise UserError(f"{path}: expected the weights of a Vision Transformer; found {error}") from error
     texts = ("holds", "preset", "command", "data", "licence")
     said = {key: about[key] for key in texts if isinstance(about.get(key), str)}
     said.setdefault("preset", (entry and entry.preset) or "")
     args = args or ({"model": said["preset"]} if said["preset"] else {})
     norm_eps = args.get("norm_eps") or (entry and entry.norm_eps) or (DEFAULT_NORM_EPS if front_end else None)
-    if norm_eps is not None and not (isinstance(norm_eps, int | float) and norm_eps > 0):
+    if norm_eps is not None and not (is_number(norm_eps) and 0 < norm_eps < 1):
         raise UserError(f"{path}: expected a number above 0 as 'norm_eps'; found {norm_eps!r}")
     said |= {"converted": converted, "norm_eps": norm_eps}
     return Weights(state_dict, front_end or None, classes, args, **said)
@@ -177,7 +185,7 @@ def _read_safetensors(path):
         raise UserError(f"{path}: expected one of {', '.join(HOLDS)} as 'holds'; found {holds!r}")
     for key in {"front_end", "classes", "args"} & words.keys():
         try:
-            words[key] = json.loads(words[key])
+            words[key] = parse_json(words[key])
         except ValueError as error:
             found = words[key][:40]
             raise UserError(f"{path}: expected JSON as {key!r} in the header; found {found!r}") from error

@@ -165,21 +165,15 @@ class Reporter:
         if math.isfinite(loss) and (math.isfinite(norm) or self.run.scaler.is_enabled()):
             return
         what = f"the gradient norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
-        mine = self._names(index) if math.isfinite(loss) or not math.isfinite(own_loss) else []
-        names = [name for several in distributed.all_gather(mine) for name in several]
-        more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
-        raise RunError(
-            f"{what} at step {number - 1} of epoch {self.epoch}, expected a finite number; samples "
-            f"{', '.join(names[:NAMED_SAMPLES])}{more}"
+        mine = (
+            self.batches.names(self.epoch, index.tolist())
+            if math.isfinite(loss) or not math.isfinite(own_loss)
+            else []
         )
-
-    def _names(self, index):
-        names = []
-        for sample in index.tolist():
-            about = self.batches.dataset.describe(self.epoch, sample)
-            at = f" at {about['start_s'] * 1e3:.3f} ms" if "start_s" in about else ""
-            names.append(f"{sample} ({about['name']}{at})")
-        return names
+        names = [name for several in distributed.all_gather(mine) for name in several]
+        raise RunError(
+            f"{what} at step {number - 1} of epoch {self.epoch}, expected a finite number; samples {few(names)}"
+        )
 
     def _print(self):
         self._read()
@@ -237,6 +231,12 @@ class Reporter:
         if self.flops_per_image is None or not self.run.peak_flops_per_s:
             return None
         return images_per_s * self.flops_per_image / (distributed.world_size() * self.run.peak_flops_per_s)
+
+
+def few(names):
+    """The first names for a message, and how many more there are."""
+    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
+    return f"{', '.join(names[:NAMED_SAMPLES])}{more}"
 
 
 def time_line(seconds_per_step, steps_left):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from util import VERSION, checkpoint, distributed, parallel
-from util.errors import StoppedError, warn
+from util.errors import StoppedError, UserError, one_line, warn
 from util.files import atomic_path
 from util.saver import Saver
 
 FIGURE_DPI = 110
+EVENTS = "TensorBoard's events"
 
 
 class Record:
     """The log and the checkpoints of a run. Every process calls its methods; rank 0 writes.
 
-    A log that cannot be written warns on every attempt; training goes on. Used as a context, it ends with
+    A log that cannot be written warns; training goes on, and the last line names it. Used as a context, it ends with
     `finish`.
 
     Args:
@@ -34,6 +36,7 @@ class Record:
         self._saver = Saver(folder, keep, background) if distributed.is_main() else None
         self._events = None  # TensorBoard's writer
         self._purge_step = None
+        self._missing = {}  # what could not be written: the reason
 
     def __enter__(self):
         return self
@@ -49,9 +52,9 @@ class Record:
         if self._saver is None:
             return
         self._purge_step = step + 1
-        with self._tried("log.txt"):
+        with self.tried("log.txt"):
             lines = self._text.read_text().splitlines(keepends=True) if self._text.exists() else []
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+            kept = [line for line in lines if line.endswith("\n") and _epoch_of(line) < epoch]
             if kept != lines:
                 with atomic_path(self._text) as temporary:
                     temporary.write_text("".join(kept))
@@ -59,7 +62,7 @@ class Record:
     def scalars(self, step, values):
         """Write numbers to TensorBoard."""
         if self._saver is not None:
-            with self._tried("TensorBoard's events"):
+            with self.tried(EVENTS):
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
 
@@ -70,24 +73,36 @@ class Record:
                 step.number, {"train/loss": step.loss, "train/lr": step.lr, "train/grad_norm": step.grad_norm}
             )
 
-    def figure(self, step, figure, name="reconstruction"):
-        """Write a figure to `<name>.png` and to TensorBoard."""
-        if self._saver is None:
-            return
-        figure.set_dpi(FIGURE_DPI)
-        canvas = FigureCanvasAgg(figure)  # drawn once for both: it takes a second
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3]
-        with self._tried(f"{name}.png"):
+    def figure(self, step, draw, name="reconstruction"):
+        """Write a figure to `<name>.png` and to TensorBoard. Nothing that goes wrong ends the run.
+
+        Args:
+            draw: makes the figure. All processes call it, and may return None on others than rank 0.
+        """
+        with self.tried(f"{name}.png", Exception):
+            figure = draw()
+            if self._saver is None:
+                return
+            figure.set_dpi(FIGURE_DPI)
+            canvas = FigureCanvasAgg(figure)  # drawn once for both: it takes a second
+            canvas.draw()
+            picture = np.asarray(canvas.buffer_rgba())[..., :3]
             with atomic_path(self.folder / f"{name}.png") as temporary:
                 Image.fromarray(picture).save(temporary, format="png")
-            self._writer.add_image(name, picture, step, dataformats="HWC")
+            with self.tried(EVENTS):
+                self._writer.add_image(name, picture, step, dataformats="HWC")
 
     def epoch(self, values):
         """Append the line of an epoch to log.txt."""
         if self._saver is not None:
-            with self._tried("log.txt"), open(self._text, "a") as file:
-                file.write(json.dumps(values) + "\n")
+            with self.tried("log.txt"):
+                before = self._text.stat().st_size if self._text.exists() else 0
+                try:
+                    with open(self._text, "a") as file:
+                        file.write(json.dumps(values) + "\n")
+                except OSError:
+                    os.truncate(self._text, before)  # no half of a line
+                    raise
 
     def save(self, model, optimizer, scaler, progress, epoch, completed=False, numbered=False, best=False):
         """Write a checkpoint.
@@ -100,7 +115,7 @@ class Record:
         states = parallel.full_tensors({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
         if self._saver is None:
             return
-        with self._tried("TensorBoard's events"):  # a checkpoint must not be ahead of the log
+        with self.tried(EVENTS):  # a checkpoint must not be ahead of the log
             if self._events is not None:
                 self._events.flush()
         state = {
@@ -132,10 +147,13 @@ class Record:
         """Close the log and wait for the last checkpoint; raises as `util.saver.Saver.close`."""
         if self._saver is None:
             return
-        with self._tried("TensorBoard's events"):
+        with self.tried(EVENTS):
             if self._events is not None:
                 self._events.close()
             self._events = self._purge_step = None
+        missing, self._missing = self._missing, {}
+        if missing:
+            warn(f"{self.folder}: not written, or not completely: {', '.join(missing)}")
         self._saver.close()
 
     @property
@@ -152,9 +170,21 @@ class Record:
         return self._events
 
     @contextlib.contextmanager
-    def _tried(self, what):
+    def tried(self, what, kinds=(OSError, ImportError, UserError)):
+        """Warn of an error in the block, which writes `what`, and note it for the last line."""
         try:
             yield
-        except OSError as error:
-            warn(f"{self.folder}: {what} could not be written: {error.strerror or error}")
-            self._events = None
+        except kinds as error:
+            reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
+            if what not in self._missing:
+                warn(f"{self.folder}: {what} could not be written: {reason}")
+            self._missing[what] = reason
+            if what == EVENTS:
+                self._events = None
+
+
+def _epoch_of(line):
+    """The epoch of a line of log.txt; -1 for a line of something else, which stays."""
+    with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+        return int(json.loads(line)["epoch"])
+    return -1

@@ -6,6 +6,7 @@ from util import checkpoint, device, parallel
 from util.distributed import broadcast, world_size
 from util.errors import UserError, warn
 from util.progress import Progress
+from util.state import POSITION, check_optimizer
 
 # Compared as their product with the number of processes: the samples of a step.
 BATCH_FLAGS = ("batch_size", "accum_iter")
@@ -30,7 +31,15 @@ def find(resume, output_dir):
         path = (
             checkpoint.newest(output_dir) if resume == "auto" else None if resume in ("", "none") else resume
         )
-        return (None, None) if path is None else (str(path), checkpoint.load(path))
+        if path is None:
+            return None, None
+        state = checkpoint.load(path)
+        missing = [name for name in ("effective_batch",) if name not in state]
+        if missing := missing + [name for name in POSITION if name not in state["progress"]]:
+            raise UserError(
+                f"{path}: expected a checkpoint of a training run; found one without {missing[0]}"
+            )
+        return str(path), state
 
     path, state = broadcast(read)
     return path and Path(path), state
@@ -53,7 +62,9 @@ def with_flags_of(args, state, free):
     theirs = state["args"]
     names = theirs.keys() - set(free) if is_named(args.resume) else {"model", "norm_eps", "norm_pix_loss"}
     names = {name for name in names & theirs.keys() - args.given if hasattr(args, name)}
-    return args.replaced(**{name: theirs[name] for name in names})
+    return args.taken(
+        {name: theirs[name] for name in names}, args.resume if is_named(args.resume) else args.output_dir
+    )
 
 
 def require(args, *names):
@@ -158,16 +169,52 @@ def first_epoch(state, batch):
     return state["epoch"] + 1
 
 
-def restore(path, state, optimizer, run):
+def restore(path, state, optimizer, run, steps_per_epoch):
     """Restore optimizer, scaler, random state and position of a checkpoint's run.
+
+    Rates, weight decay and momentum stay those of this run.
 
     Returns:
         (`Progress`, the epoch to continue in).
+
+    Raises:
+        UserError: a part does not fit this run, or lies beyond its end.
     """
     epoch = first_epoch(state, run.effective_batch)
-    parallel.load_optimizer(optimizer, state["optimizer"])
-    run.scaler.load_state_dict(state["scaler"])
-    checkpoint.set_random_state(state["rng"])
+    check_position(path, state, run.args.epochs, steps_per_epoch)
+    fp16, scaler = run.scaler.is_enabled(), state["scaler"]
+    may_lack = fp16 or not state["step"]  # a scaler skips steps
+    check_optimizer(state["optimizer"], optimizer, path, may_lack)
+    groups = optimizer.state_dict()["param_groups"]
+    parallel.load_optimizer(optimizer, {"state": state["optimizer"]["state"], "param_groups": groups})
+    if fp16 and scaler:  # the run may have had another precision
+        if scaler.keys() != run.scaler.state_dict().keys() or not scaler["scale"] > 0:
+            raise UserError(f"{path}: expected the state of a gradient scaler; found {scaler}")
+        run.scaler.load_state_dict(scaler)
+    try:
+        checkpoint.set_random_state(state["rng"])
+    except ValueError as error:
+        raise UserError(f"{path}: expected the state of random generators; found {error}") from error
     progress = Progress(**state["progress"])
     print(f"resumed from {path}: epoch {state['epoch']} done, {progress.step} steps")
     return progress, epoch
+
+
+def check_position(path, state, epochs, steps_per_epoch):
+    """Check that a checkpoint's position is within the run.
+
+    Raises:
+        UserError: its epoch or step is beyond the end, or its numbers contradict each other.
+    """
+    position, epoch = state["progress"], state["epoch"]
+    if epoch >= epochs:
+        raise UserError(
+            f"{path}: expected a run of --epochs {epochs} at most; found one whose epoch {epoch} is done, "
+            "counted from 0"
+        )
+    inside = position["epoch_step"]
+    if position["step"] != state["step"] or inside > min(position["step"], steps_per_epoch):
+        found = f"step {state['step']}, {position['step']} in all, {inside} of this epoch"
+        raise UserError(f"{path}: expected a position within {steps_per_epoch} steps an epoch; found {found}")
+    if inside and epoch + 1 >= epochs:
+        raise UserError(f"{path}: expected {epochs} epochs; found step {inside} of epoch {epoch + 1}")

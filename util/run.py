@@ -10,7 +10,8 @@ import torch
 from util import checkpoint, compiling, cost, distributed, joining, resume
 from util.device import AMP_CHOICES, keep_freed_memory, mixed_precision, share_threads
 from util.errors import UserError
-from util.flags import Flags
+from util.files import writable_folder
+from util.flags import MOST, Flags
 from util.flops import peak_flops_per_s
 from util.lr_sched import half_cosine
 from util.record import Record
@@ -108,6 +109,8 @@ def started(args, check):
         with contextlib.ExitStack() as opened:
             if distributed.is_main():
                 opened.enter_context(checkpoint.output_folder(args.output_dir))
+                if args.log_dir:
+                    opened.enter_context(writable_folder(args.log_dir, f"--log_dir {args.log_dir}"))
                 if args.export:
                     from util import export
 
@@ -187,6 +190,12 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
     accum_iter = resume.accumulation(args, saved)
     effective_batch = args.batch_size * accum_iter * distributed.world_size()
     lr = args.blr * effective_batch / 256 if args.lr is None else args.lr
+    for what, value in (
+        ("--blr x samples of a step / 256", lr),
+        ("rate x --weight_decay", lr * args.weight_decay),
+    ):
+        if not value <= MOST["lr"]:
+            raise UserError(f"{what}: expected at most {MOST['lr']:g}; found {value:g}")
     about = {"effective_batch": effective_batch, "args": vars(args) | {"amp": amp, "lr": lr}, **about}
     record = Record(
         folder or args.output_dir, log_dir or args.log_dir, about, getattr(args, "keep", 0), args.async_save
@@ -209,13 +218,26 @@ def prepare(args, device, stop, saved, width, about, schedule=cosine, folder=Non
     )
 
 
+def unused(args):
+    """Rows of `util.flags.Flags.warn_unused` for both trainers."""
+    synthetic = any(str(path).partition(":")[0] == "synthetic" for path in args.data_path)
+    named = resume.is_named(args.resume)
+    return (
+        (args.lr is not None and "lr" in args.given, "blr", "--lr goes first"),
+        (not args.export, "export_dtype licence", "without --export"),
+        (not synthetic, "scenes", "without --data_path synthetic"),
+        (synthetic and len(args.data_path) == 1, "sample_rate datatype", "scenes have their own"),
+        (named, "start_epoch", "a checkpoint says where to go on"),
+    )
+
+
 def check_args(args):
     """Check the flags of both trainers.
 
     Raises:
         UserError: names the flag.
     """
-    args.check_least()
+    args.check_ranges()
     for name in ("mask_ratio", "val_fraction", "test_fraction", "drop_path", "smoothing"):
         value = getattr(args, name, None)
         if value is not None and not 0 <= value < 1:

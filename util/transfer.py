@@ -5,13 +5,13 @@ import functools
 import os
 import re
 import shutil
-import sys
 import tarfile
 import time
 import zipfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from util.bars import Bar
 from util.errors import UserError, one_line, warn
 from util.files import read_json, write_json
 
@@ -46,6 +46,9 @@ def download(entry, part):
             while cause := error.__cause__ or error.__context__:
                 error = cause  # the deepest error, of the system, says what happened
             reason = getattr(error, "strerror", None) or str(error)
+        except (ValueError, LookupError) as error:  # of an address that is none
+            redirected = f"found a redirection that cannot be followed: {one_line(error)}"
+            raise UserError(f"{entry.url}: expected a file; {redirected}") from error
         reached = _size(part)
         tries = 1 if reached > furthest + WINDOW_S * SLOWEST else tries + 1
         furthest = max(reached, furthest)
@@ -59,7 +62,6 @@ def download(entry, part):
 def _request(entry, part):
     """One try: ask for the rest of `part`, or for the whole file if the server's version changed."""
     import requests
-    from tqdm import tqdm
     from urllib3.exceptions import HTTPError
 
     known, offset = read_json(record_of(part)), _size(part)
@@ -93,11 +95,9 @@ def _request(entry, part):
         length = int(rest[1]) if offset else response.raw.length_remaining
         if length is not None:
             check_size(entry, length, entry.url)
-        every_s = 0.2 if sys.stderr.isatty() else 30
-        units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": every_s}
         with (
             open(part, "ab" if offset else "wb") as file,
-            tqdm(desc=entry.name, total=length or entry.size, initial=offset, **units) as bar,
+            Bar(entry.name, length or entry.size, "bytes", offset) as bar,
         ):
             if not offset:
                 write_json(record_of(part), {"url": entry.url, "version": version, "length": length})
@@ -105,7 +105,7 @@ def _request(entry, part):
             while offset <= entry.largest and (piece := response.raw.read1(2**16, decode_content=False)):
                 file.write(piece)
                 offset += len(piece)
-                bar.update(len(piece))
+                bar.add(len(piece))
                 if time.monotonic() > due:
                     if offset < seen + WINDOW_S * SLOWEST:
                         raise HTTPError(f"fewer than {SLOWEST} bytes/s")
