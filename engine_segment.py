@@ -1,7 +1,6 @@
 """Run a recording through a segmentation model: tiled windows, averaged probabilities, carriers."""
 
 import contextlib
-import itertools
 import math
 import threading
 from collections import deque
@@ -15,7 +14,7 @@ import models_weights
 from labelling.planes import Averages, Tiling
 from labelling.region_pool import SLOT_BYTES, SLOTS, RegionPool
 from labelling.regions import CarrierFinder
-from labelling.spans import Channels, spans_on
+from labelling.spans import Channels, spans_on, windows_of
 from labelling.strong import without_doubtful_noise
 from radio.spectrogram import PUBLISHED, Spectrogram
 from util.device import DTYPES, mixed_precision, pick_amp, usable_cores
@@ -207,7 +206,7 @@ class Segmenter:
                 with self.timings.part("front end", device=self.device):
                     decibels = []
                     for number in channels.numbers:
-                        windows = _windows(samples[:, number], of_batch, tiling.window)
+                        windows = windows_of(samples[:, number], of_batch, tiling.window)
                         decibels.append(torch.cat([transform(one) for one in windows]))
                     decibels = torch.stack(decibels, dim=1).flatten(0, 1)  # channels of a window side by side
                 about = channels.sample_rate_hz, channels.is_real
@@ -287,20 +286,6 @@ class Segmenter:
 
 def _images_of_a_window(front_end, sample_rate_hz):
     return len(front_end.first_rows(sample_rate_hz)) if front_end.pads else 1
-
-
-def _windows(samples, starts, window):
-    """Windows of samples [N, 2], the first at 0, as views [W, window, 2], one for each run of equal steps."""
-    steps = [b - a for a, b in itertools.pairwise(starts)]
-    first = 0
-    while first < len(starts):
-        end = first + 1
-        while end < len(starts) and steps[end - 1] == steps[first]:
-            end += 1
-        step = steps[first] if end > first + 1 else 1
-        from_first = slice(starts[first] - starts[0], starts[end - 1] - starts[0] + window)
-        yield samples[from_first].unfold(0, window, step).transpose(1, 2)
-        first = end
 
 
 def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offline=None):

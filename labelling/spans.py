@@ -1,6 +1,7 @@
 """Read spans of a recording onto a device, in the type that they are stored in."""
 
 import contextlib
+import itertools
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
@@ -141,3 +142,17 @@ def spans_on(device, channels, spans, threads, busy=contextlib.nullcontext):
             pool.shutdown(cancel_futures=True)
             for stream in filter(None, streams):
                 stream.synchronize()  # before the memory that it copies goes back
+
+
+def windows_of(samples, starts, window):
+    """Windows of samples [N, 2], the first at 0, as views [W, window, 2], one for each run of equal steps."""
+    steps = [b - a for a, b in itertools.pairwise(starts)]
+    first = 0
+    while first < len(starts):
+        end = first + 1
+        while end < len(starts) and steps[end - 1] == steps[first]:
+            end += 1
+        step = steps[first] if end > first + 1 else 1
+        from_first = slice(starts[first] - starts[0], starts[end - 1] - starts[0] + window)
+        yield samples[from_first].unfold(0, window, step).transpose(1, 2)
+        first = end

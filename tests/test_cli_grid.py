@@ -197,7 +197,10 @@ def test_a_recording_of_a_single_row_is_refused(made, tmp_path, capsys):
     assert (
         label(tmp_path / "low.iq", tmp_path / "out", *flags, weights=made / "finetune" / checkpoint.LAST) == 2
     )
-    assert "expected a sample rate of 45000 Hz or more; found 40000 Hz" in capsys.readouterr().err
+    assert (
+        "expected 45000 Hz or more, from which the model's front end works; found 40000 Hz"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_stream_of_real_samples_is_labelled_as_the_file(made, tmp_path, monkeypatch, capsys):
@@ -367,7 +370,7 @@ def test_the_python_interface_knows_about_cells_outside(made):
         (("--row_khz", 0), "--row_khz, --column_us, --channels, --input_size: expected image sides >= 1"),
         (("--row_khz", 180, 0), "expected image sides >= 1, rows and columns above 0"),
         (("--row_khz", 180, 30, 10), "--row_khz: expected one or two numbers; found 3"),
-        (("--column_us", "nan"), "rows and columns above 0"),
+        (("--column_us", "nan"), "--column_us: expected at least 0; found nan"),
         (("--input_size", 18, 24), "expected multiples of patch_size=4: img_size=(18, 24)"),
         (
             ("--front_end", "band", "--row_khz", 90),
