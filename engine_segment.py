@@ -136,8 +136,9 @@ class Segmenter:
             slot_windows = SLOT_BYTES // (4 * len(self.class_names) * rows * tiling.columns) - 1
             size = min(BATCH_WINDOWS_ACCELERATOR, BATCH_SAMPLES // tiling.window, slot_windows)
         size = max(1, size // len(channels))
-        images = len(channels) * _images_of_a_window(self.front_end, channels[0].sample_rate_hz)
-        self._full = size * images
+        rate_hz = channels[0].sample_rate_hz
+        images = len(self.front_end.first_rows(rate_hz)) if self.front_end.pads else 1  # of a window
+        self._full = size * len(channels) * images
         batches = [starts[place : place + size] for place in range(0, len(starts), size)]
         averages = Averages()
         nexts = [batch[0] for batch in batches[1:]] + [tiling.total]
@@ -282,10 +283,6 @@ class Segmenter:
         self.timings.settle()
         self._check_finite()
         return probabilities
-
-
-def _images_of_a_window(front_end, sample_rate_hz):
-    return len(front_end.first_rows(sample_rate_hz)) if front_end.pads else 1
 
 
 def open_segmenter(name, device, amp="auto", classes=None, norm_eps=None, offline=None):
