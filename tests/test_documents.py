@@ -172,7 +172,7 @@ def prepare(user, module, flags):
             write_ci16(user / "labelled", f"r{number}", 0.03, seed=number, annotations=[BAND])
     if module.__name__ == "main_synthesize":
         shutil.rmtree(user / flags[flags.index("--output") + 1], ignore_errors=True)
-    for data in {"scenes", "made/scenes"} & set(flags):
+    for data in {"scenes", "made/scenes", "cp/scenes"} & set(flags):
         if not (user / data).exists():
             (user / data).parent.mkdir(exist_ok=True)
             made = [
