@@ -137,7 +137,7 @@ def label_stretches(segmenter, stretches, limits, overlap=None, truth=None, prog
                 cells, spans = hear(first, found)
             edges_hz = finder.rows_hz[[0, -1]] + finder.row_hz * np.array([-0.5, 0.5])
             column_s = finder.column_s * overview.per_column
-            energy = Energy(image, tuple(edges_hz.tolist()), column_s, first.duration_s)
+            energy = Energy(_finite(image), tuple(edges_hz.tolist()), column_s, first.duration_s)
             weak = dropped[WEAK]
             found, dropped[WEAK], dropped[UNCONFIRMED] = confirm(
                 boxes, weak, cells, energy, spans, limits.min_confidence
@@ -151,6 +151,12 @@ def label_stretches(segmenter, stretches, limits, overlap=None, truth=None, prog
             dropped,
             judge and judge.carriers,
         )
+
+
+def _finite(image):
+    """An image in dB whose cells without power, or outside of the recording, are as weak as the weakest other."""
+    weakest = np.min(image, initial=np.inf, where=np.isfinite(image))
+    return np.maximum(image, weakest) if np.isfinite(weakest) else np.zeros_like(image)
 
 
 def _with_cells(classes, found, finder):

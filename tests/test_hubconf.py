@@ -253,6 +253,17 @@ def test_cells_confirm_carriers(iq):
     assert carrier.bandwidth_hz == pytest.approx(9e6, abs=RATE / 112)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_zeros_in_a_recording(iq):
+    """Cells without power are no trouble for what the energy tells of an LTE carrier."""
+    padded = iq[:230_400].copy()
+    padded[:20_000] = padded[60_000:64_000] = 0
+    labels = load("labeller", device="cpu", amp="off").label(padded, sample_rate_hz=RATE)
+    [carrier] = [one for one in labels if one.confirmed]
+    assert carrier.bandwidth_hz == pytest.approx(9e6, abs=RATE / 112)
+
+
 def test_a_retuned_recording(labeller, iq, tmp_path):
     """Carriers of all stretches, times from the file's first sample; a class map for each."""
     captures = [
