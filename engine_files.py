@@ -18,7 +18,7 @@ from radio.carriers import annotated_carriers
 from radio.recordings import META_SUFFIX, find_recordings
 from util.bars import Bar
 from util.compiling import can_compile, working_compiler
-from util.errors import EndedError, RunError, UserError, one_line, warn
+from util.errors import EndedError, RunError, UserError, few, one_line, warn
 from util.files import atomic_path, json_text, writable_folder
 from util.metrics import Confusion, aligned, table
 
@@ -59,8 +59,9 @@ def label_files(segmenter, args, limits):
         figures = detection_figures(pairs, segmenter.class_names[1:])
         print(f"\nall {len(recordings)} recordings\n{aligned(detection_rows(figures))}")
     if unwritten:
-        few = ", ".join(unwritten[:SHOWN]) + ", ..." * bool(unwritten[SHOWN:])
-        found = f"{len(unwritten)} of {len(recordings)} recordings could not be written: {few}"
+        found = (
+            f"{len(unwritten)} of {len(recordings)} recordings could not be written: {few(unwritten, SHOWN)}"
+        )
         raise RunError(f"--output {args.output}: expected room for all labels; {found}")
     return _where_the_data_are(recordings, args.copy)
 

@@ -18,11 +18,11 @@ from data.tasks import HEADS
 from models_vit import train_mode
 from radio.grid import OUTSIDE
 from util import checkpoint, compiling, distributed, parallel
-from util.errors import RunError, StoppedError, UserError, warn
+from util.errors import RunError, StoppedError, UserError, few, warn
 from util.lr_decay import param_groups_lrd
 from util.lr_sched import set_lr
 from util.metrics import IGNORED, Confusion, GroupedConfusion, foreground_iou, means, natural, overall
-from util.progress import Reporter, few
+from util.progress import NAMED_SAMPLES, Reporter
 from util.recipes import LARS_TRUST
 
 SPLIT = "split.json"
@@ -328,9 +328,8 @@ def evaluate(model, batches, run, class_names, groupings=None):
             fits = are_finite(batch["images"][:real], logits).cpu()
             if not fits.all():
                 names = batches.names(0, index[~fits].tolist())
-                raise RunError(
-                    f"expected finite images and logits; found NaN or infinity in samples {few(names)}"
-                )
+                found = f"NaN or infinity in samples {few(names, NAMED_SAMPLES, counted=True)}"
+                raise RunError(f"expected finite images and logits; found {found}")
         if name := run.stop.answer():
             raise StoppedError(f"{name} while evaluating")
     loss_sum, counted = distributed.all_reduce_sum([float(loss_sum), float(counted)])

@@ -8,9 +8,9 @@ import torch
 
 from engine_reconstruct import picture
 from util import checkpoint, compiling, distributed, flops, parallel
-from util.errors import RunError, StoppedError
+from util.errors import RunError, StoppedError, few
 from util.lr_sched import set_lr
-from util.progress import Reporter, few
+from util.progress import NAMED_SAMPLES, Reporter
 
 
 def train(model, optimizer, batches, held_out, run, progress, first_epoch, starts_from_weights=False):
@@ -136,7 +136,8 @@ def evaluate(model, batches, run):
     if not bool(sums.isfinite().all()):
         odd = [index.tolist() for index, loss in losses if not bool(loss.isfinite())]
         names = batches.names(0, odd[0] if odd else [])
-        raise RunError(f"expected a finite loss of held-out samples; found NaN or infinity in {few(names)}")
+        found = f"NaN or infinity in {few(names, NAMED_SAMPLES, counted=True)}"
+        raise RunError(f"expected a finite loss of held-out samples; found {found}")
     loss, mean_loss, samples = distributed.all_reduce_sum([*sums.tolist(), samples])
     return {
         "val_loss": loss / samples,

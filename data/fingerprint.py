@@ -7,7 +7,7 @@ import torch
 from data.spectrogram_set import DESCRIPTION, METADATA, SpectrogramSet
 from data.splits import relative_paths
 from util import distributed
-from util.errors import UserError, warn
+from util.errors import UserError, few, warn
 from util.files import fingerprints
 
 SHOWN = 3  # files in a message
@@ -73,8 +73,9 @@ def _check(path, saved, *sources):
             other += [file] if known[0] != content else []
             touched += known[0] == content and known[1] != changed
     if other:
-        few = ", ".join(other[:SHOWN]) + (f" and {len(other) - SHOWN} more" if other[SHOWN:] else "")
-        raise UserError(f"{path}: expected the data of its run; found other bytes in {few}")
+        raise UserError(
+            f"{path}: expected the data of its run; found other bytes in {few(other, SHOWN, counted=True)}"
+        )
     if touched:
         warn(
             f"{path}: {touched} of {len(paths)} data files were written since its run began; their sizes and ends are equal"

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from radio.rng import FEWER, SPLIT, Stream
-from util.errors import UserError
+from util.errors import UserError, few
 from util.files import parse_json, write_json
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
 RECORDING = "recording"
-SHOWN = 4  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +64,11 @@ def load_splits(path, source):
         what = f"format {found} with {len(every)} in {', '.join(listed)}"
         refuse(f"format {FORMAT} with samples in each of {', '.join(PARTS)}", what)
     if repeated := [name for name, count in Counter(every).items() if count > 1]:
-        refuse("each sample once", f"twice or more: {_few(repeated)}")
+        refuse("each sample once", f"twice or more: {few(repeated)}")
     names = sample_names(source)
     place = {name: index for index, name in enumerate(names)}
     if unknown := [name for name in every if name not in place]:
-        refuse("names of samples of --data_path", f"{len(unknown)} others: {_few(unknown)}")
+        refuse("names of samples of --data_path", f"{len(unknown)} others: {few(unknown)}")
     if sha256 != _hash(names):
         expected = f"the data it was made of, {content.get('num_samples')} samples"
         refuse(expected, f"{len(names)}, not the same ones")
@@ -133,7 +132,7 @@ def make_splits(source, seed, val_fraction, test_fraction, split_by=None, test_g
     if labels is not None and (
         lacking := sorted(set(labels.tolist()) - set(labels[parts["train"]].tolist()))
     ):
-        names = _few([source.class_names[label] for label in lacking])
+        names = few([source.class_names[label] for label in lacking])
         raise UserError(
             f"{shares or 'published parts'}: expected samples of each class in train; found none of {names}"
         )
@@ -235,20 +234,16 @@ def _hash(names):
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def _few(names):
-    return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
-
-
 def _in_groups(column, split_by, test_groups):
     """Whether each sample is in the test groups: bool [N]."""
     there = np.unique(column).tolist()
     if unknown := [group for group in test_groups if group not in there]:
         raise UserError(
-            f"--test_groups: expected groups of the column {split_by} ({_few(there)}); found {_few(unknown)}"
+            f"--test_groups: expected groups of the column {split_by} ({few(there)}); found {few(unknown)}"
         )
     if set(there) == set(test_groups):
         expected = f"expected to leave a group of the column {split_by} to train on"
-        raise UserError(f"--test_groups: {expected}; found all of {_few(there)}")
+        raise UserError(f"--test_groups: {expected}; found all of {few(there)}")
     return np.isin(column, test_groups)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.sampling import IQ, Source, View, hold_out
-from util.errors import UserError, warn
+from util.errors import UserError, few, warn
 from util.files import read_pieces
 
 
@@ -169,7 +169,7 @@ def size_flags(front_end):
 
 def few_names(recordings):
     """The first names of a list of recordings, for a message."""
-    return ", ".join(recording.name for recording in recordings[:4]) + ", ..." * (len(recordings) > 4)
+    return few(recording.name for recording in recordings)
 
 
 def _fill(rows, windows):

@@ -18,7 +18,7 @@ from radio.recording_files import (
 )
 from radio.samples import DATATYPES
 from radio.sigmf_input import DATA_SUFFIX
-from util.errors import UserError, warn
+from util.errors import UserError, few, warn
 from util.files import walk
 
 __all__ = ["DATATYPES", "META_SUFFIX", "SAMPLE_SUFFIXES", "Recording", "is_recording_file"]
@@ -130,9 +130,8 @@ def _each_once(found, annotated):
             else:
                 kept.append((path, first_byte, end_byte))
     if repeated:
-        shown = ", ".join(f"{path} ({other})" for path, other in list(repeated.items())[:_SHOWN])
-        more = ", ..." * (len(repeated) > _SHOWN)
-        warn(f"{len(repeated)} recordings have the data of others, and count once: {shown}{more}")
+        shown = few((f"{path} ({other})" for path, other in repeated.items()), _SHOWN)
+        warn(f"{len(repeated)} recordings have the data of others, and count once: {shown}")
     return {path: several for path, several in found.items() if path not in repeated}
 
 

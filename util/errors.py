@@ -133,3 +133,12 @@ def silent_warnings():
 
 
 _silent = False
+
+
+def few(names, most=4, counted=False):
+    """The first names of a list for a message, then "..." or, if counted, how many more there are."""
+    names = [str(name) for name in names]
+    shown, more = ", ".join(names[:most]), len(names) - most
+    if more <= 0:
+        return shown
+    return f"{shown} and {more} more" if counted else f"{shown}, ..."

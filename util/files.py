@@ -12,6 +12,8 @@ from pathlib import Path
 from util.errors import UserError
 
 MOST_NAME_BYTES = 255  # of a file, in every common file system
+LOCK = ".lock"  # of a folder
+ENDS_BYTES = 4096  # of a file's head, and of its tail, in its fingerprint
 
 
 @contextlib.contextmanager
@@ -217,9 +219,6 @@ def _read_into(file, position, buffers):
     return found
 
 
-LOCK = ".lock"
-
-
 @contextlib.contextmanager
 def locked(folder, owner):
     """Lock a folder against other processes, of other machines too, for the block.
@@ -327,6 +326,3 @@ def fingerprints(files):
         digests = (int.from_bytes(one, "little", signed=True) for one in (named, found.digest()))
         rows.append((*digests, about.st_mtime_ns))
     return rows
-
-
-ENDS_BYTES = 4096

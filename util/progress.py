@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from util import distributed
-from util.errors import RunError, StoppedError
+from util.errors import RunError, StoppedError, few
 
 PRINT_EVERY_STEPS = 20
 ESTIMATED_STEPS = 5  # steps after which the time to the end is estimated
@@ -171,8 +171,9 @@ class Reporter:
             else []
         )
         names = [name for several in distributed.all_gather(mine) for name in several]
+        named = few(names, NAMED_SAMPLES, counted=True)
         raise RunError(
-            f"{what} at step {number - 1} of epoch {self.epoch}, expected a finite number; samples {few(names)}"
+            f"{what} at step {number - 1} of epoch {self.epoch}, expected a finite number; samples {named}"
         )
 
     def _print(self):
@@ -231,12 +232,6 @@ class Reporter:
         if self.flops_per_image is None or not self.run.peak_flops_per_s:
             return None
         return images_per_s * self.flops_per_image / (distributed.world_size() * self.run.peak_flops_per_s)
-
-
-def few(names):
-    """The first names for a message, and how many more there are."""
-    more = f" and {len(names) - NAMED_SAMPLES} more" if len(names) > NAMED_SAMPLES else ""
-    return f"{', '.join(names[:NAMED_SAMPLES])}{more}"
 
 
 def time_line(seconds_per_step, steps_left):
